@@ -1,0 +1,560 @@
+"""Masked-language-model pretraining: gather, tokenise, train, validate, save, and show what was learned.
+
+Letters: B sequences in a micro-batch, T tokens in a sequence, M masked positions in a sequence, V words.
+"""
+
+import math
+import os
+import signal
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from mini_undivided import corpus as corpora
+from mini_undivided import data, runs, runtime
+from mini_undivided import tokenizer as wordpiece
+from mini_undivided.model import BertConfig, MaskedLM, count_parameters, flops_per_token
+from mini_undivided.runtime import UserError
+
+WARMUP = 0.1  # share of the run in which the learning rate rises
+VALIDATIONS = 10  # in a run
+SAVE_SECONDS = 600  # between checkpoints, if validations are rarer
+QUICK_TOKENS, FULL_TOKENS = 2**15, 2**18  # of the validation part: during the run, and at its end
+
+
+@dataclass
+class Options:
+    """What train.py's options say, and train.json keeps. One of `steps` and `minutes` is None."""
+
+    out: str
+    corpus: list[str] = field(default_factory=lambda: ["docs"])
+    tokenizer: str | None = None
+    cased: bool = False
+    init: str | None = None
+    vocab_size: int = 4096
+    layers: int = 4
+    hidden_size: int = 128
+    heads: int = 4
+    ffn_size: int = 512
+    ffn_layers: list[int] | None | str = None  # with `init` also "as saved"
+    seq_len: int = 64
+    batch_tokens: int = 2048
+    micro_batch: int | None = None
+    steps: int | None = 1500
+    minutes: float | None = None
+    lr: float = 2e-3
+    dropout: float = 0.0
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    compile: bool | None = None
+
+
+def pretrain(options, resume=False):
+    """Run train.py's whole job → the dictionary that train.json holds. Raises UserError before any long work."""
+    out = Path(options.out)
+    check(options, resume)
+    machine = runtime.start(options.device, options.dtype)
+    torch.manual_seed(options.seed)
+    corpus, tokenizer, tokens = in_turn(machine, lambda: prepare(options))
+    train_set, valid_set = make_sequences(tokens, options.seq_len, tokenizer)
+    model = make_model(options, tokenizer)
+    plan = make_plan(options, machine, model.config, train_set)
+    entropy = data.unigram_entropy(tokens.valid, valid_set.is_special)
+    record = {
+        "status": "running",
+        "options": asdict(options),
+        "corpus": {
+            "names": list(corpus.names),
+            "fingerprint": corpus.fingerprint,
+            "documents": tokens.documents,
+            "words": tokens.words,
+            "tokens": tokens.count,
+        },
+        "parameters": count_parameters(model.config),
+        "flops_per_token": plan.flops,
+        "versions": runs.versions(),
+    }
+    if machine.rank == 0:
+        print(describe(record, plan, model.config, tokenizer, machine), flush=True)
+        if not resume:
+            wordpiece.save(tokenizer, out)
+            (out / "log.jsonl").unlink(missing_ok=True)
+        runs.write_json(out / "train.json", record)
+
+    trainer = Trainer(options, machine, model, plan, train_set, valid_set)
+    if resume:
+        trainer.load()
+    record["status"] = trainer.run()
+    if record["status"] == "finished":
+        loss, accuracy = trainer.validate(FULL_TOKENS)
+        record["result"] = trainer.summary(loss, accuracy, entropy)
+    if machine.rank == 0:
+        runs.write_json(out / "train.json", record)
+        plot_losses(out, entropy)
+    if machine.world > 1:
+        dist.destroy_process_group()
+    return record
+
+
+def check(options, resume):
+    """Raise UserError for options that do not fit together, and where `out` already holds another run."""
+    if not resume and any((Path(options.out) / name).exists() for name in ("train.json", "model.safetensors")):
+        raise UserError(f"{options.out} already holds a run: go on with --resume, or choose another folder with --out")
+    if options.seq_len < 8:
+        raise UserError(f"--seq-len {options.seq_len} is too short: with fewer than 8 tokens there is nothing to mask")
+    if options.init is None:
+        config = make_config(options, options.vocab_size)
+    else:
+        config = BertConfig.from_hugging_face(runs.resolve(options.init))
+    if options.seq_len > config.max_position_embeddings:
+        raise UserError(f"--seq-len {options.seq_len} is longer than the model's {config.max_position_embeddings} positions")
+
+
+def make_config(options, vocab_size):
+    """The model's config. Its dropout is BERT's, for fine-tuning; pretraining has its own (`options.dropout`)."""
+    return BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=options.hidden_size,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.heads,
+        intermediate_size=options.ffn_size,
+        ffn_layers=options.ffn_layers,
+    )
+
+
+def in_turn(machine, work):
+    """Do `work` in process 0, then in the others, which find its result in the cache."""
+    result = work() if machine.rank == 0 else None
+    if machine.world > 1:
+        dist.barrier()
+    return work() if machine.rank else result
+
+
+def prepare(options):
+    """Find the corpus, load or train the tokenizer, make the token files → Corpus, Tokenizer, Tokens."""
+    corpus = corpora.open_corpus(options.corpus)
+    if options.init or options.tokenizer:
+        tokenizer = wordpiece.load(options.init or options.tokenizer, options.cased)
+    else:
+        tokenizer = data.train_tokenizer(corpus, options.vocab_size, options.cased)
+    return corpus, tokenizer, data.tokenize(corpus, tokenizer)
+
+
+def make_sequences(tokens, seq_len, tokenizer):
+    """The training and the validation sequences. Raises UserError where either part has none."""
+    train_set, valid_set = (data.Sequences(part, seq_len, tokenizer) for part in (tokens.train, tokens.valid))
+    for name, part in (("training", train_set), ("validation", valid_set)):
+        if len(part) == 0:
+            raise UserError(
+                f"the corpus is too small for its {name} part: of its {tokens.documents:,} documents and "
+                f"{tokens.count:,} tokens, that part needs {seq_len - 2} tokens at least; give more text or a "
+                "shorter --seq-len"
+            )
+    return train_set, valid_set
+
+
+def make_model(options, tokenizer):
+    """A new model, or the one of --init, on the CPU, with pretraining's dropout but BERT's in the config it saves."""
+    if options.init:
+        config = BertConfig.from_hugging_face(runs.resolve(options.init))
+        wordpiece.check_fits(tokenizer, config.vocab_size, options.init)
+        model = MaskedLM.from_pretrained(options.init, ffn_layers=options.ffn_layers)
+    else:
+        model = MaskedLM(make_config(options, tokenizer.get_vocab_size()))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = options.dropout
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = options.dropout
+    return model
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the batch of a step is split: `size` sequences, `micro` at once in each process, `accumulation` times."""
+
+    size: int
+    micro: int
+    accumulation: int
+    flops: float
+
+
+def make_plan(options, machine, config, sequences):
+    """Derive the split from --batch-tokens and --micro-batch. Raises UserError where they cannot be had."""
+    local = options.batch_tokens // options.seq_len // machine.world
+    if local == 0:
+        raise UserError(
+            f"--batch-tokens {options.batch_tokens} is less than one sequence of {options.seq_len} tokens in each of "
+            f"{machine.world} process(es)"
+        )
+    most = max(1, (16384 if machine.device.type == "cuda" else 4096) // options.seq_len)
+    micro = options.micro_batch or max(m for m in range(1, min(local, most) + 1) if local % m == 0)
+    if local % micro:
+        raise UserError(
+            f"--micro-batch {micro} does not divide the {local} sequences that {options.batch_tokens} tokens a batch "
+            f"are in each process"
+        )
+    flops = flops_per_token(config, options.seq_len, sequences.places)
+    return Plan(local * machine.world, micro, local // micro, flops)
+
+
+def describe(record, plan, config, tokenizer, machine):
+    """What a run is going to do, for people, as lines of text."""
+    options, corpus = record["options"], record["corpus"]
+    full = count_parameters(replace(config, ffn_layers=None)) - record["parameters"]
+    kept = config.num_hidden_layers if config.ffn_layers is None else len(config.ffn_layers)
+    ffns = {0: "no FFN", config.num_hidden_layers: "an FFN in every layer"}.get(
+        kept, f"FFNs in layers {', '.join(map(str, config.ffn_layers or []))}"
+    )
+    more = f"; an FFN in every layer would add {full:,} (+{full / record['parameters']:.0%})" if full else ""
+    length = f"{options['steps']:,} steps" if options["steps"] else f"{options['minutes']:g} minutes"
+    case = "cased" if wordpiece.is_cased(tokenizer) else "uncased"
+    return "\n".join((
+        f"corpus      {' '.join(corpus['names'])}: {corpus['documents']:,} documents, {corpus['words']:,} words, "
+        f"{corpus['tokens']:,} tokens, one document in {corpora.HELD_OUT_EVERY} held out",
+        f"tokenizer   WordPiece, {case}, {tokenizer.get_vocab_size():,} entries",
+        f"model       {config.num_hidden_layers} layers, {config.hidden_size} wide, {config.num_attention_heads} heads, "
+        f"{ffns}: {record['parameters']:,} parameters{more}",
+        f"compute     {plan.flops / 1e6:,.2f} million FLOPs a token, forward and backward",
+        f"batch       {plan.size * options['seq_len']:,} tokens = {plan.size} sequences of {options['seq_len']} = "
+        f"{plan.micro} at once × {plan.accumulation} accumulated × {machine.world} process(es)",
+        f"training    {length}, learning rate up to {options['lr']:g}, dropout {options['dropout']:g}, "
+        f"seed {options['seed']}",
+        f"device      {machine}",
+    ))  # fmt: skip
+
+
+def masked_loss(model, batch):
+    """The cross entropy in nats, summed over the masked places of a batch."""
+    logits = model(batch.input_ids, positions=batch.positions)  # (B, M, V)
+    return F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=data.IGNORE, reduction="sum")
+
+
+def train_step(model, optimizer, batches, masked, machine):
+    """One step of the optimiser over micro-batches already on the device → the summed loss, left on the device.
+
+    `masked` is the number of masked places over all micro-batches and processes: the sum of all losses is divided by
+    it, so that how a batch is split changes nothing. DDP averages gradients over processes, hence the factor.
+    """
+    total = torch.zeros((), device=machine.device)
+    for i, batch in enumerate(batches):
+        last = i == len(batches) - 1
+        # Gradients travel between processes once a step, with the last micro-batch.
+        with nullcontext() if last or machine.world == 1 else model.no_sync():
+            with machine.autocast():
+                loss = masked_loss(model, batch)
+            (loss * (machine.world / masked)).backward()
+        total += loss.detach()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+class Trainer:
+    """The state of a run, and its loop."""
+
+    def __init__(self, options, machine, model, plan, train_set, valid_set):
+        self.options, self.machine, self.plan, self.out = options, machine, plan, Path(options.out)
+        self.model = model.to(machine.device)
+        self.optimizer = runtime.adamw(self.model, options.lr)
+        self.data = data.TrainingData(train_set, plan.size, options.seed)
+        self.valid_set = valid_set
+        self.step = self.validated = 0
+        self.seconds = self.training_seconds = 0.0  # by the clock; without validating and saving
+        self.smooth = None  # the loss that the progress bar shows
+        compiled = options.compile if options.compile is not None else machine.device.type == "cuda"
+        self.parallel = torch.compile(self.model) if compiled else self.model  # shares its weights with self.model
+        if machine.world > 1:
+            self.parallel = DistributedDataParallel(self.parallel)
+            torch.manual_seed(options.seed + machine.rank)  # from here on only dropout draws from it
+
+    @property
+    def tokens(self):
+        return self.step * self.plan.size * self.options.seq_len
+
+    def run(self):
+        """Train to the end → "finished", or to the first Ctrl-C or SIGTERM → "interrupted". Saves in both cases."""
+        self.model.train()
+        started = time.perf_counter() - self.seconds
+        read_every = 1 if self.machine.device.type == "cpu" else 10  # reading the loss makes the CPU wait for a GPU
+        saved = time.perf_counter()
+        window = Window()
+        with self.bar() as bar, catch_signals() as caught:
+            while True:
+                self.seconds = time.perf_counter() - started
+                batch = self.data.batch(self.step, self.machine.rank, self.machine.world)
+                save_due = time.perf_counter() - saved > SAVE_SECONDS
+                masked, progress, stop, save_due = self.agree(batch.masked(), bool(caught), save_due)
+                done = stop or progress >= 1
+                validate = int(progress * VALIDATIONS) > self.validated and not done
+                save = save_due or validate or done
+                if window.losses and (save or self.step % read_every == 0):
+                    self.report(bar, window, progress)
+                    window = Window()
+                if validate:
+                    self.validated = int(progress * VALIDATIONS)
+                    loss, accuracy = self.validate(QUICK_TOKENS)
+                    bar.write(f"step {self.step:,}: validation loss {loss:.3f}, masked accuracy {accuracy:.1%}")
+                if save:
+                    self.save()
+                    saved = time.perf_counter()
+                if done:
+                    return "finished" if progress >= 1 else "interrupted"
+                if not window.losses:
+                    window = Window()  # its clock starts here, after validating and saving
+                window.lr = self.learning_rate(progress)
+                runtime.set_learning_rate(self.optimizer, window.lr)
+                parts = [data.MaskedBatch(*map(self.machine.move, part)) for part in batch.split(self.plan.micro)]
+                window.losses.append(train_step(self.parallel, self.optimizer, parts, masked, self.machine))
+                window.masked += masked
+                self.step += 1
+
+    def agree(self, masked, stop, save):
+        """Add up over processes what all must know before a step → masked places, progress 0 to 1, stop?, save?"""
+        if self.options.minutes is None:
+            progress = self.step / self.options.steps
+        else:
+            progress = min(1.0, self.seconds / (60 * self.options.minutes))
+        if self.machine.world > 1:
+            first = self.machine.rank == 0  # whose clock counts
+            shared = torch.tensor([masked, progress * first, stop, save * first], dtype=torch.float64)
+            dist.all_reduce(shared)
+            masked, progress, stop, save = shared.tolist()
+        return max(1, int(masked)), progress, bool(stop), bool(save)
+
+    def learning_rate(self, progress):
+        """The rate in the middle of the coming step."""
+        half = 0.0 if self.options.steps is None else 0.5 / self.options.steps
+        return self.options.lr * runtime.warmup_decay(progress + half, WARMUP)
+
+    def report(self, bar, window, progress):
+        """Read the losses of the last steps, write their mean to the log and the bar; stop where it is not finite."""
+        total = torch.stack(window.losses).sum().cpu()
+        if self.machine.world > 1:
+            dist.all_reduce(total)
+        loss, seconds = total.item() / window.masked, time.perf_counter() - window.since
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss} at step {self.step:,} with a learning rate of {window.lr:.2e}: try a lower --lr "
+                f"or --dtype float32; the last checkpoint stays in {self.out}"
+            )
+        self.training_seconds += seconds
+        speed = len(window.losses) * self.plan.size * self.options.seq_len / seconds
+        if self.machine.rank == 0:
+            row = {"step": self.step, "tokens": self.tokens, "loss": loss, "lr": window.lr, "tokens_per_second": speed}
+            runs.append_log(self.out, row)
+        self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
+        peak = runtime.peak_flops(self.machine)
+        mfu = f", {speed * self.plan.flops / self.machine.world / peak:.1%} MFU" if peak else ""
+        bar.n = progress
+        bar.set_postfix_str(f"step {self.step:,}, loss {self.smooth:.3f}, {speed:,.0f} tokens/s{mfu}", refresh=False)
+        bar.update(0)
+
+    @torch.inference_mode()
+    def validate(self, limit):
+        """Loss and accuracy on at most `limit` tokens of the validation part, and a row of the log."""
+        self.model.eval()
+        sums = torch.zeros(3, dtype=torch.float64)  # loss, right answers, places
+        sequences = max(1, limit // self.options.seq_len)
+        for batch in data.validation_batches(self.valid_set, sequences, self.machine.rank, self.machine.world):
+            batch = data.MaskedBatch(*map(self.machine.move, batch))
+            with self.machine.autocast():
+                logits = self.model(batch.input_ids, positions=batch.positions).float()  # (B, M, V)
+            labels = batch.labels.flatten()
+            loss = F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=data.IGNORE, reduction="sum")
+            right = (logits.argmax(-1).flatten() == labels).sum()
+            sums += torch.stack([loss, right, (labels != data.IGNORE).sum()]).double().cpu()
+        self.model.train()
+        if self.machine.world > 1:
+            dist.all_reduce(sums)
+        loss, accuracy = (sums[0] / sums[2]).item(), (sums[1] / sums[2]).item()
+        if self.machine.rank == 0:
+            row = {"step": self.step, "tokens": self.tokens, "validation_loss": loss, "validation_accuracy": accuracy}
+            runs.append_log(self.out, row)
+        return loss, accuracy
+
+    def save(self):
+        """Write the checkpoint: what --resume reads first, then the weights that others read."""
+        random = torch.get_rng_state()
+        if self.machine.device.type == "cuda":
+            random = torch.cat([random, torch.cuda.get_rng_state()])
+        everyone = [torch.empty_like(random) for _ in range(self.machine.world)]
+        if self.machine.world > 1:
+            dist.all_gather(everyone, random)
+        else:
+            everyone = [random]
+        if self.machine.rank > 0:
+            return
+        names = ("step", "validated", "seconds", "training_seconds", "smooth")
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": everyone,
+            **{name: getattr(self, name) for name in names},
+        }
+        runs.write_state(self.out, state)
+        self.model.save_pretrained(self.out)
+
+    def load(self):
+        """Go on from training_state.pt, as if there had been no interruption."""
+        state = runs.read_state(self.out)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("step", "validated", "seconds", "training_seconds", "smooth"):
+            setattr(self, name, state[name])
+        mine = state["random"][self.machine.rank % len(state["random"])]
+        cpu = torch.get_rng_state().numel()
+        torch.set_rng_state(mine[:cpu])
+        if self.machine.device.type == "cuda" and mine.numel() > cpu:
+            torch.cuda.set_rng_state(mine[cpu:])
+        if self.machine.rank == 0:
+            runs.truncate_log(self.out, self.step)
+
+    def bar(self):
+        """The progress bar, in process 0 only."""
+        form = "{percentage:3.0f} %|{bar:20}| {elapsed} < {remaining}, {postfix}"
+        hidden = self.machine.rank > 0
+        return tqdm(total=1.0, desc="training", bar_format=form, disable=hidden, mininterval=0.2, dynamic_ncols=True)
+
+    def summary(self, loss, accuracy, entropy):
+        """The result of a finished run, for train.json."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            "unigram_entropy": entropy,
+            "tokens_per_second": self.tokens / self.training_seconds,
+            "seconds": self.seconds,
+            "peak_memory_bytes": runtime.peak_memory(self.machine),
+        }
+
+
+@dataclass
+class Window:
+    """The steps since the loss was last read."""
+
+    losses: list = field(default_factory=list)
+    masked: int = 0
+    lr: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+
+@contextmanager
+def catch_signals():
+    """Context: the first Ctrl-C or SIGTERM is put into the list that this yields; a second one ends the program."""
+    caught = []
+
+    def handler(number, frame):
+        caught.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@torch.inference_mode()
+def fill(model, tokenizer, sentence, top=5):
+    """The likeliest words for each [MASK] of a sentence → for each a list of `top` (word, probability).
+
+    Raises UserError where there is no [MASK], or where the sentence is longer than the model's positions.
+    """
+    encoding = tokenizer.encode(sentence)
+    places = [i for i, token in enumerate(encoding.tokens) if token == "[MASK]"]
+    if not places:
+        raise UserError(f'there is no [MASK] in "{sentence}"; write one for each word to be filled in')
+    model.eval()
+    device = next(model.parameters()).device
+    ids, positions = torch.tensor([encoding.ids], device=device), torch.tensor([places], device=device)
+    logits = model(ids, positions=positions)[0]  # (M, V)
+    logits[:, wordpiece.special_ids(tokenizer)] = float("-inf")
+    best = logits.softmax(-1).topk(min(top, logits.size(-1)))
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [[(tokenizer.id_to_token(i), p) for i, p in zip(*row, strict=True)] for row in rows]
+
+
+def show_fills(out, count=4):
+    """Held-out sentences of a run's corpus with one word masked, and what the model puts there, as lines of text."""
+    options = runs.read_json(Path(out) / "train.json")["options"]
+    model, tokenizer = MaskedLM.from_pretrained(out), wordpiece.load(out)
+    lines = []
+    for text in corpora.held_out(corpora.open_corpus(options["corpus"])):
+        for sentence in corpora.sentences(text)[:1]:
+            hole = make_hole(sentence, tokenizer, options["seq_len"])
+            if hole:
+                question, word = hole
+                guesses = ", ".join(f"{guess} {p:.0%}" for guess, p in fill(model, tokenizer, question)[0])
+                lines.append(f"{question}\n    {guesses}   (it was: {word})")
+        if len(lines) == count:
+            break
+    return "\n".join(lines)
+
+
+def report(record):
+    """Print how a run ended, and if it finished, what it learned."""
+    out = record["options"]["out"]
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
+    if record["status"] != "finished":
+        print(f"interrupted and saved; go on with: python train.py --resume --out {out}")
+        return
+    result = record["result"]
+    gain = result["unigram_entropy"] - result["validation_loss"]
+    print(
+        f"validation loss {result['validation_loss']:.3f} nats, {gain:.2f} under the unigram entropy "
+        f"{result['unigram_entropy']:.3f}; masked accuracy {result['validation_accuracy']:.1%}\n"
+        f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, {result['tokens_per_second']:,.0f} tokens/s, "
+        f"peak memory {result['peak_memory_bytes'] / 1e6:,.0f} MB\n"
+        f"written to {out}: model.safetensors, loss.png and more\n\n"
+        f"held-out sentences, their [MASK] filled in:\n{show_fills(out)}"
+    )
+
+
+def make_hole(sentence, tokenizer, seq_len):
+    """Mask the longest word of a sentence's second half that is one token → (sentence, word), or None."""
+    words = sentence.split()
+    known = [i for i in range(len(words) // 2, len(words)) if len(tokenizer.encode(words[i]).ids) == 3]
+    if not 8 <= len(words) <= 20 or not known or len(tokenizer.encode(sentence).ids) > seq_len:
+        return None
+    place = max(known, key=lambda i: len(words[i]))
+    return " ".join([*words[:place], "[MASK]", *words[place + 1 :]]), words[place]
+
+
+def plot_losses(out, entropy):
+    """Draw log.jsonl as loss.png: training and validation loss, and the unigram entropy that a model must get under."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("matplotlib is not installed: loss.png was not drawn")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = runs.read_log(out)
+    train = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
+    valid = [(row["tokens"], row["validation_loss"]) for row in rows if "validation_loss" in row]
+    size = max(1, len(train) // 100)  # means of a hundredth of the run each
+    means = [[sum(column) / size for column in zip(*train[i : i + size], strict=True)] for i in range(0, len(train) - size + 1, size)]
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    axes.plot(*zip(*means, strict=True), label="training", color="tab:blue")
+    if valid:
+        axes.plot(*zip(*valid, strict=True), "o-", label="validation", color="tab:orange")
+    axes.axhline(entropy, linestyle="--", color="gray", label="unigram entropy of the validation tokens")
+    axes.set(xlabel="tokens", ylabel="loss (nats a masked token)", title=str(out))
+    axes.legend()
+    with runs.atomic(Path(out) / "loss.png") as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)

@@ -1,0 +1,152 @@
+"""What a run runs on: the device, the precision, the processes of `torchrun`, the memory, the optimiser."""
+
+import ctypes
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+# Dense bfloat16 peaks in FLOP/s, from the makers' data sheets. The first name that occurs in the GPU's own name counts.
+PEAK_FLOPS = {
+    "B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
+    "L40": 181e12, "L4": 121e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12,
+    "RTX 5090": 210e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: the command lines print its one sentence and exit with status 2."""
+
+
+@contextmanager
+def command_line():
+    """Context: ends the program with one sentence for a user's mistake, and quietly at Ctrl-C. No traceback for either."""
+    try:
+        yield
+    except UserError as error:
+        if int(os.environ.get("RANK", 0)) == 0:  # under torchrun once, not once a process
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError:
+        print("error: the GPU has not enough memory; a smaller --micro-batch or --batch-size needs less", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where a process computes. `dtype` is the autocast type; `rank` of `world` counts the processes of torchrun."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    world: int = 1
+
+    def autocast(self):
+        """Context: matrix products in `dtype`, sums and norms in float32; does nothing where `dtype` is float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def move(self, tensor):
+        """Copy a CPU tensor to the device; on a GPU from pinned memory, without waiting for the copy."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def __str__(self):
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        processes = f", {self.world} processes" if self.world > 1 else ""
+        return f"{name}{threads}{processes}, {str(self.dtype).removeprefix('torch.')}"
+
+
+def start(device="auto", dtype="auto"):
+    """Choose device ("auto", "cpu", "cuda", "mps") and precision ("auto", "float32", "bfloat16"); join torchrun's group.
+
+    "auto" takes CUDA, then Apple's MPS, then the CPU; bfloat16 only on a GPU that has it: CPUs without native bfloat16
+    are slower with it. On CUDA, float32 products use TF32. Raises UserError where the machine lacks what was asked for.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this PyTorch sees no CUDA GPU; use --device cpu, or install a CUDA build")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: this PyTorch sees no Apple GPU; use --device cpu")
+    native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if dtype == "auto":
+        dtype = "bfloat16" if native else "float32"
+
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if device == "cuda":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    elif device == "cpu":
+        keep_memory()
+    if world > 1 and not dist.is_initialized():
+        # gloo carries the few numbers that the CPU needs every step, so that no GPU has to be waited for.
+        backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=4))
+    return Runtime(torch.device(device), getattr(torch, dtype), rank, world)
+
+
+def keep_memory():
+    """Tell glibc to keep freed blocks for the next step instead of handing them back to the system.
+
+    A training step frees and takes the same large blocks again and again; each time they went back, the kernel has to
+    map and clear every page anew. Elsewhere than on glibc this does nothing. Returns True where it took effect.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, mmap_max = -1, -4  # the names' numbers in malloc.h
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def peak_flops(runtime):
+    """The GPU's dense bfloat16 peak in FLOP/s by its name, or None where the table does not know it."""
+    if runtime.device.type != "cuda" or runtime.dtype != torch.bfloat16:
+        return None
+    name = torch.cuda.get_device_name(runtime.device)
+    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+
+
+def adamw(model, lr, weight_decay=0.01):
+    """AdamW (Loshchilov & Hutter, 1711.05101), fused, with no decay on biases and LayerNorms (the one-dimensional)."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
+
+
+def warmup_decay(progress, warmup):
+    """The factor on the peak learning rate: up in a line over the share `warmup` of the run, then down to 0 at 1."""
+    if progress < warmup:
+        return progress / warmup
+    return max(0.0, (1.0 - progress) / (1.0 - warmup))
+
+
+def set_learning_rate(optimizer, lr):
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def peak_memory(runtime):
+    """The most memory held so far, in bytes: the GPU's where there is one, else the process's."""
+    if runtime.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(runtime.device)
+    import resource  # not on every system, so not at the top
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
