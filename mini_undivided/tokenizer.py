@@ -4,10 +4,12 @@ Text → cleaned, lower-cased, accents stripped → split at spaces, punctuation
 greedily into the longest pieces of the vocabulary, all but the first marked with "##".
 """
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tqdm import tqdm
 
 from mini_undivided import runs
 from mini_undivided.runtime import UserError
@@ -38,13 +40,40 @@ def finish(tokenizer, source):
 
 
 def train(documents, vocab_size, cased=False):
-    """Train a WordPiece vocabulary of at most `vocab_size` entries on an iterable of strings → Tokenizer."""
-    tokenizer = assemble(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100), cased)
+    """Train a WordPiece vocabulary of at most `vocab_size` entries on an iterable of strings → Tokenizer.
+
+    The same documents give the same vocabulary each time. They are held in memory while it is trained.
+    """
+    documents = list(documents)
+    tokenizer = assemble(models.WordPiece(unk_token="[UNK]"), cased)
+    # The library numbers the characters in the order of a hash table, which also decides between pairs that are
+    # equally frequent. Given them as its first entries, it has nothing left to chance.
+    first = [*SPECIAL, *alphabet(documents, tokenizer)]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, min_frequency=2, limit_alphabet=1000, special_tokens=list(SPECIAL), show_progress=False
+        vocab_size=vocab_size, min_frequency=2, limit_alphabet=0, special_tokens=first, show_progress=False
     )
-    tokenizer.train_from_iterator(documents, trainer)
-    return finish(tokenizer, "the trained tokenizer")
+    bar = tqdm(documents, desc="vocabulary", unit=" documents", leave=False, mininterval=0.5)
+    tokenizer.train_from_iterator(bar, trainer)
+    return finish(assemble(word_pieces(tokenizer.get_vocab()), cased), "the trained tokenizer")
+
+
+def alphabet(documents, tokenizer, limit=1000):
+    """The commonest characters of a text as entries, in order: as they begin a word, and with "##" as they go on."""
+    counts, letters = Counter(), Counter()
+    for text in documents:
+        counts.update(text)
+    for char, count in counts.items():
+        for letter in tokenizer.normalizer.normalize_str(char).strip():
+            letters[letter] += count
+    common = sorted(sorted(letters), key=letters.get, reverse=True)[:limit]
+    split = tokenizer.pre_tokenizer.pre_tokenize_str
+    inside = [c for c in common if len(split(tokenizer.normalizer.normalize_str("a" + c))) == 1]  # no full stops
+    return [*sorted(common), *("##" + c for c in sorted(inside))]
+
+
+def word_pieces(vocabulary):
+    """The WordPiece model over a vocabulary; like BERT's, it gives up on words of more than 100 characters."""
+    return models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
 
 
 def load(path, cased=False):
@@ -70,7 +99,7 @@ def load(path, cased=False):
     if settings.exists():
         cased = not runs.read_json(settings).get("do_lower_case", True)
     vocabulary = {word: i for i, word in enumerate(words)}
-    return finish(assemble(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100), cased), path)
+    return finish(assemble(word_pieces(vocabulary), cased), path)
 
 
 def save(tokenizer, directory):
