@@ -1,0 +1,253 @@
+"""Corpora: the same text whatever the form of the file, nothing lost, and every file that cannot be read is named."""
+
+import gzip
+import json
+import sys
+import types
+
+import pytest
+
+from mini_undivided import corpus as corpora
+from mini_undivided.corpus import open_corpus
+from mini_undivided.runtime import UserError
+
+TEXT = "First line, with a café.\nSecond line: 中文 😀.\n\nA new paragraph."
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def read(*names):
+    return list(open_corpus(list(names)))
+
+
+# Forms of text
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_byte_order_marks_and_line_ends_change_nothing(tmp_path, mark, end, packed):
+    """With and without a byte-order mark, with LF and CRLF, plain and gzipped, a file holds the same document."""
+    content = mark + TEXT.replace("\n", end).encode()
+    path = write(tmp_path / ("a.txt.gz" if packed else "a.txt"), gzip.compress(content) if packed else content)
+    assert read(path) == [TEXT]
+
+
+def test_jsonl_is_a_document_a_line(tmp_path):
+    """Other fields, blank lines, a byte-order mark and a missing last line end do no harm; empty texts are left out."""
+    rows = [{"text": TEXT, "id": 3}, {"text": ""}, {"text": " \n"}, {"id": 4, "text": "Another."}]
+    lines = "\r\n\r\n".join(json.dumps(row) for row in rows)
+    assert read(write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + lines.encode())) == [TEXT, "Another."]
+
+
+def test_a_text_file_is_a_document(tmp_path):
+    """Blank lines do not end a document, the end of its file does."""
+    paths = [write(tmp_path / f"{name}.txt", f"{name}\n\n\n{name}") for name in "abc"]
+    assert read(*paths) == [f"{name}\n\n\n{name}" for name in "abc"]
+
+
+# Where text is found
+
+
+def test_files_folders_and_globs(tmp_path):
+    """A folder is searched to its bottom, in alphabetical order; a glob takes what it says; other files are left alone."""
+    for name in ("b.txt", "a/z.jsonl", "a/c.txt", "d/e/f.txt.gz", "readme.md", "a/data.csv"):
+        content = json.dumps({"text": name}) if name.endswith("jsonl") else name
+        write(tmp_path / name, gzip.compress(content.encode()) if name.endswith("gz") else content)
+    assert read(str(tmp_path)) == ["a/c.txt", "a/z.jsonl", "b.txt", "d/e/f.txt.gz"]
+    assert read(str(tmp_path / "*.txt")) == ["b.txt"]
+    assert read(str(tmp_path / "**/*.txt")) == ["a/c.txt", "b.txt"]
+    assert read(str(tmp_path / "d"), str(tmp_path / "b.txt")) == ["d/e/f.txt.gz", "b.txt"]
+    assert list(open_corpus(str(tmp_path / "b.txt"))) == ["b.txt"]
+
+
+def test_reading_again_gives_the_same(tmp_path):
+    """A corpus can be gone through any number of times, in a fixed order."""
+    for i in range(9):
+        write(tmp_path / f"{i}.txt", f"document {i}")
+    corpus = open_corpus([str(tmp_path)])
+    assert list(corpus) == list(corpus) and len(list(corpus)) == 9
+    assert corpus.size == 9 * len("document 0")
+
+
+def test_the_fingerprint_follows_the_text(tmp_path):
+    """The same bytes elsewhere have the same fingerprint; one changed character has another."""
+    one, same, other = (write(tmp_path / name / "a.txt", text) for name, text in zip("xyz", ("ab", "ab", "ac"), strict=True))
+    first, second, third = (open_corpus([path]).fingerprint for path in (one, same, other))
+    assert first == second != third
+
+
+# Long documents
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+@pytest.mark.parametrize(
+    "unit", ["a line of words\n", "words without a line end ", "x", "中文", "\n\n", "a very long one " * 300 + "\n"]
+)
+def test_a_long_document_comes_in_pieces_that_lose_nothing(tmp_path, monkeypatch, unit, name, end):
+    """The pieces of a long document, put together, are the document; none is longer than PIECE."""
+    monkeypatch.setattr(corpora, "PIECE", 97)
+    monkeypatch.setattr(corpora, "BLOCK", 251)
+    text = unit * (1 + 3000 // len(unit)) + "The end"
+    content = json.dumps({"text": text}).encode() if name.endswith("jsonl") else text.replace("\n", end).encode()
+    pieces = read(write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content))
+    assert "".join(pieces).split() == text.split() and max(map(len, pieces)) <= 97
+    if not unit.isspace():  # what is blank as a whole is left out
+        assert "".join(pieces) == text
+
+
+def test_pieces_end_where_a_line_or_a_word_does():
+    """The end of a line is preferred to a space, and a space to the middle of a word."""
+    assert corpora.cut("a b\n" * 3000)[0].endswith("b\n")
+    assert corpora.cut("word " * 3000)[0].endswith("word ")
+    assert [len(piece) for piece in corpora.cut("x" * (corpora.PIECE + 1))] == [corpora.PIECE, 1]
+    assert corpora.cut("short") == ["short"]
+
+
+def test_one_document_in_twenty_is_held_out(tmp_path):
+    """A share of 1/20, spread over the corpus, and always the same."""
+    rows = [json.dumps({"text": str(i)}) for i in range(400)]
+    corpus = open_corpus([write(tmp_path / "a.jsonl", "\n".join(rows))])
+    held = [int(text) for text in corpora.held_out(corpus)]
+    assert len(held) == 20 and held == [i for i in range(400) if corpora.is_held_out(i)]
+    assert {later - earlier for earlier, later in zip(held, held[1:], strict=False)} == {20}
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+def test_text_that_is_not_utf8_is_an_error_that_names_file_and_line(tmp_path, name):
+    lines = [json.dumps({"text": f"line {i}"}).encode() for i in range(1, 2001)]
+    lines[1233] = b'{"text": "caf\xe9"}'  # Latin-1, in line 1,234
+    content = b"\n".join(lines)
+    path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(UserError, match="not UTF-8") as error:
+        read(path)
+    assert path in str(error.value) and "line 1,234" in str(error.value)
+
+
+@pytest.mark.parametrize("line", ['{"text": "cut', '{"words": "no text"}', '"a string"', "3", '{"text": 3}', '{"text": ["a"]}'])
+def test_json_without_a_text_is_an_error_that_names_file_and_line(tmp_path, line):
+    path = write(tmp_path / "a.jsonl", '{"text": "good"}\n\n' + line + '\n{"text": "good"}\n')
+    with pytest.raises(UserError, match="line 3.*text") as error:
+        read(path)
+    assert path in str(error.value)
+
+
+def test_a_broken_gzip_file_is_an_error(tmp_path):
+    """Cut short, damaged inside, or no gzip at all."""
+    whole = gzip.compress(b"some words " * 1000)
+    for content in (whole[:-9], whole[:30] + b"\0\0\0\0" + whole[34:], b"plain text"):
+        path = write(tmp_path / "a.txt.gz", content)
+        with pytest.raises(UserError, match=path):
+            read(path)
+
+
+@pytest.mark.parametrize("names", [["missing.txt"], ["missing/*.txt"], ["folder"], ["other.csv"], ["present.txt", "gone.txt"]])
+def test_what_is_not_there_is_an_error_that_names_it(tmp_path, names):
+    """Also a folder without text files, and a file of another kind; and one missing path of several."""
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "other.csv", "a,b")
+    write(tmp_path / "present.txt", "here")
+    with pytest.raises(UserError, match=names[-1].replace("*", r"\*")):
+        open_corpus([str(tmp_path / name) for name in names])
+
+
+def test_an_empty_corpus_is_an_error(tmp_path):
+    paths = [write(tmp_path / name, "") for name in ("a.txt", "b.txt")]
+    with pytest.raises(UserError, match="a.txt .*b.txt is empty"):
+        open_corpus(paths)
+
+
+def test_the_hub_and_paths_cannot_be_mixed(tmp_path):
+    with pytest.raises(UserError, match="not both"):
+        open_corpus(["hf:some/set", write(tmp_path / "a.txt", "text")])
+
+
+# Datasets from the hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in for the `datasets` library: what was asked of it, and the rows or the error that it gives."""
+    stand_in = types.SimpleNamespace(asked=None, rows=[{"text": "One."}, {"text": "x " * 9000}])
+
+    def load_dataset(*args, **kwargs):
+        stand_in.asked = args, kwargs
+        if isinstance(stand_in.rows, Exception):
+            raise stand_in.rows
+        return iter(stand_in.rows)
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    return stand_in
+
+
+@pytest.mark.parametrize("name, asked", [("hf:a/b", ("a/b", None)), ("hf:a/b:en", ("a/b", "en")), ("hf:c", ("c", None))])
+def test_a_dataset_of_the_hub_is_streamed(hub, name, asked):
+    """NAME and CONFIG reach the library, streaming; long texts come in pieces as from files."""
+    corpus = open_corpus([name])
+    texts = list(corpus)
+    assert hub.asked == (asked, {"split": "train", "streaming": True})
+    assert texts[0] == "One." and "".join(texts[1:]) == "x " * 9000
+    assert corpus.fingerprint == open_corpus([name]).fingerprint != open_corpus(["hf:other"]).fingerprint
+
+
+def test_a_dataset_without_text_is_an_error(hub):
+    hub.rows = [{"question": "?", "answer": "!"}]
+    with pytest.raises(UserError, match='hf:a/b has no field "text"; it has question, answer'):
+        read("hf:a/b")
+
+
+def test_a_dataset_that_the_hub_does_not_give_is_an_error(hub):
+    hub.rows = ConnectionError("no network")
+    with pytest.raises(UserError, match="hf:a/b .*no network"):
+        read("hf:a/b")
+
+
+# Prose
+
+
+def test_sentences_are_whole_sentences():
+    """Cut at full stops before a capital and at blank lines, not inside; short ones are left out."""
+    text = "This is the first of three sentences. Is (version 2.5 of) this the\nsecond one? Too short. " + "\n\n" + (
+        'He said: "This is one that ends in a quotation." And the last has no full stop'
+    )
+    assert corpora.sentences(text) == [
+        "This is the first of three sentences.",
+        "Is (version 2.5 of) this the second one?",
+        'He said: "This is one that ends in a quotation.',
+        "And the last has no full stop",
+    ]
+
+
+def test_cleaning_keeps_prose_and_drops_code():
+    """Paragraphs stay, without their markup; examples, signatures, tables and lists of parameters go."""
+    text = """func(a, b=None, *, c=3) -> int
+
+    Return the sum of ``a`` and *b* as it is
+    computed by :func:`operator.add`, and nothing else.
+
+    >>> func(1, 2) if True else func(3, 4)
+    3
+
+    ====  ====
+    a     b
+    ====  ====
+
+    x = 1; y = 2; z = x + y; print(z)
+    """
+    assert corpora.clean(text) == "Return the sum of a and b as it is computed by operator.add, and nothing else."
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINI_UNDIVIDED_CACHE", str(tmp_path / "here"))
+    assert corpora.cache_dir() == tmp_path / "here" and (tmp_path / "here").is_dir()
+    monkeypatch.delenv("MINI_UNDIVIDED_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
+    assert corpora.cache_dir() == tmp_path / "there" / "mini_undivided"
