@@ -54,7 +54,7 @@ def test_a_text_file_is_a_document(tmp_path):
 
 
 def test_files_folders_and_globs(tmp_path):
-    """A folder is searched to its bottom, in alphabetical order; a glob takes what it says; other files are left alone."""
+    """A folder is searched to its bottom, in alphabetical order; a glob takes what it says; other files are left."""
     for name in ("b.txt", "a/z.jsonl", "a/c.txt", "d/e/f.txt.gz", "readme.md", "a/data.csv"):
         content = json.dumps({"text": name}) if name.endswith("jsonl") else name
         write(tmp_path / name, gzip.compress(content.encode()) if name.endswith("gz") else content)
@@ -76,8 +76,8 @@ def test_reading_again_gives_the_same(tmp_path):
 
 def test_the_fingerprint_follows_the_text(tmp_path):
     """The same bytes elsewhere have the same fingerprint; one changed character has another."""
-    one, same, other = (write(tmp_path / name / "a.txt", text) for name, text in zip("xyz", ("ab", "ab", "ac"), strict=True))
-    first, second, third = (open_corpus([path]).fingerprint for path in (one, same, other))
+    paths = [write(tmp_path / folder / "a.txt", text) for folder, text in (("x", "ab"), ("y", "ab"), ("z", "ac"))]
+    first, second, third = (open_corpus([path]).fingerprint for path in paths)
     assert first == second != third
 
 
@@ -132,7 +132,9 @@ def test_text_that_is_not_utf8_is_an_error_that_names_file_and_line(tmp_path, na
     assert path in str(error.value) and "line 1,234" in str(error.value)
 
 
-@pytest.mark.parametrize("line", ['{"text": "cut', '{"words": "no text"}', '"a string"', "3", '{"text": 3}', '{"text": ["a"]}'])
+@pytest.mark.parametrize(
+    "line", ['{"text": "cut', '{"words": "no text"}', '"a string"', "3", '{"text": 3}', '{"text": ["a"]}']
+)
 def test_json_without_a_text_is_an_error_that_names_file_and_line(tmp_path, line):
     path = write(tmp_path / "a.jsonl", '{"text": "good"}\n\n' + line + '\n{"text": "good"}\n')
     with pytest.raises(UserError, match="line 3.*text") as error:
@@ -149,7 +151,9 @@ def test_a_broken_gzip_file_is_an_error(tmp_path):
             read(path)
 
 
-@pytest.mark.parametrize("names", [["missing.txt"], ["missing/*.txt"], ["folder"], ["other.csv"], ["present.txt", "gone.txt"]])
+@pytest.mark.parametrize(
+    "names", [["missing.txt"], ["missing/*.txt"], ["folder"], ["other.csv"], ["present.txt", "gone.txt"]]
+)
 def test_what_is_not_there_is_an_error_that_names_it(tmp_path, names):
     """Also a folder without text files, and a file of another kind; and one missing path of several."""
     (tmp_path / "folder").mkdir()
@@ -188,7 +192,9 @@ def hub(monkeypatch):
     return stand_in
 
 
-@pytest.mark.parametrize("name, asked", [("hf:a/b", ("a/b", None)), ("hf:a/b:en", ("a/b", "en")), ("hf:c", ("c", None))])
+@pytest.mark.parametrize(
+    "name, asked", [("hf:a/b", ("a/b", None)), ("hf:a/b:en", ("a/b", "en")), ("hf:c", ("c", None))]
+)
 def test_a_dataset_of_the_hub_is_streamed(hub, name, asked):
     """NAME and CONFIG reach the library, streaming; long texts come in pieces as from files."""
     corpus = open_corpus([name])

@@ -1,4 +1,4 @@
-"""The tokenizer against the two of `transformers`: the fast one, and the plain Python one that follows Google's code."""
+"""The tokenizer against the two of `transformers`: the fast one, and the plain Python one after Google's."""
 
 import json
 import unicodedata
@@ -136,7 +136,7 @@ def test_ordinary_ids_are_all_but_the_special(vocabulary):
 
 
 def test_saved_and_loaded_is_the_same(tmp_path):
-    """A folder and the tokenizer.json in it open as the tokenizer that was saved; nothing else is left in the folder."""
+    """A folder and the tokenizer.json in it open as the tokenizer that was saved; no other file is left over."""
     tokenizer = wordpiece.train(prose(), 80)
     wordpiece.save(tokenizer, tmp_path / "run")
     assert wordpiece.same(wordpiece.load(tmp_path / "run"), tokenizer)
@@ -184,7 +184,8 @@ def test_a_vocabulary_without_a_special_token_is_an_error(vocabulary, lacking):
 
 
 @pytest.mark.parametrize(
-    "name, content", [("tokenizer.json", b"{}"), ("tokenizer.json", b""), ("vocab.txt", b"\xff\xfe"), ("vocab.txt", b"")]
+    "name, content",
+    [("tokenizer.json", b"{}"), ("tokenizer.json", b""), ("vocab.txt", b"\xff\xfe"), ("vocab.txt", b"")],
 )
 def test_a_broken_file_is_an_error(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
