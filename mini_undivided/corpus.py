@@ -1,7 +1,7 @@
 """Where text comes from: documentation on this machine, files, or a Hugging Face dataset.
 
-A corpus yields documents: strings of at most PIECE characters, a longer document coming in several. One document in
-twenty is held out: for validation, for the built-in tasks, and for the sentences at the end of a run.
+A corpus yields documents of at most PIECE characters: a longer one, such as a novel, comes in several pieces. One in
+twenty of them is held out: for validation, for the built-in tasks, and for the sentences at the end of a run.
 """
 
 import glob
@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import sysconfig
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ from mini_undivided import runs
 from mini_undivided.runtime import UserError
 
 PIECE = 4000  # characters: long enough for any context, short enough that a single novel has a held-out part
+BLOCK = 1 << 20  # characters read at once
 HELD_OUT_EVERY = 20
 SUFFIXES = (".txt", ".txt.gz", ".jsonl")
 DOCS_VERSION = 1  # raise it when the cleaning below changes
@@ -51,11 +53,9 @@ class Corpus:
 
     def __iter__(self):
         """Yield the documents in a fixed order. Raises UserError, which names the file, for text it cannot read."""
-        if self.files:
-            for path in self.files:
-                yield from pieces(read_documents(path))
-        else:
-            yield from pieces(read_hub(self.names[0]))
+        sources = map(read_documents, self.files) if self.files else [read_hub(self.names[0])]
+        for source in sources:
+            yield from (text for text in source if text and not text.isspace())
 
     @cached_property
     def fingerprint(self):
@@ -101,35 +101,41 @@ def find_files(name):
 
 
 def read_documents(path):
-    """Yield the documents of a file, line by line, whatever its size.
+    """Yield the documents of a file, a block or a line in memory at a time.
 
-    .txt and .txt.gz: a blank line ends a document. .jsonl: a document a line, in its field "text".
+    .txt and .txt.gz: the file is one document, which comes in pieces. .jsonl: a document a line, in its field "text".
     """
-    lines = []
     opener = gzip.open if path.name.endswith(".gz") else open
-    number = 0
+    lines = 0  # of a .jsonl, read so far: where an error is
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline=None) as file:
-            for number, line in enumerate(file, 1):  # noqa: B007 (the number is for the error)
-                if path.name.endswith(".jsonl"):
+            if path.name.endswith(".jsonl"):
+                for line in file:
+                    lines += 1
                     if line.strip():
-                        yield json.loads(line)["text"]
-                elif line.strip():
-                    lines.append(line)
-                    if len(lines) >= 1000:  # a file without blank lines must not fill the memory
-                        yield "".join(lines)
-                        lines = []
-                elif lines:
-                    yield "".join(lines)
-                    lines = []
+                        yield from cut(json.loads(line)["text"] + "")  # a TypeError where it is no string
+                return
+            rest = ""
+            while block := file.read(BLOCK):
+                *whole, rest = cut(rest + block)
+                yield from whole
+            yield rest
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 (after line {number}); convert it, for example with iconv") from None
+        raise UserError(f"{path} is not UTF-8 in line {bad_line(path):,}; convert it, for example with iconv") from None
     except (json.JSONDecodeError, KeyError, TypeError):
-        raise UserError(f'{path}, line {number}: not a JSON object with a "text" field') from None
-    except (OSError, EOFError) as error:
+        raise UserError(f'{path}, line {lines}: not a JSON object with a "text" field') from None
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
-    if lines:
-        yield "".join(lines)
+
+
+def bad_line(path):
+    """The number of the first line of a file that is not UTF-8."""
+    with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
 
 
 def read_hub(name):
@@ -142,22 +148,22 @@ def read_hub(name):
         for row in rows:
             if "text" not in row:
                 raise UserError(f'{name} has no field "text"; it has {", ".join(row)}')
-            yield row["text"]
+            yield from cut(row["text"])
     except UserError:
         raise
     except Exception as error:  # the hub raises many kinds: no network, no such dataset, a config to choose
         raise UserError(f"the dataset {name} could not be read from the hub ({type(error).__name__}: {error})") from None
 
 
-def pieces(documents):
-    """Cut documents longer than PIECE characters at a line's end or a space; drop the empty."""
-    for text in documents:
-        while len(text) > PIECE:
-            cut = max(text.rfind("\n", PIECE // 2, PIECE), 0) or max(text.rfind(" ", PIECE // 2, PIECE), 0) or PIECE
-            yield text[:cut]
-            text = text[cut:]
-        if text and not text.isspace():
-            yield text
+def cut(text):
+    """Cut a text into pieces of at most PIECE characters, at the end of a line or else at a space, losing nothing."""
+    pieces, start = [], 0
+    while len(text) - start > PIECE:
+        middle, limit = start + PIECE // 2, start + PIECE
+        end = text.rfind("\n", middle, limit) + 1 or text.rfind(" ", middle, limit) + 1 or limit
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
 
 
 def is_held_out(index):

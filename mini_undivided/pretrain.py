@@ -303,7 +303,8 @@ class Trainer:
                 if validate:
                     self.validated = int(progress * VALIDATIONS)
                     loss, accuracy = self.validate(QUICK_TOKENS)
-                    bar.write(f"step {self.step:,}: validation loss {loss:.3f}, masked accuracy {accuracy:.1%}")
+                    if self.machine.rank == 0:
+                        bar.write(f"step {self.step:,}: validation loss {loss:.3f}, masked accuracy {accuracy:.1%}")
                 if save:
                     self.save()
                     saved = time.perf_counter()

@@ -1,0 +1,210 @@
+"""The path from documents to masked batches."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from mini_undivided import corpus, data, runs
+from mini_undivided import tokenizer as wordpiece
+from mini_undivided.runtime import UserError
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    """170 documents of random Greek letters' names, with an emoji (an unknown word) here and there."""
+    rng = np.random.default_rng(5)
+    path = tmp_path_factory.mktemp("text") / "greek.jsonl"
+    rows = [" ".join(rng.choice([*WORDS, "\U0001f600"], size=97)) for _ in range(170)]
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def parts(text_file):
+    """(corpus, tokenizer, tokens) of that file."""
+    source = corpus.open_corpus([str(text_file)])
+    tokenizer = wordpiece.train((WORDS * 3 for _ in range(3)), 150)
+    return source, tokenizer, data.tokenize(source, tokenizer)
+
+
+def test_tokens_are_the_documents_in_order_with_separators(parts):
+    """The token files hold each document's ids and a [SEP], every twentieth document in the validation file."""
+    source, tokenizer, tokens = parts
+    sep = tokenizer.token_to_id("[SEP]")
+    expected = {True: [], False: []}
+    for i, text in enumerate(source):
+        expected[i % 20 == 10] += [*tokenizer.encode(text, add_special_tokens=False).ids, sep]
+    assert tokens.train.tolist() == expected[False]
+    assert tokens.valid.tolist() == expected[True]
+    assert (tokens.documents, tokens.words, tokens.train.dtype) == (170, 170 * 97, np.dtype("<u2"))
+
+
+def test_a_mask_that_a_document_spells_out_is_not_a_mask(tmp_path, parts):
+    """Text with "[MASK]" in it brings no special id into the token file, except the [SEP] at the end."""
+    (tmp_path / "a.txt").write_text("alpha [MASK] beta [CLS] " * 7)
+    tokens = data.tokenize(corpus.open_corpus([str(tmp_path / "a.txt")]), parts[1])
+    mask = parts[1].token_to_id("[MASK]")
+    assert mask not in tokens.train and parts[1].encode("[MASK]", add_special_tokens=False).ids == [mask]
+
+
+def test_token_files_are_cached_by_content(tmp_path, parts, monkeypatch):
+    """The same bytes under another name are not tokenised again; other bytes are."""
+    source, tokenizer, tokens = parts
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(source.files[0].read_bytes())
+    monkeypatch.setattr(data, "write_token_files", lambda *_: pytest.fail("tokenised again"))
+    again = data.tokenize(corpus.open_corpus([str(copy)]), tokenizer)
+    assert np.array_equal(again.train, tokens.train)
+    copy.write_text(json.dumps({"text": "alpha"}))
+    with pytest.raises(pytest.fail.Exception, match="tokenised again"):
+        data.tokenize(corpus.open_corpus([str(copy)]), tokenizer)
+
+
+def test_four_bytes_where_two_are_too_few(tmp_path):
+    """A vocabulary above 65,536 gets 32-bit ids, and they survive the round trip."""
+    writer = data.TokenWriter(tmp_path / "big.tokens", 70_001)
+    writer.write([3, 70_000, 5])
+    writer.close()
+    assert data.read_tokens(tmp_path / "big.tokens").tolist() == [3, 70_000, 5]
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign", "empty"])
+def test_damaged_token_files_are_refused(tmp_path, damage):
+    """A token file that was cut short, or is none, is an error that names it and says what to do."""
+    path = tmp_path / "a.tokens"
+    writer = data.TokenWriter(path, 99)
+    writer.write(range(11))
+    writer.close()
+    whole = path.read_bytes()
+    path.write_bytes({"cut": whole[:-1], "foreign": b"x" * 64, "empty": b""}[damage])
+    with pytest.raises(UserError, match="a.tokens .* delete it"):
+        data.read_tokens(path)
+    assert len(struct.pack("<8sIIQ", b"", 0, 0, 0)) == data.HEADER.size
+
+
+def test_sequences_are_packed_full(parts):
+    """Sequence i is [CLS], the file's i-th 19 tokens, [SEP]: nothing is lost between two sequences, nothing padded."""
+    _, tokenizer, tokens = parts
+    sequences = data.Sequences(tokens.train, 21, tokenizer)
+    ids = sequences.read(np.arange(len(sequences)))
+    assert ids.shape == (len(tokens.train) // 19, 21)
+    assert set(ids[:, 0]) == {tokenizer.token_to_id("[CLS]")} and set(ids[:, -1]) == {tokenizer.token_to_id("[SEP]")}
+    assert ids[:, 1:-1].ravel().tolist() == tokens.train[: len(sequences) * 19].tolist()
+
+
+def test_masking_shares_and_special_tokens(parts):
+    """Over 100,000 picks: 80 % [MASK], 10 % random ordinary, 10 % kept; exactly round(0.15 n) a sequence; no specials."""
+    _, tokenizer, tokens = parts
+    sequences = data.Sequences(tokens.train, 37, tokenizer)
+    mask, special = tokenizer.token_to_id("[MASK]"), wordpiece.special_ids(tokenizer)
+    picks = to_mask = kept = 0
+    drawn = []
+    for visit in range(60):
+        rng = np.random.default_rng(visit)
+        original = sequences.read(rng.integers(len(sequences), size=353))
+        batch = sequences.masked(original.copy(), rng)
+        rows = np.arange(353)[:, None]
+        used = (batch.labels != data.IGNORE).numpy()
+        before, after = original[rows, batch.positions], batch.input_ids.numpy()[rows, batch.positions]
+        ordinary = (~np.isin(original, special)).sum(1)
+        assert (used.sum(1) == np.rint(0.15 * ordinary)).all()
+        assert (batch.labels.numpy()[used] == before[used]).all() and not np.isin(before[used], special).any()
+        assert all(len(set(p[u])) == u.sum() for p, u in zip(batch.positions.numpy(), used, strict=True))
+        untouched = np.ones_like(original, dtype=bool)
+        untouched[np.broadcast_to(rows, used.shape)[used], batch.positions.numpy()[used]] = False
+        assert (batch.input_ids.numpy()[untouched] == original[untouched]).all()
+        picks += used.sum()
+        to_mask += (after[used] == mask).sum()
+        kept += (after[used] == before[used]).sum()
+        drawn += after[used & (after != mask) & (after != before)].tolist()
+    assert picks > 100_000
+    assert abs(to_mask / picks - 0.8) < 0.005
+    ordinary_words = tokenizer.get_vocab_size() - 5
+    assert abs(kept / picks - (0.1 + 0.1 / ordinary_words)) < 0.005  # a random word is sometimes the same one
+    assert not set(drawn) & set(special) and len(set(drawn)) == ordinary_words  # every ordinary word may come
+
+
+def test_masks_are_new_at_each_visit_but_reproducible(parts):
+    """Two visits of a sequence have other masks; the same step of the same seed has the same."""
+    _, tokenizer, tokens = parts
+    sequences = data.Sequences(tokens.train[: 19 * 7], 21, tokenizer)
+    first, again, other_seed = (data.TrainingData(sequences, 7, seed) for seed in (0, 0, 1))
+    a, b = first.batch(0), first.batch(1)
+    assert torch.equal(a.labels, again.batch(0).labels) and torch.equal(a.input_ids, again.batch(0).input_ids)
+    assert not torch.equal(a.labels, b.labels)
+    assert not torch.equal(a.labels, other_seed.batch(0).labels)
+
+
+def test_each_epoch_visits_every_sequence_once(parts):
+    """Batches of 5 over 23 sequences: any 23 visits in a row that begin an epoch are a permutation; the next differs."""
+    _, tokenizer, tokens = parts
+    training = data.TrainingData(data.Sequences(tokens.train[: 19 * 23], 21, tokenizer), 5, 3)
+    visits = np.concatenate([training.indices(np.arange(i, i + 5)) for i in range(0, 46, 5)])[:46]
+    assert sorted(visits[:23]) == sorted(visits[23:]) == list(range(23))
+    assert visits[:23].tolist() != visits[23:].tolist()
+
+
+def test_processes_share_the_batch_of_one(parts):
+    """The parts of 3 processes, put together, are the batch of one process, masks included."""
+    _, tokenizer, tokens = parts
+    training = data.TrainingData(data.Sequences(tokens.train, 21, tokenizer), 9, 3)
+    whole = training.batch(4)
+    shares = [training.batch(4, rank, 3) for rank in range(3)]
+    for name in whole._fields:
+        assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name))
+    assert [part.input_ids.shape for part in whole.split(4)] == [(4, 21), (4, 21), (1, 21)]
+
+
+def test_validation_masks_never_change(parts):
+    """Validation batches are the same each time, spread over the file, and split over processes without loss."""
+    _, tokenizer, tokens = parts
+    sequences = data.Sequences(tokens.train, 11, tokenizer)
+    one = list(data.validation_batches(sequences, 150))
+    two = list(data.validation_batches(sequences, 150))
+    assert all(torch.equal(x, y) for a, b in zip(one, two, strict=True) for x, y in zip(a, b, strict=True))
+    assert sum(len(batch.input_ids) for batch in one) == 150
+    halves = [list(data.validation_batches(sequences, 150, rank, 2)) for rank in range(2)]
+    assert [len(half) for half in halves] == [2, 1]
+    assert torch.equal(halves[1][0].labels, one[1].labels)
+
+
+def test_unigram_entropy_is_scipys(parts):
+    """The entropy of the ordinary tokens, special ones left out, is what scipy says."""
+    from scipy.stats import entropy
+
+    is_special = np.zeros(13, dtype=bool)
+    is_special[:5] = True
+    tokens = np.random.default_rng(0).integers(0, 12, size=501)
+    counts = np.bincount(tokens[tokens >= 5])
+    assert data.unigram_entropy(tokens, is_special) == pytest.approx(entropy(counts))
+
+
+def test_trained_tokenizer_is_cached_and_ignores_held_out_text(tmp_path):
+    """Training twice gives the same file without training; a word that only the held-out document has is not learned."""
+    path = tmp_path / "a.jsonl"
+    texts = ["plain words here again"] * 30
+    texts[10] = "zyzzyva " * 50  # document 10 is held out
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    source = corpus.open_corpus([str(path)])
+    tokenizer = data.train_tokenizer(source, 60)
+    assert wordpiece.same(tokenizer, data.train_tokenizer(source, 60))
+    assert tokenizer.token_to_id("plain") and tokenizer.token_to_id("zyzzyva") is None
+    assert not wordpiece.same(tokenizer, data.train_tokenizer(source, 60, cased=True))
+
+
+def test_a_failed_tokenisation_leaves_nothing_behind(tmp_path, parts, monkeypatch):
+    """An error on the way leaves no token file that a later run would take for whole."""
+    (tmp_path / "bad.txt").write_bytes(b"alpha beta \xff\xfe gamma")
+    source = corpus.open_corpus([str(tmp_path / "bad.txt")])
+    with pytest.raises(UserError, match="bad.txt is not UTF-8"):
+        data.tokenize(source, parts[1])
+    leftovers = [p for p in corpus.cache_dir().rglob("*.tmp")]
+    assert not leftovers and not any(
+        (folder / "about.json").exists() and runs.read_json(folder / "about.json")["documents"] == 0
+        for folder in corpus.cache_dir().glob("tokens-*")
+    )

@@ -1,0 +1,347 @@
+"""The pretraining loop: that it trains what it should, that splitting changes nothing, and that nothing is lost."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mini_undivided import data, pretrain, runs, runtime
+from mini_undivided import tokenizer as wordpiece
+from mini_undivided.model import BertConfig, MaskedLM
+from mini_undivided.runtime import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A corpus with something to learn at once: a document says one of 13 words again and again."""
+    words = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole".split()
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("text") / "zoo.jsonl"
+    rows = [" ".join([words[rng.integers(13)]] * 61) for _ in range(160)]
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def options(text, tmp_path):
+    """A run of a second: 2 layers, 3 heads, width 24, the FFN in the last layer only."""
+    return pretrain.Options(
+        out=str(tmp_path / "run"), corpus=[text], vocab_size=120, layers=2, hidden_size=24, heads=3, ffn_size=41,
+        ffn_layers=[1], seq_len=19, batch_tokens=19 * 6, steps=12, lr=1e-2, device="cpu",
+    )  # fmt: skip
+
+
+def weights(out):
+    """The tensors that a run wrote."""
+    return runs.read_weights(out)
+
+
+def losses(out):
+    """step → loss, of the log."""
+    return {row["step"]: row["loss"] for row in runs.read_log(out) if "loss" in row}
+
+
+def identical(a, b):
+    """Whether two dictionaries of tensors agree bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_writes_a_whole_run_directory(options):
+    """After a run all files of the design are there, and Hugging Face opens a run that has all its FFNs."""
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    record = pretrain.pretrain(replace(options, ffn_layers=None))
+    names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training_state.pt",
+             "train.json", "log.jsonl", "loss.png"}  # fmt: skip
+    out = Path(options.out)
+    assert {path.name for path in out.iterdir()} == names
+    assert record == runs.read_json(out / "train.json") and record["status"] == "finished"
+    assert record["options"]["seq_len"] == 19 and record["corpus"]["documents"] == 160
+    state = torch.load(out / "training_state.pt", weights_only=True)
+    assert state["step"] == 12 and {"optimizer", "random", "model"} <= state.keys()
+    row = runs.read_log(out)[0]
+    assert {"step", "tokens", "loss", "lr", "tokens_per_second"} <= row.keys() and row["tokens"] == 6 * 19
+
+    theirs, info = AutoModelForMaskedLM.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    ids = AutoTokenizer.from_pretrained(out)("ant [MASK] eel", return_tensors="pt")["input_ids"]
+    ours = MaskedLM.from_pretrained(out)
+    torch.testing.assert_close(ours(ids), theirs.eval()(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_an_untrained_model_knows_nothing_and_a_trained_one_much(options):
+    """The first loss is about ln(vocabulary); after 400 steps the loss is far under the unigram entropy."""
+    record = pretrain.pretrain(replace(options, steps=400, seed=3))
+    vocabulary = wordpiece.load(options.out).get_vocab_size()
+    assert abs(losses(options.out)[1] - math.log(vocabulary)) < 0.25
+    result = record["result"]
+    assert result["validation_loss"] < result["unigram_entropy"] - 1.0
+    assert result["validation_accuracy"] > 0.6
+
+
+def test_a_small_model_overfits_one_batch():
+    """40 steps on one batch bring its loss from ln V to nearly 0, with and without FFNs."""
+    machine = runtime.start("cpu", "float32")
+    for ffn_layers in (None, []):
+        config = BertConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                            intermediate_size=51, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+                            ffn_layers=ffn_layers)  # fmt: skip
+        model = MaskedLM(config)
+        optimizer = runtime.adamw(model, 1e-2)
+        batch = data.MaskedBatch(torch.randint(5, 61, (3, 17)), torch.tensor([[1, 5], [2, 9], [3, 16]]),
+                                 torch.tensor([[7, 8], [9, data.IGNORE], [11, 12]]))  # fmt: skip
+        first = pretrain.train_step(model, optimizer, [batch], 5, machine) / 5
+        for _ in range(40):
+            last = pretrain.train_step(model, optimizer, [batch], 5, machine) / 5
+        assert abs(first - math.log(61)) < 0.4 and last < 0.02
+
+
+def test_accumulation_equals_one_large_batch(options, tmp_path):
+    """6 sequences at once, or 2 at a time: the same losses and weights to float tolerance, with uneven masks too."""
+    pretrain.pretrain(replace(options, micro_batch=6))
+    pretrain.pretrain(replace(options, micro_batch=2, out=str(tmp_path / "split")))
+    a, b = losses(options.out), losses(tmp_path / "split")
+    assert a.keys() == b.keys() and all(abs(a[step] - b[step]) < 1e-4 for step in a)
+    for name, tensor in weights(options.out).items():
+        torch.testing.assert_close(weights(tmp_path / "split")[name], tensor, atol=1e-3, rtol=1e-3)
+
+
+def test_the_loss_of_a_step_is_over_all_its_masked_places():
+    """Micro-batches with 1 and with 5 masked places: each place counts the same, not each micro-batch."""
+    machine = runtime.start("cpu", "float32")
+    config = BertConfig(vocab_size=31, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=9)
+    model = MaskedLM(config).eval()
+    ids, positions = torch.randint(5, 31, (2, 11)), torch.arange(1, 6).expand(2, 5)
+    labels = torch.tensor([[7] + [data.IGNORE] * 4, [8, 9, 10, 11, 12]])
+    logits = model(ids)
+    expected = torch.nn.functional.cross_entropy(logits[0, 1:2], labels[0, :1], reduction="sum")
+    expected = (expected + torch.nn.functional.cross_entropy(logits[1, 1:6], labels[1], reduction="sum")) / 6
+    gradient = torch.autograd.grad(expected, model.head.bias)[0]
+    seen = {}
+
+    class Spy(torch.optim.SGD):
+        def step(self):
+            seen["gradient"] = model.head.bias.grad.clone()
+
+    parts = list(data.MaskedBatch(ids, positions, labels).split(1))
+    total = pretrain.train_step(model, Spy(model.parameters(), lr=0.0), parts, 6, machine)
+    assert total / 6 == pytest.approx(expected.item(), rel=1e-5)
+    # train_step clips to norm 1: the direction is what must agree
+    torch.testing.assert_close(seen["gradient"] / seen["gradient"].norm(), gradient / gradient.norm(), atol=1e-5, rtol=0)
+
+
+def test_the_same_seed_gives_the_same_run_and_zero_is_a_seed(options, tmp_path):
+    """Equal seeds: equal weights bit for bit. Seed 0 and seed 1 differ. Dropout draws are part of it."""
+    options = replace(options, dropout=0.1, steps=5)
+    results = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        pretrain.pretrain(replace(options, seed=seed, out=str(tmp_path / name)))
+        results.append(weights(tmp_path / name))
+    assert identical(results[0], results[1]) and not identical(results[0], results[2])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_resumed_run_equals_an_uninterrupted_one(options, tmp_path, monkeypatch, dropout):
+    """Stopped by a signal after step 7 and resumed: the same weights, optimiser and log, bit for bit."""
+    options = replace(options, dropout=dropout)
+    pretrain.pretrain(options)
+    stopped = replace(options, out=str(tmp_path / "stopped"))
+    step = pretrain.train_step
+
+    def interrupted(*arguments):
+        interrupted.calls += 1
+        if interrupted.calls == 7:
+            os.kill(os.getpid(), 15)
+        return step(*arguments)
+
+    interrupted.calls = 0
+    monkeypatch.setattr(pretrain, "train_step", interrupted)
+    assert pretrain.pretrain(stopped)["status"] == "interrupted"
+    assert runs.read_state(stopped.out)["step"] == 7
+    monkeypatch.setattr(pretrain, "train_step", step)
+    torch.manual_seed(99)  # whatever happened in between
+    assert pretrain.pretrain(stopped, resume=True)["status"] == "finished"
+
+    assert identical(weights(options.out), weights(stopped.out))
+    a, b = runs.read_state(options.out), runs.read_state(stopped.out)
+    for i, entry in a["optimizer"]["state"].items():
+        assert identical(entry, b["optimizer"]["state"][i])
+    assert losses(options.out) == losses(stopped.out)
+    validation = [[row for row in runs.read_log(out) if "loss" not in row] for out in (options.out, stopped.out)]
+    assert validation[0] == validation[1]
+
+
+def test_a_kill_between_two_checkpoints_costs_only_the_steps_since(options, tmp_path, monkeypatch):
+    """Killed hard at step 9 (no handler runs): resuming from the last checkpoint still ends in the same weights."""
+    pretrain.pretrain(options)
+    killed = replace(options, out=str(tmp_path / "killed"))
+    step = pretrain.train_step
+
+    def dies(*arguments):
+        dies.calls += 1
+        if dies.calls == 9:
+            raise SystemError("power cut")
+        return step(*arguments)
+
+    dies.calls = 0
+    monkeypatch.setattr(pretrain, "train_step", dies)
+    with pytest.raises(SystemError):
+        pretrain.pretrain(killed)
+    monkeypatch.setattr(pretrain, "train_step", step)
+    pretrain.pretrain(killed, resume=True)
+    assert identical(weights(options.out), weights(killed.out)) and losses(options.out) == losses(killed.out)
+
+
+def test_the_checkpoint_before_survives_a_kill_while_saving(options, monkeypatch):
+    """If writing the new weights fails midway, the old ones are still there, whole, and no temporary file is left."""
+    record = pretrain.pretrain(options)
+    before = weights(options.out)
+
+    def half(tensors, path, metadata):
+        Path(path).write_bytes(b"half a file")
+        raise SystemError("power cut")
+
+    monkeypatch.setattr("safetensors.torch.save_file", half)
+    with pytest.raises(SystemError):
+        MaskedLM.from_pretrained(options.out).save_pretrained(options.out)
+    assert identical(weights(options.out), before) and record["status"] == "finished"
+    assert not list(Path(options.out).glob(".*"))
+
+
+def test_minutes_end_the_run_on_the_clock_with_the_schedule_at_its_end(options, monkeypatch):
+    """--minutes: the run stops when the time is up, and the learning rate has come down to nearly 0 by then."""
+    record = pretrain.pretrain(replace(options, steps=None, minutes=0.05))
+    rates = [row["lr"] for row in runs.read_log(options.out) if "loss" in row]
+    assert record["status"] == "finished" and 3.0 <= record["result"]["seconds"] < 6.0
+    assert max(rates) > 0.9 * options.lr and rates[-1] < 0.05 * options.lr
+    assert rates.index(max(rates)) < 0.5 * len(rates)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(options, monkeypatch):
+    """NaN: the error names the step and the rate, and the checkpoint before it stays as it was."""
+    step = pretrain.train_step
+
+    def breaks(model, optimizer, *arguments):
+        breaks.calls += 1
+        return step(model, optimizer, *arguments) * (float("nan") if breaks.calls == 8 else 1.0)
+
+    breaks.calls = 0
+    monkeypatch.setattr(pretrain, "train_step", breaks)
+    with pytest.raises(UserError, match=r"loss became nan at step 8 with a learning rate of \d.*--lr"):
+        pretrain.pretrain(options)
+    assert runs.read_state(options.out)["step"] < 8
+    assert all(torch.isfinite(tensor).all() for tensor in weights(options.out).values())
+
+
+def test_init_starts_from_a_run_with_its_ffns_kept_or_cut(options, tmp_path):
+    """--init: the first loss is the old run's last, far under ln V; and FFNs can be cut out of the weights on the way."""
+    pretrain.pretrain(replace(options, steps=100))
+    old = losses(options.out)[100]
+    further = replace(options, init=options.out, ffn_layers="as saved", steps=3, lr=1e-9, out=str(tmp_path / "more"))
+    pretrain.pretrain(further)
+    assert abs(losses(further.out)[1] - old) < 0.5 < losses(options.out)[1] - old
+    cut = replace(further, ffn_layers=[], out=str(tmp_path / "cut"))
+    pretrain.pretrain(cut)
+    assert not [name for name in weights(cut.out) if "intermediate" in name]
+    assert [name for name in weights(further.out) if "intermediate" in name]
+    name = "bert.encoder.layer.1.attention.self.query.weight"
+    torch.testing.assert_close(weights(cut.out)[name], weights(options.out)[name], atol=1e-6, rtol=1e-5)
+
+
+def test_init_from_hugging_face(options, tmp_path):
+    """--init on a directory that `transformers` wrote: the same weights, with its tokenizer."""
+    from transformers import BertConfig as TheirConfig
+    from transformers import BertForMaskedLM
+
+    pretrain.pretrain(replace(options, steps=1))
+    size = wordpiece.load(options.out).get_vocab_size()
+    theirs = BertForMaskedLM(TheirConfig(vocab_size=size, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+                                         intermediate_size=41, max_position_embeddings=37))  # fmt: skip
+    theirs.save_pretrained(tmp_path / "theirs")
+    wordpiece.save(wordpiece.load(options.out), tmp_path / "theirs")
+    start = replace(options, init=str(tmp_path / "theirs"), ffn_layers="as saved", steps=1, lr=1e-12,
+                    out=str(tmp_path / "ours"))  # fmt: skip
+    pretrain.pretrain(start)
+    query = theirs.state_dict()["bert.encoder.layer.0.attention.self.query.weight"]
+    torch.testing.assert_close(weights(start.out)["bert.encoder.layer.0.attention.self.query.weight"], query)
+    with pytest.raises(UserError, match="--seq-len 38 is longer than the model's 37 positions"):
+        pretrain.pretrain(replace(start, seq_len=38, out=str(tmp_path / "long")))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"seq_len": 7}, "--seq-len 7 is too short"),
+        ({"seq_len": 513}, "--seq-len 513 is longer than the model's 512 positions"),
+        ({"heads": 5}, "5 heads do not divide the hidden size 24"),
+        ({"ffn_layers": [2]}, "FFN layer 2 is out of range"),
+        ({"batch_tokens": 18}, "--batch-tokens 18 is less than one sequence of 19 tokens"),
+        ({"micro_batch": 4}, "--micro-batch 4 does not divide the 6 sequences"),
+        ({"seq_len": 500, "batch_tokens": 500}, "too small for its validation part"),
+        ({"corpus": ["nowhere.txt"]}, "nothing to read at nowhere.txt"),
+        ({"init": "nowhere/at/all"}, "nowhere/at/all is not a folder"),
+        ({"tokenizer": "nowhere/at/all"}, "nowhere/at/all is not a folder"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence(options, change, sentence):
+    """Options that do not fit together are a UserError that says so, and no run directory is left behind."""
+    with pytest.raises(UserError, match=sentence):
+        pretrain.pretrain(replace(options, **change))
+    assert not Path(options.out).exists()
+
+
+def test_a_run_is_not_overwritten(options):
+    """A second run into the same folder is refused."""
+    pretrain.pretrain(replace(options, steps=1))
+    with pytest.raises(UserError, match="already holds a run: go on with --resume"):
+        pretrain.pretrain(options)
+
+
+def test_fill_names_the_likeliest_words(options):
+    """After training, the word all around comes first; probabilities fall; a sentence without [MASK] is refused."""
+    pretrain.pretrain(replace(options, steps=400))
+    model, tokenizer = MaskedLM.from_pretrained(options.out), wordpiece.load(options.out)
+    first, second = pretrain.fill(model, tokenizer, "cat cat [MASK] cat cat [MASK] cat", top=3)
+    assert first[0][0] == second[0][0] == "cat"
+    assert [p for _, p in first] == sorted((p for _, p in first), reverse=True) and len(first) == 3
+    with pytest.raises(UserError, match="there is no \\[MASK\\]"):
+        pretrain.fill(model, tokenizer, "ant bee")
+
+
+SCRIPT = """
+import sys
+from mini_undivided.pretrain import Options, pretrain
+import json
+options = json.loads(sys.argv[1])
+pretrain(Options(**options))
+"""
+
+
+def test_two_processes_equal_one(options, tmp_path):
+    """Under torchrun with two gloo processes: the losses of one process with the same batch; one log, one bar."""
+    options = replace(options, micro_batch=1)
+    pretrain.pretrain(options)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    together = replace(options, out=str(tmp_path / "two"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    done = subprocess.run([*command, str(script), json.dumps(vars(together))], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    a, b = losses(options.out), losses(together.out)
+    assert a.keys() == b.keys() and all(abs(a[step] - b[step]) < 1e-4 for step in a)
+    assert len(runs.read_log(together.out)) == len(runs.read_log(options.out))
+    for name, tensor in weights(options.out).items():
+        torch.testing.assert_close(weights(together.out)[name], tensor, atol=1e-3, rtol=1e-3)
+    results = [runs.read_json(Path(out) / "train.json")["result"]["validation_loss"] for out in (options.out, together.out)]
+    assert results[0] == pytest.approx(results[1], abs=1e-4)
+    assert done.stdout.count("corpus ") == 1 and done.stderr.count("100 %|") == 1
