@@ -1,6 +1,7 @@
 """Pretrain a BERT encoder on masked words, with or without its feed-forward layers. Try: python train.py --no-ffn"""
 
 import argparse
+import sys
 
 # Layers, width and heads of tiny to base are those of Turc et al. 2019 (1908.08962). "laptop" and everything else is
 # ours: settings that trained well, scaled to the size of the model.
@@ -120,8 +121,8 @@ def make_options(typed):
     ffns = options.setdefault("ffn_layers", ffns)
     if "out" not in options:
         kept = "full" if ffns in (None, "as saved") else "-".join(["ffn", *map(str, ffns)]) if ffns else "noffn"
-        parts = [preset] * (preset != "laptop") + [kept] + [f"seed{typed['seed']}"] * bool(typed.get("seed"))
-        options["out"] = "runs/" + "-".join(parts)
+        parts = [preset if preset != "laptop" else "", kept, f"seed{typed['seed']}" if typed.get("seed") else ""]
+        options["out"] = "runs/" + "-".join(filter(None, parts))
     return Options(**options)
 
 
@@ -162,6 +163,7 @@ def main():
         options = resume_options(typed) if resume else make_options(typed)
         record = pretrain(options, resume)
         report(record)
+        sys.exit(0 if record["status"] == "finished" else 130)
 
 
 if __name__ == "__main__":

@@ -373,7 +373,7 @@ class Trainer:
             labels = batch.labels.flatten()
             loss = F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=data.IGNORE, reduction="sum")
             right = (logits.argmax(-1).flatten() == labels).sum()
-            sums += torch.stack([loss, right, (labels != data.IGNORE).sum()]).double().cpu()
+            sums += torch.stack([loss, right, (labels != data.IGNORE).sum()]).cpu().double()
         self.model.train()
         if self.machine.world > 1:
             dist.all_reduce(sums)

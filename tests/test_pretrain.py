@@ -333,7 +333,7 @@ def test_two_processes_equal_one(options, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     together = replace(options, out=str(tmp_path / "two"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*command, str(script), json.dumps(vars(together))], capture_output=True, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)  # fmt: skip
     assert done.returncode == 0, done.stderr
