@@ -1,0 +1,399 @@
+"""How fast this is, against `transformers` and against the machine itself. Needs the [test] extra.
+
+    python tests/benchmark.py [--quick] [--only step|tokenise|finetune|growth] [--compile]
+
+Contenders run in turn (A B A B …), each round of each in a process of its own, on equal work: the same sizes, batch,
+text and precision. Tables show the median, with the least and the most in brackets; ratios are of the medians.
+With a GPU, the training step is in bfloat16 and compiled on both sides, at sequences of 128 and of 512.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# layers, width, heads, vocabulary, batch: the training step
+STEP_SIZES = {"4 × 128": (4, 128, 4, 8192, 32), "4 × 256": (4, 256, 4, 8192, 32), "12 × 768": (12, 768, 12, 30522, 8)}
+GROWTH_SIZES = {  # layers, width, heads: those of Turc et al. 2019
+    "tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "medium": (8, 512, 8), "base": (12, 768, 12),
+}  # fmt: skip
+
+
+# The parent: starts workers, gathers what they say, prints tables
+
+
+def ask(worker, **spec):
+    """Run a worker in a process of its own → the dictionary that it prints as its last line."""
+    command = [sys.executable, __file__, "--worker", worker, json.dumps(spec)]
+    quiet = {**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=quiet)
+    if done.returncode:
+        sys.exit(f"the worker {worker} failed with {spec}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def in_turn(contenders, rounds):
+    """Run every (worker, spec) of a dictionary once a round, in turn → {name: its results}."""
+    results = {name: [] for name in contenders}
+    for number in range(rounds):
+        for name, (worker, spec) in contenders.items():
+            say(f"round {number + 1} of {rounds}: {name}")
+            results[name].append(ask(worker, **spec))
+    say()
+    return results
+
+
+def say(what=""):
+    """What is going on, on a line of the terminal that the next one overwrites."""
+    print(f"\r{what:70}\r", file=sys.stderr, end="", flush=True)
+
+
+def middle(results, key):
+    return statistics.median(result[key] for result in results)
+
+
+def spread(results, key, scale=1.0, digits=0):
+    """Median (least–most) as text."""
+    values = [result[key] / scale for result in results]
+    low, mid, high = (f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{mid} ({low}–{high})"
+
+
+def table(title, header, rows):
+    """Print a table that is also Markdown."""
+    rows = [header, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in padded]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    print(f"\n**{title}**\n", *lines, sep="\n", flush=True)
+
+
+def step_section(args):
+    """A whole training step: batch and masking, forward, backward, clipping, AdamW."""
+    if has_gpu():
+        sizes = {f"12 × 768, T {T}": (12, 768, 12, 30522, 16384 // T, T) for T in (128, 512)}
+    else:
+        sizes = {name: (*size, 128) for name, size in list(STEP_SIZES.items())[: 2 if args.quick else None]}
+    speed, use = [], []
+    for name, size in sizes.items():
+        spec = {"size": size, "seconds": 2 if args.quick else 10, "compile": args.compile or has_gpu()}
+        contenders = {
+            "ours": ("our_step", {**spec, "ffn_layers": None}),
+            "transformers": ("their_step", spec),
+            "ours, no FFN": ("our_step", {**spec, "ffn_layers": []}),
+        }
+        results = in_turn(contenders, args.rounds)
+        ours, theirs, without = (results[contender] for contender in contenders)
+        pace = [middle(each, "tokens_per_second") for each in (ours, theirs, without)]
+        speed.append([name, *(spread(each, "tokens_per_second") for each in (ours, theirs, without)),
+                      f"{pace[0] / pace[1]:.2f}", f"{pace[2] / pace[0]:.2f}"])  # fmt: skip
+        ratio = middle(ours, "peak_bytes") / middle(theirs, "peak_bytes")
+        memory = [f"{middle(each, 'peak_bytes') / 1e6:,.0f}" for each in (ours, theirs, without)]
+        for label, each in (("with FFNs", ours), ("no FFN", without)):
+            mfu = f"{middle(each, 'mfu'):.0%}" if each[0]["mfu"] else "–"
+            use.append([name, label, *(spread(each, key, 1e9) for key in ("flops_per_second", "matrix_rate")),
+                        f"{middle(each, 'use'):.2f}", mfu, f"{middle(each, 'loader_share'):.2%}",
+                        f"{middle(each, 'first_seconds'):.1f}"])  # fmt: skip
+        speed[-1] += [" / ".join(memory), f"{ratio:.2f}"]
+    table("Training step: tokens/s, and peak memory of the process in MB",
+          ["layers × width", "ours", "transformers", "ours, no FFN", "ours / transformers", "no FFN / with",
+           "memory: ours / transformers / no FFN", "ours / transformers"], speed)  # fmt: skip
+    table("Ours against the machine's own matrix products of these shapes, in GFLOP/s",
+          ["layers × width", "", "the step", "products alone", "share", "MFU", "batch and masking", "first step, s"],
+          use)  # fmt: skip
+    if args.quick and not has_gpu():
+        print("\n12 × 768 is left out by --quick.")
+
+
+def tokenise_section(args):
+    """Our path from text to token file, against the tokenizers library's own batch calls on the same text in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        spec = write_text(folder, (4 if args.quick else 50) * 10**6)
+        contenders = {name: (worker, spec) for name, worker in
+                      (("ours, to disk", "our_tokens"), ("encode_batch", "their_tokens"),
+                       ("encode_batch_fast", "their_fast_tokens"))}  # fmt: skip
+        results = in_turn(contenders, args.rounds)
+    ours = middle(results["ours, to disk"], "bytes_per_second")
+    rows = [[name, spread(each, "bytes_per_second", 1e6, 2), f"{ours / middle(each, 'bytes_per_second'):.2f}",
+             f"{middle(each, 'peak_bytes') / 1e6:,.0f}"] for name, each in results.items()]  # fmt: skip
+    table("Tokenising: MB/s", ["", "MB/s", "ours / this", "peak memory, MB"], rows)
+
+
+def growth_section(args):
+    """How the cost of a training step grows with model and sequence, and that of tokenising with the corpus."""
+    names, lengths = list(GROWTH_SIZES)[: 2 if args.quick else None], (64, 128) if args.quick else (64, 128, 256, 512)
+    rows = []
+    for name in names:
+        layers, width, heads = GROWTH_SIZES[name]
+        for ffn_layers in (None, []):
+            cells = []
+            for T in lengths:
+                size = (layers, width, heads, 8192, 2048 // T, T)
+                say(f"{name}, sequences of {T}")
+                result = ask("our_step", size=size, seconds=1, compile=has_gpu(), ffn_layers=ffn_layers)
+                cells.append(f"{result['tokens_per_second']:,.0f} / {result['peak_bytes'] / 1e6:,.0f}")
+            rows.append([f"{name} {layers} × {width}" + (", no FFN" if ffn_layers == [] else ""), *cells])
+    say()
+    table("Training, 2,048 tokens a batch, vocabulary 8,192: tokens/s / peak memory in MB, by sequence length",
+          ["model", *map(str, lengths)], rows)  # fmt: skip
+    rows = []
+    for megabytes in (1, 4) if args.quick else (1, 10, 100, 1000):
+        say(f"a corpus of {megabytes} MB")
+        with tempfile.TemporaryDirectory() as folder:
+            result = ask("our_tokens", **write_text(folder, megabytes * 10**6))
+        pace, memory = result["bytes_per_second"] / 1e6, result["peak_bytes"] / 1e6
+        rows.append([f"{megabytes:,} MB", f"{pace:.2f}", f"{memory:,.0f}"])
+    say()
+    table("Tokenising, by the size of the corpus", ["corpus", "MB/s", "peak memory, MB"], rows)
+
+
+def write_text(folder, size):
+    """Write words of Zipf's frequencies as a text file of about `size` bytes, and a tokenizer for it → their paths."""
+    from mini_undivided import tokenizer as wordpiece
+
+    chance = random.Random(0)
+    letters = "etaoinshrdlucmwfgypb", range(20, 0, -1)  # and how often they come
+    words = ["".join(chance.choices(*letters, k=chance.randint(1, 11))) for _ in range(30000)]
+    weights = [1 / (rank + 3) for rank in range(len(words))]
+    block = ""
+    while len(block) < min(size, 4 * 10**6):
+        block += " ".join(chance.choices(words, weights, k=300)).capitalize() + ".\n"
+    wordpiece.save(wordpiece.train(block[:10**6].splitlines(), 8192), folder)
+    path = Path(folder) / "text.txt"
+    with open(path, "w") as file:
+        for start in range(0, size, len(block)):
+            file.write(block[: size - start])
+    return {"text": str(path), "tokenizer": folder}
+
+
+def has_gpu():
+    import torch
+
+    return torch.cuda.is_available()
+
+
+# The workers of the training step
+
+
+def our_step(size, seconds, compile, ffn_layers):
+    import torch
+
+    from mini_undivided import data, pretrain, runtime
+    from mini_undivided.model import BertConfig, MaskedLM, flops_per_token
+
+    *_, vocabulary, batch_size, T = size
+    machine = runtime.start()
+    tokenizer, tokens = random_text(vocabulary)
+    training = data.TrainingData(data.Sequences(tokens, T, tokenizer), batch_size, seed=0)
+    config = BertConfig(**step_config(size), ffn_layers=ffn_layers)
+    torch.manual_seed(0)
+    model = MaskedLM(config).to(machine.device).train()
+    optimizer = runtime.adamw(model, 1e-4)
+    parallel = torch.compile(model) if compile else model
+    loading = []
+
+    def step(number):
+        started = time.perf_counter()
+        batch = training.batch(number)
+        masked, parts = batch.masked(), [data.MaskedBatch(*map(machine.move, batch))]
+        loading.append(time.perf_counter() - started)
+        pretrain.train_step(parallel, optimizer, parts, masked, machine)
+
+    first, times = time_steps(step, seconds, machine.device.type)
+    peak_bytes = runtime.peak_memory(machine)
+    products = matrix_products(config, batch_size, T, training.sequences.places)
+    flops = flops_per_token(config, T, training.sequences.places) * batch_size * T
+    assert abs(sum(count * 6 * b * m * k * n for count, b, m, k, n in products) / flops - 1) < 1e-6
+    alone = time_products(products, machine)
+    step_seconds, peak = statistics.median(times), runtime.peak_flops(machine)
+    return {
+        "tokens_per_second": batch_size * T / step_seconds, "peak_bytes": peak_bytes, "first_seconds": first,
+        "flops_per_second": flops / step_seconds, "matrix_rate": flops / alone, "use": alone / step_seconds,
+        "mfu": peak and flops / step_seconds / peak, "loader_share": statistics.median(loading) / step_seconds,
+    }  # fmt: skip
+
+
+def their_step(size, seconds, compile):
+    """What a user of `transformers` writes: its collator, its model with labels, torch.optim.AdamW."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
+
+    *_, vocabulary, batch_size, T = size
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")
+    tokenizer, tokens = random_text(vocabulary)
+    collate = DataCollatorForLanguageModeling(their_tokenizer(tokenizer))
+    rows = torch.from_numpy(tokens[: len(tokens) // (T - 2) * (T - 2)].astype("int64")).view(-1, T - 2)
+    rows = torch.nn.functional.pad(torch.nn.functional.pad(rows, (1, 0), value=2), (0, 1), value=3)  # [CLS] … [SEP]
+    config = BertConfig(**step_config(size))
+    torch.manual_seed(0)
+    model = BertForMaskedLM(config).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True if device == "cuda" else None)
+    parallel = torch.compile(model) if compile else model
+
+    def step(number):
+        batch = collate([{"input_ids": rows[i]} for i in torch.randint(len(rows), (batch_size,)).tolist()])
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = parallel(input_ids=batch["input_ids"], labels=batch["labels"]).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    first, times = time_steps(step, seconds, device)
+    pace = batch_size * T / statistics.median(times)
+    return {"tokens_per_second": pace, "peak_bytes": peak(device), "first_seconds": first}
+
+
+def step_config(size):
+    """The sizes of both sides' models, under Hugging Face's names, without dropout."""
+    layers, width, heads, vocabulary, _, _ = size
+    model = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, "vocab_size": vocabulary}
+    return {**model, "intermediate_size": 4 * width, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def their_tokenizer(tokenizer):
+    from transformers import PreTrainedTokenizerFast
+
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def random_text(vocabulary):
+    """A tokenizer with that many entries, and 2**19 random ids of its ordinary words."""
+    import numpy as np
+
+    from mini_undivided import tokenizer as wordpiece
+
+    words = [*wordpiece.SPECIAL, *(f"w{i}" for i in range(vocabulary - len(wordpiece.SPECIAL)))]
+    pieces = wordpiece.word_pieces({word: i for i, word in enumerate(words)})
+    ids = np.random.default_rng(0).integers(len(wordpiece.SPECIAL), vocabulary, 2**19)
+    return wordpiece.finish(wordpiece.assemble(pieces), "the benchmark"), ids.astype(np.uint16)
+
+
+def time_steps(step, seconds, device):
+    """Seconds of the first step, which compiles and takes its memory; and of each after it, for at least three."""
+    import torch
+
+    group = 10 if device == "cuda" else 1  # a GPU is waited for once in ten steps, as in training
+
+    def timed(start, count):
+        before = time.perf_counter()
+        for number in range(start, start + count):
+            step(number)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - before) / count
+
+    first, _ = timed(0, 1), timed(1, 1)
+    times = []
+    while len(times) < 3 or sum(times) * group < seconds:
+        times.append(timed(2 + len(times) * group, group))
+    return first, times
+
+
+def matrix_products(config, B, T, M):
+    """The forward matrix products of a step, the last layer's at M places: (count, b, m, k, n), b of (m, k) (k, n)."""
+    C, H, inner = config.hidden_size, config.num_attention_heads, config.intermediate_size
+    products = [(1, 1, B * M, C, C), (1, 1, B * M, C, config.vocab_size)]
+    for layer in range(config.num_hidden_layers):
+        asked = M if layer == config.num_hidden_layers - 1 else T
+        products += [(2, 1, B * T, C, C), (2, 1, B * asked, C, C)]
+        products += [(1, B * H, asked, C // H, T), (1, B * H, asked, T, C // H)]
+        if config.has_ffn(layer):
+            products += [(1, 1, B * asked, C, inner), (1, 1, B * asked, inner, C)]
+    return products
+
+
+def time_products(products, machine):
+    """Seconds that the products take alone, with the two of each one's backward pass, at their best of a few tries."""
+    import torch
+
+    total = 0.0
+    for shape in {tuple(shape) for _, *shape in products}:
+        b, m, k, n = shape
+        x, w, y = (torch.randn(b, *of, device=machine.device, dtype=machine.dtype) for of in ((m, k), (n, k), (m, n)))
+        x, w, y = (x[0], w[0], y[0]) if b == 1 else (x, w, y)
+
+        def three(_, x=x, w=w, y=y):
+            return x @ w.mT, y @ w, y.mT @ x
+
+        _, times = time_steps(three, 0.2, machine.device.type)
+        total += min(times) * sum(count for count, *other in products if tuple(other) == shape)
+    return total
+
+
+def peak(device):
+    """The most memory held, in bytes: the GPU's, or the process's."""
+    import torch
+
+    from mini_undivided import runtime
+
+    return runtime.peak_memory(runtime.Runtime(torch.device(device), torch.float32))
+
+
+# The workers of tokenising
+
+
+def our_tokens(text, tokenizer):
+    from mini_undivided import corpus, data
+    from mini_undivided import tokenizer as wordpiece
+
+    tokenizer = wordpiece.load(tokenizer)
+    with tempfile.TemporaryDirectory(dir=Path(text).parent) as cache:
+        os.environ["MINI_UNDIVIDED_CACHE"] = cache
+        started = time.perf_counter()
+        tokens = data.tokenize(corpus.open_corpus([text]), tokenizer)
+        seconds = time.perf_counter() - started
+    return {"bytes_per_second": Path(text).stat().st_size / seconds, "peak_bytes": peak("cpu"), "tokens": tokens.count}
+
+
+def their_tokens(text, tokenizer, call="encode_batch"):
+    """The library alone, called with 2 MB at a time of text that lies in memory; what it returns is dropped."""
+    from mini_undivided import corpus, data
+    from mini_undivided import tokenizer as wordpiece
+
+    tokenizer = wordpiece.load(tokenizer)
+    batches = list(data.batches(corpus.open_corpus([text])))
+    started = time.perf_counter()
+    tokens = 0
+    for batch in batches:
+        tokens += sum(map(len, getattr(tokenizer, call)(batch, add_special_tokens=False)))
+    seconds = time.perf_counter() - started
+    return {"bytes_per_second": Path(text).stat().st_size / seconds, "peak_bytes": peak("cpu"), "tokens": tokens}
+
+
+def their_fast_tokens(text, tokenizer):
+    """The library's call without offsets into the text, which ours uses."""
+    return their_tokens(text, tokenizer, "encode_batch_fast")
+
+
+SECTIONS = {"step": step_section, "tokenise": tokenise_section, "growth": growth_section}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="less of everything, in a minute or two")
+    parser.add_argument("--only", choices=SECTIONS, help="this section alone")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides on a CPU too")
+    parser.add_argument("--worker", nargs=2, metavar=("NAME", "JSON"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        name, spec = args.worker
+        print(json.dumps(globals()[name](**json.loads(spec))))
+        return
+    args.rounds = 2 if args.quick else 5
+    for name in [args.only] if args.only else SECTIONS:
+        SECTIONS[name](args)
+
+
+if __name__ == "__main__":
+    main()
