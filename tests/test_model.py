@@ -375,7 +375,7 @@ QUERY = "bert.encoder.layer.1.attention.self.query.weight"
         (lambda t: t.pop(QUERY), "layer.1.attention.self.query.weight is missing"),
         (lambda t: t.pop("bert.encoder.layer.2.output.dense.bias"), "layer.2.output.dense.bias is missing"),
         (lambda t: t.update({"bert.encoder.layer.1.adapter": torch.ones(2)}), "layer.1.adapter has no place"),
-        (lambda t: t.update({"bert.encoder.layer.4.output.dense.bias": torch.ones(2)}), "layer.4.output.dense.bias has"),
+        (lambda t: t.update({"bert.encoder.layer.4.output.dense.bias": torch.ones(2)}), "layer.4.output.dense.bias"),
         (lambda t: t.update({QUERY: torch.ones(C, C + 1)}), r"query.weight has the shape \(36, 37\).*\(36, 36\)"),
         (lambda t: t.pop("cls.predictions.transform.dense.bias"), "cls.predictions.transform.dense.bias is missing"),
         (lambda t: t.pop("cls.predictions.bias"), "cls.predictions.bias is missing"),
@@ -432,6 +432,17 @@ def test_ffns_are_cut_out_of_a_trained_model(tmp_path, kept):
     assert all(torch.equal(t, mlm.state_dict()[name]) for name, t in cut.state_dict().items())
     cut.save_pretrained(tmp_path / "cut")
     assert MaskedLM.from_pretrained(tmp_path / "cut").config.ffn_layers == kept
+
+
+def test_cutting_ffns_is_strict_too(tmp_path):
+    """With FFNs cut, any other tensor that is too many or missing is still an error."""
+    MaskedLM(config()).save_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda tensors: tensors.update({"bert.encoder.layer.1.adapter": torch.ones(2)}))
+    with pytest.raises(UserError, match="layer.1.adapter has no place"):
+        MaskedLM.from_pretrained(tmp_path, ffn_layers=[])
+    change_tensors(tmp_path, lambda tensors: (tensors.pop("bert.encoder.layer.1.adapter"), tensors.pop(QUERY)))
+    with pytest.raises(UserError, match="layer.1.attention.self.query.weight is missing"):
+        MaskedLM.from_pretrained(tmp_path, ffn_layers=[])
 
 
 @pytest.mark.parametrize("saved, asked", [([], None), ([], [0]), ([1], [0, 1]), ([1, 2], None)])

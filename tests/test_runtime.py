@@ -20,7 +20,8 @@ def machine(monkeypatch):
     def look(cuda=False, mps=False, bfloat16=False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16 or including_emulation)
+        supported = lambda including_emulation=True: bfloat16 or including_emulation  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
         monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
