@@ -23,6 +23,7 @@ STEP_SIZES = {"4 × 128": (4, 128, 4, 8192, 32), "4 × 256": (4, 256, 4, 8192, 3
 GROWTH_SIZES = {  # layers, width, heads: those of Turc et al. 2019
     "tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "medium": (8, 512, 8), "base": (12, 768, 12),
 }  # fmt: skip
+FINETUNE = {"SST-2": (2.4, 0.65, 3, 64), "MRPC": (3.95, 0.27, 25, 100)}  # tokens: log mean, deviation, least, most
 
 
 # The parent: starts workers, gathers what they say, prints tables
@@ -124,6 +125,20 @@ def tokenise_section(args):
     rows = [[name, spread(each, "bytes_per_second", 1e6, 2), f"{ours / middle(each, 'bytes_per_second'):.2f}",
              f"{middle(each, 'peak_bytes') / 1e6:,.0f}"] for name, each in results.items()]  # fmt: skip
     table("Tokenising: MB/s", ["", "MB/s", "ours / this", "peak memory, MB"], rows)
+
+
+def finetune_section(args):
+    """An epoch of fine-tuning on sentences as long as those of SST-2 and MRPC, against a plain loop with padding."""
+    rows = []
+    for name, lengths in FINETUNE.items():
+        spec = {"size": (4, 256, 4, 8192, 32), "lengths": lengths, "count": 640 if args.quick else 3200}
+        results = in_turn({"ours": ("our_finetune", spec), "transformers": ("their_finetune", spec)}, args.rounds)
+        ours, theirs = results.values()
+        ratio = middle(ours, "examples_per_second") / middle(theirs, "examples_per_second")
+        rows.append([name, *(spread(each, "examples_per_second") for each in (ours, theirs)), f"{ratio:.2f}",
+                     *(f"{middle(each, 'padding'):.1%}" for each in (ours, theirs))])  # fmt: skip
+    table("Fine-tuning 4 × 256, batch 32: examples/s, and the share of padding",
+          ["as long as", "ours", "transformers", "ratio", "padding: ours", "transformers"], rows)  # fmt: skip
 
 
 def growth_section(args):
@@ -376,7 +391,66 @@ def their_fast_tokens(text, tokenizer):
     return their_tokens(text, tokenizer, "encode_batch_fast")
 
 
-SECTIONS = {"step": step_section, "tokenise": tokenise_section, "growth": growth_section}
+# The workers of fine-tuning
+
+
+def random_examples(lengths, count, vocabulary):
+    """Lists of random token ids with these lengths, between [CLS] and [SEP]."""
+    import numpy as np
+
+    mean, deviation, least, most = lengths
+    rng = np.random.default_rng(0)
+    sizes = np.exp(rng.normal(mean, deviation, count)).clip(least, most).astype(int)
+    return [[2, *rng.integers(5, vocabulary, size).tolist(), 3] for size in sizes]
+
+
+def our_finetune(size, lengths, count):
+    import numpy as np
+
+    from mini_undivided import glue
+    from mini_undivided import tokenizer as wordpiece
+    from mini_undivided.model import BertConfig, Encoder
+
+    *_, vocabulary, _ = size
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    with tempfile.TemporaryDirectory() as run:
+        Encoder(BertConfig(**{**step_config((*size, 0)), **dropout})).save_pretrained(run)
+        wordpiece.save(random_text(vocabulary)[0], run)
+        tuner = glue.Finetuner(glue.Options(run, epochs=1, batch_size=size[-1]))
+    train = [(ids, [0] * len(ids)) for ids in random_examples(lengths, count, vocabulary)]
+    splits = {"train": glue.Split([], np.arange(count) % 2)}
+    *_, seconds = tuner.train("sst2", glue.find_task("sst2"), {"train": train}, splits, seed=0)
+    batches = glue.length_batches(train, size[-1], np.random.default_rng(0))
+    return {"examples_per_second": count / seconds, "padding": glue.padding_share(train, batches)}
+
+
+def their_finetune(size, lengths, count):
+    """The loop of `transformers`' examples: a shuffled DataLoader, each batch padded to its longest, dropout 0.1."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding
+
+    *_, vocabulary, batch_size = size
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    collate = DataCollatorWithPadding(their_tokenizer(random_text(vocabulary)[0]))
+    ids = random_examples(lengths, count, vocabulary)
+    examples = [{"input_ids": each, "labels": i % 2} for i, each in enumerate(ids)]
+    loader = torch.utils.data.DataLoader(examples, batch_size, shuffle=True, collate_fn=collate)
+    dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    model = BertForSequenceClassification(BertConfig(**{**step_config((*size, 0)), **dropout})).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    places = real = 0
+    started = time.perf_counter()
+    for batch in loader:
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        places, real = places + batch["input_ids"].numel(), real + int(batch["attention_mask"].sum())
+    return {"examples_per_second": count / (time.perf_counter() - started), "padding": 1 - real / places}
+
+
+SECTIONS = {"step": step_section, "tokenise": tokenise_section, "finetune": finetune_section, "growth": growth_section}
 
 
 def main():
