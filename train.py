@@ -157,7 +157,8 @@ def main():
     from mini_undivided.runtime import command_line  # after the parser: --help need not wait for PyTorch
 
     with command_line():
-        from mini_undivided.pretrain import pretrain, report
+        from mini_undivided.pretrain import pretrain
+        from mini_undivided.show import report
 
         resume = "resume" in typed
         options = resume_options(typed) if resume else make_options(typed)

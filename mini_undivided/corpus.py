@@ -176,6 +176,17 @@ def held_out(corpus):
     return (text for i, text in enumerate(corpus) if is_held_out(i))
 
 
+def held_out_docs():
+    """Yield (library, text) of the docs corpus' held-out documents."""
+    index = 0
+    with open(docs_file(), encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            for text in filter(str.strip, cut(row["text"])):  # counted as the corpus counts them
+                if is_held_out(index):
+                    yield row["library"], text
+                index += 1
+
+
 def sentences(text):
     """Cut prose into sentences of 5 to 60 words: a simple rule that is right often enough for examples and probes."""
     parts = re.split(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z])|\n\s*\n", text)

@@ -4,11 +4,10 @@ Letters: B sequences in a micro-batch, T tokens in a sequence, M masked position
 """
 
 import math
-import os
 import signal
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from mini_undivided import data, runs, runtime
 from mini_undivided import tokenizer as wordpiece
 from mini_undivided.model import BertConfig, MaskedLM, count_parameters, flops_per_token
 from mini_undivided.runtime import UserError
+from mini_undivided.show import describe, fill, plot_losses
 
 WARMUP = 0.1  # share of the run in which the learning rate rises
 VALIDATIONS = 10  # in a run
@@ -204,32 +204,6 @@ def make_plan(options, machine, config, sequences):
         )
     flops = flops_per_token(config, options.seq_len, sequences.places)
     return Plan(local * machine.world, micro, local // micro, flops)
-
-
-def describe(record, plan, config, tokenizer, machine):
-    """What a run is going to do, for people, as lines of text."""
-    options, corpus = record["options"], record["corpus"]
-    full = count_parameters(replace(config, ffn_layers=None)) - record["parameters"]
-    kept = config.num_hidden_layers if config.ffn_layers is None else len(config.ffn_layers)
-    ffns = {0: "no FFN", config.num_hidden_layers: "an FFN in every layer"}.get(
-        kept, f"FFNs in layers {', '.join(map(str, config.ffn_layers or []))}"
-    )
-    more = f"; an FFN in every layer would add {full:,} (+{full / record['parameters']:.0%})" if full else ""
-    length = f"{options['steps']:,} steps" if options["steps"] else f"{options['minutes']:g} minutes"
-    case = "cased" if wordpiece.is_cased(tokenizer) else "uncased"
-    return "\n".join((
-        f"corpus      {' '.join(corpus['names'])}: {corpus['documents']:,} documents, {corpus['words']:,} words, "
-        f"{corpus['tokens']:,} tokens, one document in {corpora.HELD_OUT_EVERY} held out",
-        f"tokenizer   WordPiece, {case}, {tokenizer.get_vocab_size():,} entries",
-        f"model       {config.num_hidden_layers} layers, {config.hidden_size} wide, {config.num_attention_heads} heads, "
-        f"{ffns}: {record['parameters']:,} parameters{more}",
-        f"compute     {plan.flops / 1e6:,.2f} million FLOPs a token, forward and backward",
-        f"batch       {plan.size * options['seq_len']:,} tokens = {plan.size} sequences of {options['seq_len']} = "
-        f"{plan.micro} at once × {plan.accumulation} accumulated × {machine.world} process(es)",
-        f"training    {length}, learning rate up to {options['lr']:g}, dropout {options['dropout']:g}, "
-        f"seed {options['seed']}",
-        f"device      {machine}",
-    ))  # fmt: skip
 
 
 def masked_loss(model, batch):
@@ -465,97 +439,3 @@ def catch_signals():
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-
-
-@torch.inference_mode()
-def fill(model, tokenizer, sentence, top=5):
-    """The likeliest words for each [MASK] of a sentence → for each a list of `top` (word, probability).
-
-    Raises UserError where there is no [MASK], or where the sentence is longer than the model's positions.
-    """
-    encoding = tokenizer.encode(sentence)
-    places = [i for i, token in enumerate(encoding.tokens) if token == "[MASK]"]
-    if not places:
-        raise UserError(f'there is no [MASK] in "{sentence}"; write one for each word to be filled in')
-    model.eval()
-    device = next(model.parameters()).device
-    ids, positions = torch.tensor([encoding.ids], device=device), torch.tensor([places], device=device)
-    logits = model(ids, positions=positions)[0]  # (M, V)
-    logits[:, wordpiece.special_ids(tokenizer)] = float("-inf")
-    best = logits.softmax(-1).topk(min(top, logits.size(-1)))
-    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [[(tokenizer.id_to_token(i), p) for i, p in zip(*row, strict=True)] for row in rows]
-
-
-def show_fills(out, count=4):
-    """Held-out sentences of a run's corpus with one word masked, and what the model puts there, as lines of text."""
-    options = runs.read_json(Path(out) / "train.json")["options"]
-    model, tokenizer = MaskedLM.from_pretrained(out), wordpiece.load(out)
-    lines = []
-    for text in corpora.held_out(corpora.open_corpus(options["corpus"])):
-        for sentence in corpora.sentences(text)[:1]:
-            hole = make_hole(sentence, tokenizer, options["seq_len"])
-            if hole:
-                question, word = hole
-                guesses = ", ".join(f"{guess} {p:.0%}" for guess, p in fill(model, tokenizer, question)[0])
-                lines.append(f"{question}\n    {guesses}   (it was: {word})")
-        if len(lines) == count:
-            break
-    return "\n".join(lines)
-
-
-def report(record):
-    """Print how a run ended, and if it finished, what it learned."""
-    out = record["options"]["out"]
-    if int(os.environ.get("RANK", 0)) > 0:
-        return
-    if record["status"] != "finished":
-        print(f"interrupted and saved; go on with: python train.py --resume --out {out}")
-        return
-    result = record["result"]
-    gain = result["unigram_entropy"] - result["validation_loss"]
-    print(
-        f"validation loss {result['validation_loss']:.3f} nats, {gain:.2f} under the unigram entropy "
-        f"{result['unigram_entropy']:.3f}; masked accuracy {result['validation_accuracy']:.1%}\n"
-        f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, {result['tokens_per_second']:,.0f} tokens/s, "
-        f"peak memory {result['peak_memory_bytes'] / 1e6:,.0f} MB\n"
-        f"written to {out}: model.safetensors, loss.png and more\n\n"
-        f"held-out sentences, their [MASK] filled in:\n{show_fills(out)}"
-    )
-
-
-def make_hole(sentence, tokenizer, seq_len):
-    """Mask the longest word of a sentence's second half that is one token → (sentence, word), or None."""
-    words = sentence.split()
-    known = [i for i in range(len(words) // 2, len(words)) if len(tokenizer.encode(words[i]).ids) == 3]
-    if not 8 <= len(words) <= 20 or not known or len(tokenizer.encode(sentence).ids) > seq_len:
-        return None
-    place = max(known, key=lambda i: len(words[i]))
-    return " ".join([*words[:place], "[MASK]", *words[place + 1 :]]), words[place]
-
-
-def plot_losses(out, entropy):
-    """Draw log.jsonl as loss.png: training and validation loss, and the unigram entropy that a model must get under."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("matplotlib is not installed: loss.png was not drawn")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = runs.read_log(out)
-    train = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
-    valid = [(row["tokens"], row["validation_loss"]) for row in rows if "validation_loss" in row]
-    size = max(1, len(train) // 100)  # means of a hundredth of the run each
-    means = [[sum(column) / size for column in zip(*train[i : i + size], strict=True)] for i in range(0, len(train) - size + 1, size)]
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    axes.plot(*zip(*means, strict=True), label="training", color="tab:blue")
-    if valid:
-        axes.plot(*zip(*valid, strict=True), "o-", label="validation", color="tab:orange")
-    axes.axhline(entropy, linestyle="--", color="gray", label="unigram entropy of the validation tokens")
-    axes.set(xlabel="tokens", ylabel="loss (nats a masked token)", title=str(out))
-    axes.legend()
-    with runs.atomic(Path(out) / "loss.png") as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)

@@ -40,6 +40,13 @@ def options(text, tmp_path):
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def without_figure(request, monkeypatch):
+    """Drawing takes longer than training so little: only the test of the whole directory draws."""
+    if request.node.name != "test_a_run_writes_a_whole_run_directory":
+        monkeypatch.setattr(pretrain, "plot_losses", lambda *_: None)
+
+
 def weights(out):
     """The tensors that a run wrote."""
     return runs.read_weights(out)
