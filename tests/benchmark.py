@@ -131,7 +131,7 @@ def finetune_section(args):
     """An epoch of fine-tuning on sentences as long as those of SST-2 and MRPC, against a plain loop with padding."""
     rows = []
     for name, lengths in FINETUNE.items():
-        spec = {"size": (4, 256, 4, 8192, 32), "lengths": lengths, "count": 640 if args.quick else 3200}
+        spec = {"size": (4, 256, 4, 8192, 32), "lengths": lengths, "count": 192 if args.quick else 3200}
         results = in_turn({"ours": ("our_finetune", spec), "transformers": ("their_finetune", spec)}, args.rounds)
         ours, theirs = results.values()
         ratio = middle(ours, "examples_per_second") / middle(theirs, "examples_per_second")
