@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from mini_undivided import corpus as corpora
-from mini_undivided import runs, tokenizer as wordpiece
+from mini_undivided import runs
+from mini_undivided import tokenizer as wordpiece
 from mini_undivided.runtime import UserError
 
 HEADER = struct.Struct("<8sIIQ")  # magic, bytes a token, size of the vocabulary, number of tokens

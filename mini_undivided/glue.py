@@ -4,7 +4,7 @@ Letters: B examples in a batch, T tokens in the longest of them, K labels.
 """
 
 import difflib
-import json
+import math
 import time
 import zipfile
 from dataclasses import asdict, dataclass
@@ -48,7 +48,8 @@ def matthews(predicted, labels):
 
 def pearson(predicted, labels):
     """The linear correlation; 0 where one side is constant, for which it is not defined."""
-    x, y = np.float64(predicted) - np.mean(predicted), np.float64(labels) - np.mean(labels)
+    x, y = np.float64(predicted), np.float64(labels)
+    x, y = x - x.mean(), y - y.mean()
     norm = np.sqrt(np.sum(x * x) * np.sum(y * y))
     return float(np.sum(x * y) / norm) if norm > 1e-12 * len(x) else 0.0
 
@@ -140,9 +141,10 @@ def read_tsv(path, columns=None, broken=0):
     """
     skipped = 0
     try:
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
+        with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                fields = line.rstrip("\r\n").split("\t")
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                fields = text.rstrip("\r\n").split("\t")
                 if columns is None:
                     columns = fields
                 elif len(fields) == len(columns):
@@ -152,7 +154,7 @@ def read_tsv(path, columns=None, broken=0):
                 else:
                     raise UserError(f"{path}, line {number}: {len(fields)} columns, but there should be {len(columns)}")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error})") from None
+        raise UserError(f"{path}, line {number}, is not UTF-8 ({error})") from None
     if skipped:
         print(f"{path}: {skipped} broken rows left out")
 
@@ -160,7 +162,7 @@ def read_tsv(path, columns=None, broken=0):
 def read_split(path, task, labelled, columns=None):
     """Read a file of a task → Split."""
     texts, labels = [], []
-    for number, row in read_tsv(path, columns, task.broken):
+    for number, row in read_tsv(path, columns, task.broken if labelled else 0):  # a prediction must keep its row
         for column in (*task.texts, *([task.label] if labelled else [])):
             if column not in row:
                 raise UserError(f'{path} has no column "{column}"; its columns are {", ".join(row)}')
@@ -175,7 +177,11 @@ def read_split(path, task, labelled, columns=None):
 def parse_label(text, task, where):
     """A label's number, or for a regression its value."""
     try:
-        return task.labels.index(text) if task.labels else float(text)
+        if task.labels:
+            return task.labels.index(text)
+        if math.isfinite(value := float(text)):
+            return value
+        raise ValueError
     except ValueError:
         wanted = f"one of {', '.join(task.labels)}" if task.labels else "a number"
         raise UserError(f'{where}: the label "{text}" is not {wanted}') from None

@@ -19,9 +19,10 @@ from tqdm import tqdm
 from mini_undivided import corpus as corpora
 from mini_undivided import data, runs, runtime
 from mini_undivided import tokenizer as wordpiece
+from mini_undivided.figures import plot_losses
 from mini_undivided.model import BertConfig, MaskedLM, count_parameters, flops_per_token
 from mini_undivided.runtime import UserError
-from mini_undivided.show import describe, fill, plot_losses
+from mini_undivided.show import describe
 
 WARMUP = 0.1  # share of the run in which the learning rate rises
 VALIDATIONS = 10  # in a run

@@ -1,4 +1,4 @@
-"""What a run shows: its plan before, its loss curve and what it learned after; and the words that fill a [MASK].
+"""What a run shows: its plan before, what it learned after; and the words that fill a [MASK].
 
 Letters: M masked positions in a sentence, V words in the vocabulary.
 """
@@ -107,30 +107,3 @@ def make_hole(sentence, tokenizer, seq_len):
         return None
     place = max(known, key=lambda i: len(words[i]))
     return " ".join([*words[:place], "[MASK]", *words[place + 1 :]]), words[place]
-
-
-def plot_losses(out, entropy):
-    """Draw log.jsonl as loss.png: training and validation loss, and the unigram entropy that a model must get under."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("matplotlib is not installed: loss.png was not drawn")
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = runs.read_log(out)
-    train = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
-    valid = [(row["tokens"], row["validation_loss"]) for row in rows if "validation_loss" in row]
-    size = max(1, len(train) // 100)  # means of a hundredth of the run each
-    means = [[sum(column) / size for column in zip(*train[i : i + size], strict=True)] for i in range(0, len(train) - size + 1, size)]
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    axes.plot(*zip(*means, strict=True), label="training", color="tab:blue")
-    if valid:
-        axes.plot(*zip(*valid, strict=True), "o-", label="validation", color="tab:orange")
-    axes.axhline(entropy, linestyle="--", color="gray", label="unigram entropy of the validation tokens")
-    axes.set(xlabel="tokens", ylabel="loss (nats a masked token)", title=str(out))
-    axes.legend()
-    with runs.atomic(Path(out) / "loss.png") as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)

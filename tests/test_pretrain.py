@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mini_undivided import data, pretrain, runs, runtime
+from mini_undivided import data, pretrain, runs, runtime, show
 from mini_undivided import tokenizer as wordpiece
 from mini_undivided.model import BertConfig, MaskedLM
 from mini_undivided.runtime import UserError
@@ -317,11 +317,11 @@ def test_fill_names_the_likeliest_words(options):
     """After training, the word all around comes first; probabilities fall; a sentence without [MASK] is refused."""
     pretrain.pretrain(replace(options, steps=400))
     model, tokenizer = MaskedLM.from_pretrained(options.out), wordpiece.load(options.out)
-    first, second = pretrain.fill(model, tokenizer, "cat cat [MASK] cat cat [MASK] cat", top=3)
+    first, second = show.fill(model, tokenizer, "cat cat [MASK] cat cat [MASK] cat", top=3)
     assert first[0][0] == second[0][0] == "cat"
     assert [p for _, p in first] == sorted((p for _, p in first), reverse=True) and len(first) == 3
     with pytest.raises(UserError, match="there is no \\[MASK\\]"):
-        pretrain.fill(model, tokenizer, "ant bee")
+        show.fill(model, tokenizer, "ant bee")
 
 
 SCRIPT = """

@@ -1,0 +1,189 @@
+"""How alike are two layers? Centred kernel alignment (CKA; Kornblith et al. 2019, 1905.00414), debiased, by minibatches.
+
+Letters: B texts in a batch, T tokens in the longest, C width of a layer, n rows in a minibatch, L layers of a model.
+
+A layer is an (n, C) matrix: a row for each token, or for each text. The Gram matrix of its rows says which tokens are
+alike in the eyes of this layer; CKA is the correlation of two layers' Gram matrices, so neither the width of a layer
+nor a rotation or scaling of it matters. The plain estimator comes out near 1 whenever n is not far above C, even for
+unrelated layers. This one does not: it leaves the diagonals out (Song et al. 2012) and may therefore be averaged over
+minibatches (Nguyen et al. 2021, 2010.15327). Unrelated layers give 0 in the mean, and single values just below it.
+"""
+
+import torch
+
+from mini_undivided.runtime import UserError
+
+PLACES = {"attention": "attention outputs", "block": "block outputs"}
+LEAST = 4  # rows: the estimator divides by n - 3
+POOL = 8  # minibatches whose rows are shuffled together, so that a minibatch is not made of one text's tokens
+
+
+def centre(x):
+    """Gram matrices of layers, centred so that the diagonal plays no part ("U-centred").
+
+    x (L, n, C) → (L, n, n): row sums, column sums and the diagonal are 0.
+    """
+    n = x.size(1)
+    gram = x @ x.transpose(1, 2)  # (L, n, n)
+    gram.diagonal(dim1=1, dim2=2).zero_()
+    means = gram.sum(2) / (n - 2)  # (L, n)
+    total = means.sum(1) / (n - 1)  # (L,)
+    gram += total[:, None, None] - means[:, :, None] - means[:, None, :]
+    gram.diagonal(dim1=1, dim2=2).zero_()
+    return gram
+
+
+def hsic(a, b):
+    """The unbiased HSIC of every layer of A with every layer of B: centred Grams (L_A, n, n), (L_B, n, n) → (L_A, L_B)."""
+    n = a.size(1)
+    return a.flatten(1) @ b.flatten(1).T / (n * (n - 3))
+
+
+class CKA:
+    """CKA of every layer of A with every layer of B, summed up over minibatches of equal size, in float64."""
+
+    def __init__(self):
+        self.ab = self.aa = self.bb = 0.0
+        self.rows = 0  # the n to report
+
+    def add(self, a, b):
+        """Add a minibatch: centred Gram matrices of A (L_A, n, n) and of B (L_B, n, n), of the same n rows."""
+        scale = a.size(1) * (a.size(1) - 3)
+        self.ab = self.ab + hsic(a, b)
+        self.aa = self.aa + a.square().sum((1, 2)) / scale  # each layer with itself
+        self.bb = self.bb + b.square().sum((1, 2)) / scale
+        self.rows += a.size(1)
+
+    def value(self):
+        """The matrix (L_A, L_B) on the CPU; 1 for equal layers, 0 for unrelated ones."""
+        return (self.ab / (self.aa[:, None] * self.bb).sqrt()).cpu()
+
+
+def cka(a, b):
+    """CKA of single layers: rows (n, C_A) and (n, C_B), in the same order → a number."""
+    found = CKA()
+    found.add(*(centre(x.double()[None]) for x in (a, b)))
+    return found.value().item()
+
+
+def equal_depth(matrix):
+    """The values of a CKA matrix at equal relative depth, (row, column, value) for each layer of the first run."""
+    steps = (len(matrix[0]) - 1) / max(1, len(matrix) - 1)
+    return [(i, round(i * steps), row[round(i * steps)]) for i, row in enumerate(matrix)]
+
+
+def outputs(encoder, ids, mask=None, segments=None):
+    """One forward pass → {"attention": each layer's attention output, (B, T, C), "block": the embeddings' and each block's}.
+
+    The attention output is that of the whole sublayer, after its residual and LayerNorm: without an FFN, the block's.
+    """
+    attention = []
+    keep = [
+        layer.attention.register_forward_hook(lambda module, inputs, output: attention.append(output))
+        for layer in encoder.layers
+    ]
+    try:
+        _, block = encoder(ids, mask, segments, output_hidden_states=True)
+    finally:
+        for hook in keep:
+            hook.remove()
+    return {"attention": attention, "block": block}
+
+
+def to_rows(layers, mask, per_text):
+    """Layers (B, T, C) → rows (L, number of rows, C): of each real token, or of each text's mean over its real tokens."""
+    x = torch.stack(layers)  # (L, B, T, C)
+    if not per_text:
+        return x[:, mask]
+    weights = mask / mask.sum(1, keepdim=True)  # (B, T)
+    return torch.einsum("lbtc,bt->lbc", x, weights)
+
+
+def collapse(layers, mask):
+    """How far attention has made the tokens of a text alike, layer by layer.
+
+    layers: a list of (B, T, C); mask (B, T) → (L, 2, B): the distance of the token vectors from their mean, relative to
+    their norm (Dong et al. 2021, 2103.03404), and the mean cosine of two different tokens. Collapse is 0, and 1.
+    """
+    x = torch.stack(layers) * mask[..., None]  # (L, B, T, C), padding 0
+    count = mask.sum(1)  # (B,)
+    mean = x.sum(2) / count[:, None]  # (L, B, C)
+    squares = x.square().sum((2, 3))  # (L, B): |x|² over all tokens; that of the distances is less by T |mean|²
+    distance = ((squares - count * mean.square().sum(-1)).clamp(min=0) / squares).sqrt()
+    unit = torch.nn.functional.normalize(x, dim=-1).sum(2)  # (L, B, C)
+    cosine = (unit.square().sum(-1) - count) / (count * (count - 1)).clamp(min=1)  # the pairs without i = j
+    return torch.stack([distance, cosine], dim=1)
+
+
+@torch.inference_mode()
+def compare(encoders, batches, per_text=False, n=256):
+    """CKA of the first encoder with each other one, and each one's rank collapse, in one forward pass of each.
+
+    encoders: {name: Encoder}, all in evaluation mode and with the same tokenizer. batches: (ids, mask, segments) on
+    their device; mask may be None. per_text: rows are the means of texts, not tokens. n: rows in a minibatch; a rest
+    that does not fill one is left out.
+    → {other's name: {"attention": (L_A, L_B), "block": (L_A + 1, L_B + 1)}}, {name: (L + 1, 2)}, number of rows.
+    Raises UserError where the rows do not fill one minibatch.
+    """
+    if n < LEAST:
+        raise UserError(f"CKA needs at least {LEAST} rows in a minibatch, not {n}")
+    first, *others = encoders
+    sums = {name: {"attention": CKA(), "block": CKA()} for name in others}
+    shapes = {name: [] for name in encoders}
+    pool, generator = Pool(n), torch.Generator().manual_seed(0)
+    for ids, mask, segments in batches:
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        for name, encoder in encoders.items():
+            found = outputs(encoder, ids, mask, segments)
+            shapes[name].append(collapse(found["block"], real))
+            for place, layers in found.items():
+                pool.add((name, place), to_rows(layers, real, per_text))
+        for minibatch in pool.take(POOL * n, generator):
+            add(sums, first, minibatch)
+    for minibatch in pool.take(n, generator):
+        add(sums, first, minibatch)
+    rows = max((found["block"].rows for found in sums.values()), default=0)
+    if others and not rows:
+        kind = "texts" if per_text else "tokens"
+        raise UserError(f"CKA needs {n} {kind} at least, but there are {pool.size}: give more text or more --examples")
+    values = {name: {place: found.value() for place, found in places.items()} for name, places in sums.items()}
+    return values, {name: torch.cat(found, dim=2).mean(2).cpu() for name, found in shapes.items()}, rows
+
+
+def add(sums, first, minibatch):
+    """Add a minibatch, {(name, place): rows (L, n, C)}, to the sums; each Gram matrix is computed once."""
+    grams = {key: centre(rows) for key, rows in minibatch.items()}
+    for name, places in sums.items():
+        for place, found in places.items():
+            found.add(grams[first, place], grams[name, place])
+
+
+class Pool:
+    """Rows of all encoders, waiting until there are enough to be shuffled alike and cut into minibatches of n."""
+
+    def __init__(self, n):
+        self.n, self.parts = n, {}
+
+    @property
+    def size(self):
+        return sum(part.size(1) for part in next(iter(self.parts.values()), []))
+
+    def add(self, key, rows):
+        self.parts.setdefault(key, []).append(rows)
+
+    def take(self, least, generator):
+        """Yield minibatches {key: (L, n, C) in float64} once `least` rows are there; the rest waits on."""
+        if self.size < least:
+            return
+        order = torch.randperm(self.size, generator=generator)
+        whole = {key: torch.cat(parts, dim=1) for key, parts in self.parts.items()}
+        used = len(order) // self.n * self.n
+        for chosen in order[:used].split(self.n):
+            yield {key: double(rows[:, chosen.to(rows.device)]) for key, rows in whole.items()}
+        rest = order[used:]
+        self.parts = {key: [rows[:, rest.to(rows.device)]] for key, rows in whole.items()}
+
+
+def double(x):
+    """A tensor in float64, on the CPU where its device has none (Apple's GPUs)."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
