@@ -115,7 +115,7 @@ def test_a_step_is_adamws():
     frozen = ours.bias.detach().clone()
     ours.bias.requires_grad_(False)
     optimizer = runtime.adamw(ours, lr=0.5, weight_decay=0.1)
-    reference = torch.optim.AdamW([theirs.weight], lr=0.05, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1)
+    reference = torch.optim.AdamW([theirs.weight], lr=0.05, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.1)
     runtime.set_learning_rate(optimizer, 0.05)
     for i in range(3):
         x = torch.full((7, 5), float(i + 1))
