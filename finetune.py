@@ -51,8 +51,8 @@ def main():
         from mini_undivided.glue import Options, finetune, table
 
         name = typed.pop("task")
-        options = Options(**typed)
-        print(table(finetune(options, name)))
+        results, out = finetune(Options(**typed), name)
+        print(f"\n{table(results)}\nwritten to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
 if __name__ == "__main__":

@@ -355,7 +355,7 @@ class Finetuner:
             seconds.append(took)
             for name, value in scores.items():
                 values.setdefault(name, []).append(value)
-            print(f"{key}, seed {seed}: " + ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items()), flush=True)
+            print(f"{key}, seed {seed}: {in_words(scores)}", flush=True)
             if seed == 0 and options.predict:
                 self.write_predictions(key, task, model, rows)
             if options.save:
@@ -387,45 +387,60 @@ class Finetuner:
         """Fine-tune from one seed → model, {metric: value} on dev after the last epoch, seconds an epoch of training."""
         torch.manual_seed(seed)
         rng = np.random.default_rng(seed)
+        model = self.make_model(task)
+        optimizer = runtime.adamw(model, self.lr)
+        plan = [length_batches(rows["train"], self.options.batch_size, rng) for _ in range(self.epochs(task))]
+        steps, seconds = sum(map(len, plan)), 0.0
+        rates = (self.lr * runtime.warmup_decay((step + 0.5) / steps, WARMUP) for step in range(steps))
+        dev = [part for part in rows if part.startswith("dev")]
+        if seed == 0:
+            print(self.describe(key, rows["train"], plan), flush=True)
+        with tqdm(total=steps, desc=f"{key}, seed {seed}", leave=False, dynamic_ncols=True, mininterval=0.3) as bar:
+            for epoch, batches in enumerate(plan, 1):
+                started = time.perf_counter()
+                loss = self.train_epoch(model, optimizer, task, rows["train"], splits["train"].labels, batches, rates, bar)
+                seconds += time.perf_counter() - started
+                if not math.isfinite(loss):
+                    raise UserError(f"{key}: the loss became {loss} in epoch {epoch}; try a lower --lr than {self.lr:g}")
+                scores = score(task, splits, {part: predict(model, rows[part], self.machine) for part in dev})
+                bar.write(f"{key}, seed {seed}, epoch {epoch} of {len(plan)}: {in_words(scores)}")
+        return model, scores, seconds / len(plan)
+
+    def make_model(self, task):
+        """The run's encoder, or with --from-scratch a fresh one, under a fresh head."""
         model = SequenceClassifier(self.config, max(1, len(task.labels))).to(self.machine.device)
         if not self.options.from_scratch:
             model.encoder.load_state_dict(self.encoder.state_dict())
-        optimizer = runtime.adamw(model, self.lr)
-        train, targets = rows["train"], torch.tensor(splits["train"].labels)
-        targets = self.machine.move(targets if task.labels else targets.float())
-        plan = [length_batches(train, self.options.batch_size, rng) for _ in range(self.epochs(task))]
-        steps, step, seconds, tokens, started = sum(map(len, plan)), 0, 0.0, 0, time.perf_counter()
-        dev = [part for part in rows if part.startswith("dev")]
-        with tqdm(total=steps, desc=f"{key}, seed {seed}", leave=False, dynamic_ncols=True, mininterval=0.3) as bar:
-            for epoch, batches in enumerate(plan, 1):
-                model.train()
-                begun = time.perf_counter()
-                for batch in batches:
-                    runtime.set_learning_rate(optimizer, self.lr * runtime.warmup_decay((step + 0.5) / steps, WARMUP))
-                    ids, mask, segments = collate([train[i] for i in batch], self.machine)
-                    with self.machine.autocast():
-                        logits = model(ids, mask, segments)  # (B, K)
-                    wanted = targets[self.machine.move(torch.from_numpy(batch))]
-                    if task.labels:
-                        loss = F.cross_entropy(logits.float(), wanted)
-                    else:
-                        loss = F.mse_loss(logits[:, 0].float(), wanted)
-                    loss.backward()
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                    step, tokens = step + 1, tokens + ids.numel()
-                    bar.update()
-                    if step % 10 == 0:
-                        speed = tokens / (time.perf_counter() - started)
-                        bar.set_postfix_str(f"loss {loss.item():.3f}, {speed:,.0f} tokens/s", refresh=False)
-                seconds += time.perf_counter() - begun
-                scores = score(task, splits, {part: predict(model, rows[part], self.machine) for part in dev})
-                if not np.isfinite(loss.item()):
-                    raise UserError(f"{key}: the loss became {loss.item()} in epoch {epoch}; try a lower --lr than {self.lr:g}")
-                line = ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
-                bar.write(f"{key}, seed {seed}, epoch {epoch} of {len(plan)}: {line}")
-        return model, scores, seconds / len(plan)
+        return model
+
+    def describe(self, key, train, plan):
+        """What a task's training is going to be, as a line of text."""
+        return (
+            f"{key}: {len(train):,} examples, {len(plan)} epochs of {len(plan[0]):,} batches of {self.options.batch_size}, "
+            f"learning rate up to {self.lr:g}, {padding_share(train, plan[0]):.1%} padding, {self.machine}"
+        )
+
+    def train_epoch(self, model, optimizer, task, train, labels, batches, rates, bar):
+        """A step for each batch → the last loss."""
+        model.train()
+        tokens, started = 0, time.perf_counter()
+        for number, batch in enumerate(batches, 1):
+            runtime.set_learning_rate(optimizer, next(rates))
+            ids, mask, segments = collate([train[i] for i in batch], self.machine)
+            targets = self.machine.move(torch.from_numpy(labels[batch]))
+            with self.machine.autocast():
+                logits = model(ids, mask, segments).float()  # (B, K)
+            loss = F.cross_entropy(logits, targets) if task.labels else F.mse_loss(logits[:, 0], targets.float())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            tokens += ids.numel()
+            if number % 10 == 0:  # reading the loss makes the CPU wait for a GPU
+                speed = tokens / (time.perf_counter() - started)
+                bar.set_postfix_str(f"loss {loss.item():.3f}, {speed:,.0f} tokens/s", refresh=False)
+            bar.update()
+        return loss.item()
 
     def save(self, model, key, task, seed):
         """Write a fine-tuned model with its tokenizer and the names of its labels."""
@@ -483,6 +498,11 @@ def score(task, splits, answers):
     return found
 
 
+def in_words(scores):
+    """Scores in hundredths, as a line of text."""
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
+
+
 def majority(task, train, count):
     """What one says without looking: the commonest label of the training part, or for a regression its mean."""
     answer = np.bincount(train.labels).argmax() if task.labels else train.labels.mean()
@@ -496,7 +516,10 @@ def summarise(values):
 
 
 def finetune(options, name):
-    """Fine-tune a run on a task, or on "all" nine of GLUE → the list of results. Raises UserError before long work."""
+    """Fine-tune a run on a task, or on "all" nine of GLUE → a list of results, and the folder they were written to.
+
+    Raises UserError before long work.
+    """
     keys = list(TASKS) if name == "all" else [name]
     for key in keys:
         find_task(key)
@@ -508,7 +531,7 @@ def finetune(options, name):
         if missing:
             print(f"not in {options.data_dir}, so left out: {', '.join(missing)}")
     tuner = Finetuner(options)
-    return [tuner.run(key) for key in keys]
+    return [tuner.run(key) for key in keys], tuner.out
 
 
 def table(results):
