@@ -1,0 +1,248 @@
+"""CKA: against a second formula, on planted cases, and on the encoders' real tokens only."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mini_undivided import cka
+from mini_undivided.model import BertConfig, Encoder
+from mini_undivided.runtime import UserError
+
+
+def gaussian(n, width, seed=0):
+    """Rows of independent normal numbers, in float64."""
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def biased(a, b):
+    """The plain linear CKA: centred features, Frobenius norms."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    return ((a.T @ b).norm() ** 2 / ((a.T @ a).norm() * (b.T @ b).norm())).item()
+
+
+def hsic_of_features(a, b):
+    """The unbiased HSIC written with features only, without any n × n matrix (Song et al. 2012, eq. 5, expanded)."""
+    n = len(a)
+    a2, b2 = a.square().sum(1), b.square().sum(1)  # the diagonals of both Gram matrices
+    trace = (a.T @ b).square().sum() - a2 @ b2
+    sum_a, sum_b = a.sum(0).square().sum() - a2.sum(), b.sum(0).square().sum() - b2.sum()
+    rows_a, rows_b = a @ a.sum(0) - a2, b @ b.sum(0) - b2
+    return (trace + sum_a * sum_b / ((n - 1) * (n - 2)) - 2 * (rows_a @ rows_b) / (n - 2)) / (n * (n - 3))
+
+
+def encoder(layers=3, width=24, seed=0, **kwargs):
+    """A small encoder with fresh weights, large enough that its layers differ."""
+    torch.manual_seed(seed)
+    made = Encoder(BertConfig(vocab_size=97, hidden_size=width, num_hidden_layers=layers, num_attention_heads=3,
+                              intermediate_size=41, **kwargs)).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(8 if parameter.dim() > 1 else 1)
+    return made
+
+
+def batches(count=23, seed=0):
+    """Batches of 5 texts of 3 to 13 tokens, padded: (ids, mask, segments)."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        lengths = torch.from_numpy(rng.integers(3, 14, 5))
+        ids = torch.from_numpy(rng.integers(5, 97, (5, 13)))
+        yield ids, torch.arange(13) < lengths[:, None], torch.zeros_like(ids)
+
+
+@pytest.mark.parametrize(("n", "widths"), [(7, (3, 11)), (61, (29, 17)), (256, (768, 5))])
+def test_gram_form_equals_feature_form(n, widths):
+    """Centred Gram matrices and the formula on features alone give the same HSIC, to 1e-10."""
+    a, b = gaussian(n, widths[0]), gaussian(n, widths[1], 1)
+    b[:, 0] += 2 * a[:, 0] + 3
+    for x, y in ((a, b), (a, a)):
+        ours = cka.hsic(cka.centre(x[None]), cka.centre(y[None])).item()
+        assert ours == pytest.approx(hsic_of_features(x, y).item(), rel=1e-10, abs=1e-10)
+
+
+def test_centred_gram_matrices():
+    """Rows, columns and diagonal are 0 in every layer, and adding a constant to the features changes nothing."""
+    x = torch.stack([gaussian(19, 7), gaussian(19, 7, 1)])
+    centred = cka.centre(x)
+    assert centred.sum(1).abs().max() < 1e-10 and centred.sum(2).abs().max() < 1e-10
+    assert centred.diagonal(dim1=1, dim2=2).abs().max() == 0
+    assert torch.allclose(cka.centre(x + 5), centred, atol=1e-9)
+
+
+def test_what_changes_cka_and_what_does_not():
+    """1 with itself; the same after a rotation, a scaling, a shift; less after a stretch of one direction."""
+    a, b = gaussian(83, 13), gaussian(83, 13) + 0.7 * gaussian(83, 13, 1)
+    turn, _ = torch.linalg.qr(gaussian(13, 13, 2))
+    assert cka.cka(a, a) == pytest.approx(1, abs=1e-12)
+    assert cka.cka(a @ turn * 31 + 2, b) == pytest.approx(cka.cka(a, b), abs=1e-10)
+    assert cka.cka(a, a @ turn) == pytest.approx(1, abs=1e-10)
+    stretch = torch.ones(13, dtype=torch.float64)
+    stretch[0] = 9
+    assert cka.cka(a, a * stretch) < 0.6
+    assert cka.cka(a, b) == pytest.approx(cka.cka(b, a))
+
+
+def test_unrelated_layers_give_zero_where_the_plain_form_gives_much():
+    """Width 768 at n = 256: 0 ± 0.02, while the biased form says 0.7."""
+    for seed in range(3):
+        a, b = gaussian(256, 768, 2 * seed), gaussian(256, 768, 2 * seed + 1)
+        assert abs(cka.cka(a, b)) < 0.02
+        assert 0.65 < biased(a, b) < 0.8
+
+
+def test_minibatches_do_not_drift():
+    """The mean over many minibatches is near the value on all rows, whatever the size of a minibatch."""
+    a = gaussian(4096, 31) * torch.linspace(0.2, 3, 31)
+    b = a[:, 14:] + 1.5 * gaussian(4096, 17, 1)
+    whole = cka.cka(a, b)
+    for n in (16, 64, 512):
+        found = cka.CKA()
+        for x, y in zip(a.split(n), b.split(n), strict=True):
+            found.add(cka.centre(x[None]), cka.centre(y[None]))
+        assert found.rows == 4096
+        assert found.value().item() == pytest.approx(whole, abs=0.03)
+    assert 0.2 < whole < 0.8
+
+
+def test_equal_depth():
+    """The diagonal for models of one depth; for others the layer at the same share of the depth, ends with ends."""
+    square = np.arange(9).reshape(3, 3)
+    assert [value for *_, value in cka.equal_depth(square)] == [0, 4, 8]
+    assert [(i, j) for i, j, _ in cka.equal_depth(np.zeros((3, 7)))] == [(0, 0), (1, 3), (2, 6)]
+    assert [(i, j) for i, j, _ in cka.equal_depth(np.zeros((5, 2)))][0::4] == [(0, 0), (4, 1)]
+
+
+def test_outputs_are_the_layers_of_one_forward_pass():
+    """Block outputs are the encoder's hidden states; attention outputs are what the FFN is given, or without one the block."""
+    model = encoder(ffn_layers=[1])
+    ids, mask, segments = next(batches())
+    found = cka.outputs(model, ids, mask, segments)
+    _, layers = model(ids, mask, segments, output_hidden_states=True)
+    assert all(torch.equal(a, b) for a, b in zip(found["block"], layers, strict=True))
+    assert len(found["attention"]) == 3
+    for i, layer in enumerate(model.layers):
+        after = layer.ffn(found["attention"][i]) if i == 1 else found["attention"][i]
+        assert torch.allclose(after, layers[i + 1], atol=1e-6)
+    assert not any(layer.attention._forward_hooks for layer in model.layers)
+
+
+def test_rows_leave_padding_out():
+    """What stands on padding changes no row, per token or per text; a text's row is the mean of its real tokens."""
+    torch.manual_seed(0)
+    x, mask = torch.randn(5, 13, 7), torch.arange(13) < torch.tensor([3, 13, 4, 9, 1])[:, None]
+    garbage = x.masked_fill(~mask[..., None], 99.0)
+    for per_text in (False, True):
+        assert torch.equal(cka.to_rows([x], mask, per_text), cka.to_rows([garbage * mask[..., None] + 0 * x], mask, per_text))
+    assert cka.to_rows([x, x], mask, False).shape == (2, 30, 7)
+    means = torch.stack([x[i, : mask[i].sum()].mean(0) for i in range(5)])
+    assert torch.allclose(cka.to_rows([x], mask, True)[0], means, atol=1e-6)
+
+
+def test_padding_changes_nothing_in_the_end():
+    """The same texts, once padded to 13 and once to 29 tokens, give the same CKA."""
+    models = {"a": encoder(), "b": encoder(seed=1)}
+    wide = [(torch.nn.functional.pad(i, (0, 16), value=55), torch.nn.functional.pad(m, (0, 16)), torch.nn.functional.pad(s, (0, 16)))
+            for i, m, s in batches()]  # fmt: skip
+    one, shapes, rows = cka.compare(models, batches(), n=64)
+    two, others, _ = cka.compare(models, wide, n=64)
+    assert torch.allclose(one["b"]["block"], two["b"]["block"], atol=1e-4)
+    assert torch.allclose(shapes["a"], others["a"], atol=1e-4)
+    real = sum(int(mask.sum()) for _, mask, _ in batches())
+    assert rows == real // 64 * 64
+
+
+def test_compare_gives_every_layer_against_every_layer():
+    """Models of other depth and width: matrices of all pairs, 1 for a copy, and equal to cka() on the rows themselves."""
+    first, deep = encoder(), encoder(layers=5, width=36, seed=1)
+    values, shapes, rows = cka.compare({"a": first, "copy": first, "deep": deep}, batches(), n=32)
+    assert values["deep"]["block"].shape == (4, 6) and values["deep"]["attention"].shape == (3, 5)
+    assert torch.allclose(values["copy"]["block"].diagonal(), torch.ones(4).double(), atol=1e-6)
+    assert shapes["deep"].shape == (6, 2)
+    ids, mask, segments = next(batches())
+    n = int(mask.sum())
+    values, _, rows = cka.compare({"a": first, "deep": deep}, [(ids, mask, segments)], n=n)
+    assert rows == n
+    a, b = (cka.to_rows(cka.outputs(m, ids, mask, segments)["block"], mask, False) for m in (first, deep))
+    assert values["deep"]["block"][2, 4].item() == pytest.approx(cka.cka(a[2], b[4]), abs=1e-6)
+
+
+def test_one_forward_pass_of_each(monkeypatch):
+    """Each encoder reads each batch once, all of them the same rows in the same order."""
+    seen, forward = [], Encoder.forward
+
+    def spy(self, ids, *args, **kwargs):
+        seen.append((id(self), ids.sum().item()))
+        return forward(self, ids, *args, **kwargs)
+
+    monkeypatch.setattr(Encoder, "forward", spy)
+    models = {"a": encoder(), "b": encoder(seed=1), "c": encoder(seed=2)}
+    cka.compare(models, batches(7), n=16)
+    assert len(seen) == 7 * 3 and len(set(seen)) == 7 * 3
+    assert [key for key, _ in seen[:3]] == [id(model) for model in models.values()]
+
+
+def test_per_text_is_another_question():
+    """Means of texts are other rows than tokens: as many as texts, and other values."""
+    models = {"a": encoder(), "b": encoder(seed=1)}
+    tokens, _, many = cka.compare(models, batches(), n=16)
+    texts, _, few = cka.compare(models, batches(), per_text=True, n=16)
+    assert few == 23 * 5 // 16 * 16 < many
+    assert (tokens["b"]["block"] - texts["b"]["block"]).abs().max() > 0.01
+
+
+def test_memory_stays_bounded():
+    """However many batches, no more rows wait than a few minibatches and a batch."""
+    pool, most = cka.Pool(8), 0
+    generator = torch.Generator().manual_seed(0)
+    for i in range(200):
+        pool.add("a", torch.full((2, 13, 3), float(i)))
+        pool.add("b", torch.full((2, 13, 5), float(i)))
+        for minibatch in pool.take(64, generator):
+            assert minibatch["a"].shape == (2, 8, 3) and minibatch["a"].dtype == torch.float64
+            assert torch.equal(minibatch["a"][0, :, 0], minibatch["b"][1, :, 4])  # the same rows of both
+        most = max(most, pool.size)
+    assert most < 64 + 13
+
+
+def test_rows_of_a_minibatch_are_mixed():
+    """A minibatch is not made of one text's tokens: the rows of several batches are shuffled together."""
+    pool = cka.Pool(8)
+    for i in range(16):
+        pool.add("a", torch.full((1, 8, 1), float(i)))
+    kinds = [len(set(m["a"].flatten().tolist())) for m in pool.take(64, torch.Generator().manual_seed(0))]
+    assert min(kinds) >= 3
+
+
+def test_too_few_rows():
+    """Fewer rows than one minibatch, or a minibatch too small for the estimator: an error that says how many."""
+    models = {"a": encoder(), "b": encoder(seed=1)}
+    rows = sum(int(mask.sum()) for _, mask, _ in batches(2))
+    with pytest.raises(UserError, match=f"needs 256 tokens at least, but there are {rows}"):
+        cka.compare(models, batches(2))
+    with pytest.raises(UserError, match="at least 4 rows"):
+        cka.compare(models, batches(2), n=3)
+
+
+def test_collapse_of_planted_tokens():
+    """Equal tokens: distance 0, cosine 1. Orthogonal ones: cosine 0, distance sqrt(1 - 1/T). Padding plays no part."""
+    mask = torch.tensor([[True] * 4 + [False] * 2])
+    same, orthogonal = torch.ones(1, 6, 7), torch.eye(6, 7)[None].clone()
+    orthogonal[0, 4:] = 99
+    distance, cosine = cka.collapse([same, orthogonal], mask)[..., 0].unbind(1)
+    assert distance.tolist() == pytest.approx([0, math.sqrt(3 / 4)], abs=1e-6)
+    assert cosine.tolist() == pytest.approx([1, 0], abs=1e-6)
+
+
+def test_collapse_equals_its_definition():
+    """Written out with loops over texts and pairs of tokens."""
+    torch.manual_seed(0)
+    x, lengths = torch.randn(3, 11, 5) + 0.4, (11, 2, 6)
+    mask = torch.arange(11) < torch.tensor(lengths)[:, None]
+    found = cka.collapse([x], mask)[0]  # (2, B)
+    for i, length in enumerate(lengths):
+        tokens = x[i, :length]
+        assert found[0, i].item() == pytest.approx(((tokens - tokens.mean(0)).norm() / tokens.norm()).item(), rel=1e-5)
+        pairs = [torch.cosine_similarity(a, b, dim=0) for j, a in enumerate(tokens) for b in tokens[j + 1 :]]
+        assert found[1, i].item() == pytest.approx(torch.stack(pairs).mean().item(), abs=1e-5)
