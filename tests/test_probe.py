@@ -1,0 +1,333 @@
+"""Linear probes: right on planted problems, equal to scikit-learn's, and with controls that mean what they say."""
+
+import numpy as np
+import pytest
+import sklearn.linear_model
+import torch
+
+from mini_undivided import glue, probe, runtime
+from mini_undivided import tokenizer as wordpiece
+from mini_undivided.model import BertConfig, Encoder
+from mini_undivided.runtime import UserError
+
+CPU = runtime.Runtime(torch.device("cpu"), torch.float32)
+WORDS = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole newt owl pig".split()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Knows the words of these tests, cut into pieces or not."""
+    return wordpiece.train([" ".join(WORDS)] * 5, 75)
+
+
+@pytest.fixture
+def encoder(tokenizer):
+    """Two layers without FFNs, weights large enough that layers differ."""
+    return make_encoder(tokenizer, 0)
+
+
+def make_encoder(tokenizer, seed):
+    torch.manual_seed(seed)
+    model = Encoder(BertConfig(tokenizer.get_vocab_size(), 24, 2, 3, 41, 64, ffn_layers=[])).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(10 if parameter.dim() > 1 else 1)
+    return model
+
+
+def sentences(count, seed=0, least=4, most=17):
+    """Different sentences of random words."""
+    rng = np.random.default_rng(seed)
+    return [f"{i} " + " ".join(rng.choice(WORDS, rng.integers(least, most))) for i in range(count)]
+
+
+def planted(seed=0, counts=(211, 83, 97), classes=3, width=13):
+    """Features of three layers: the first knows the label linearly, the second is noise, the third knows it badly."""
+    rng = np.random.default_rng(seed)
+    directions = 5 * rng.normal(size=(classes, width))
+    features, labels = {}, {}
+    for part, count in zip(probe.PARTS, counts, strict=True):
+        labels[part] = rng.choice(classes, count, p=[0.5, 0.3, 0.2])
+        noise = rng.normal(size=(3, count, width))
+        noise[0] += directions[labels[part]]
+        noise[2] += 0.1 * directions[labels[part]]
+        features[part] = torch.tensor(noise, dtype=torch.float32)
+    return features, labels
+
+
+# The classifier.
+
+
+def test_planted_labels_are_found_and_noise_is_not():
+    """Features that hold the label give 100 %, random ones about the majority, weak ones something between."""
+    features, labels = planted()
+    majority = np.mean(labels["test"] == 0)
+    knows, noise, weak = probe.probe(features, labels, 3)
+    assert knows == 1.0
+    assert abs(noise - majority) < 0.12
+    assert noise < weak < knows
+
+
+@pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
+def test_the_fit_equals_scikit_learn(strength):
+    """Weights of all layers at once, each equal to scikit-learn's own fit with the same penalty (not on the bias)."""
+    features, labels = planted()
+    x, y = features["train"], labels["train"]
+    ((W, b),) = probe.fit(x, torch.from_numpy(y), 3, strengths=[strength], steps=1000)
+    for layer in range(3):
+        theirs = sklearn.linear_model.LogisticRegression(C=1 / (strength * len(y)), tol=1e-8, max_iter=10000)
+        theirs.fit(x[layer].numpy(), y)
+        p = (x[layer] @ W[layer] + b[layer]).softmax(-1).numpy()
+        assert np.abs(p - theirs.predict_proba(x[layer].numpy())).max() < 5e-3
+
+
+def test_a_regression_equals_ridge():
+    """With float labels the probe is ridge regression."""
+    features, _ = planted()
+    x = features["train"]
+    y = (x[0, :, 0] * 2 - x[0, :, 1]).double()
+    ((W, b),) = probe.fit(x, y.float(), 0, strengths=[0.1], steps=1000)
+    theirs = sklearn.linear_model.Ridge(alpha=0.1 * len(y)).fit(x[1].numpy(), y.numpy())
+    assert np.allclose(W[1, :, 0], theirs.coef_, atol=1e-3) and b[1].item() == pytest.approx(theirs.intercept_, abs=1e-3)
+    labels = {part: (2 * z[0, :, 0] - z[0, :, 1] + 7).numpy().astype(float) for part, z in features.items()}
+    scores = probe.probe(features, labels, 0, "pearson")
+    assert scores[0] > 0.999 and abs(scores[1]) < 0.4
+
+
+def test_fits_have_converged():
+    """The gradient is almost 0 at each strength, though each fit starts from the one before."""
+    features, labels = planted()
+    x, y = features["train"], torch.from_numpy(labels["train"])
+    for strength, (W, b) in zip(probe.STRENGTHS, probe.fit(x, y, 3), strict=True):
+        W, b = W.requires_grad_(), b.requires_grad_()
+        loss = probe.losses(torch.baddbmm(b, x, W), y, 3).sum() + strength / 2 * W.square().sum()
+        gradients = torch.autograd.grad(loss, (W, b))
+        assert max(g.abs().max() for g in gradients) < 1e-2 * max(1, strength)
+
+
+def test_the_strength_is_chosen_on_the_validation_part():
+    """What the test part says plays no part in the choice: flipping its labels turns a score of s into 1 - s."""
+    features, labels = planted(counts=(31, 83, 97))
+    labels = {part: np.minimum(y, 1) for part, y in labels.items()}
+    scores = probe.probe(features, labels, 2)
+    flipped = probe.probe(features, {**labels, "test": 1 - labels["test"]}, 2)
+    assert scores == pytest.approx([1 - score for score in flipped])
+    valid = probe.probe(features, {**labels, "valid": 1 - labels["valid"]}, 2)
+    assert valid != scores
+
+
+def test_features_are_standardised():
+    """The scale and the mean of a layer change no score."""
+    features, labels = planted()
+    moved = {part: 1000 * x + 77 for part, x in features.items()}
+    assert probe.probe(moved, labels, 3) == pytest.approx(probe.probe(features, labels, 3), abs=0.03)
+
+
+def test_a_seed_draws_its_training_examples():
+    """Four fifths of the training part, other ones for another seed, labels kept with their features."""
+    features, labels = planted()
+    features["train"][0, :, 0] = torch.from_numpy(labels["train"]).float()
+    drawn = [probe.draw(features, labels, seed) for seed in (0, 1, 0)]
+    for x, y in drawn:
+        assert len(y["train"]) == x["train"].size(1) == round(0.8 * 211)
+        assert np.array_equal(x["train"][0, :, 0].numpy(), y["train"]) and x["test"] is features["test"]
+    assert torch.equal(drawn[0][0]["train"], drawn[2][0]["train"])
+    assert not torch.equal(drawn[0][0]["train"], drawn[1][0]["train"])
+
+
+# Features.
+
+
+def test_text_features_are_means_over_real_tokens(encoder, tokenizer):
+    """Each layer's mean over a text's own tokens, or its [CLS], whatever it was padded with, in the given order."""
+    texts = [(s,) for s in sentences(37)]
+    for cls in (False, True):
+        found = probe.text_features(encoder, texts, tokenizer, CPU, 64, cls)
+        assert found.shape == (3, 37, 24)
+        for i in (0, 5, 36):
+            ids = torch.tensor([tokenizer.encode(texts[i][0]).ids])
+            _, layers = encoder(ids, output_hidden_states=True)
+            wanted = torch.stack([x[0, 0] if cls else x[0].mean(0) for x in layers])
+            assert torch.allclose(found[:, i], wanted, atol=1e-4)
+
+
+def test_word_features_are_first_sub_words(encoder, tokenizer):
+    """A word's vector is its first sub-word's; a word that the tokenizer drops or cuts off has none, and no other moves."""
+    texts = [["fox", "gnugnu", "\u200b", "owl"], ["newt"] * 5, ["mole"] * 61]
+    found, kept = probe.word_features(encoder, texts, tokenizer, CPU, 33)
+    assert len(tokenizer.encode("gnugnu", add_special_tokens=False).ids) > 1  # it is cut into pieces
+    assert found.size(1) == len(kept)
+    assert kept[:8].tolist() == [0, 1, 3, 4, 5, 6, 7, 8] and kept[-1] < 4 + 5 + 61 - 1
+    encoding = tokenizer.encode(texts[0], is_pretokenized=True)
+    _, layers = encoder(torch.tensor([encoding.ids]), output_hidden_states=True)
+    for row, word in enumerate((0, 1, 3)):
+        assert torch.allclose(found[2, row], layers[2][0, encoding.word_ids.index(word)], atol=1e-4)
+
+
+def test_each_text_is_read_once(encoder, tokenizer, monkeypatch):
+    """Tasks that share sentences share their features; all layers come from one forward pass."""
+    seen, forward = [], Encoder.forward
+    monkeypatch.setattr(Encoder, "forward", lambda self, ids, *a, **k: seen.append(len(ids)) or forward(self, ids, *a, **k))
+    texts = sentences(120)
+    tasks = [probe.length_task(texts), probe.length_task(texts), probe.shift_task(texts)]
+    made = probe.features_of(encoder, tasks, tokenizer, CPU, 64)
+    different = {text for task in tasks for part in task.texts.values() for text in part}
+    assert sum(seen) == len(different) < sum(len(p) for task in tasks for p in task.texts.values())
+    assert torch.equal(made[0][0]["valid"], made[1][0]["valid"])
+
+
+# Tasks.
+
+
+def test_sentence_length_has_equal_bins():
+    """A bin holds the sentences of certain lengths only, and about as many as another."""
+    task = probe.length_task(sentences(600, most=40))
+    lengths, labels = (
+        [len(text.split()) for part in task.texts.values() for (text,) in part], np.concatenate(list(task.labels.values()))
+    )  # fmt: skip
+    assert np.bincount(labels).min() > 60 and len(np.bincount(labels)) == probe.BINS
+    order = np.argsort(lengths, kind="stable")
+    assert (np.diff(labels[order]) >= 0).all()
+    assert {part: len(x) for part, x in task.texts.items()} == {"train": 360, "valid": 120, "test": 120}
+
+
+def test_word_content_names_the_only_word():
+    """Each sentence holds exactly one of the ten words, and the label says which; the commonest words are not among them."""
+    rng, common = np.random.default_rng(0), [f"x{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(50)]
+    rare = [f"yyy{chr(97 + i)}" for i in range(10)]
+    texts = [" ".join([*common, rare[rng.integers(10)], *rng.choice(rare, rng.integers(0, 2))]) for _ in range(400)]
+    task = probe.content_task(texts)
+    chosen = {}
+    for part, found in task.texts.items():
+        for (text,), label in zip(found, task.labels[part], strict=True):
+            inside = set(text.split()) & set(rare)
+            assert len(inside) == 1
+            assert chosen.setdefault(int(label), inside) == inside
+    assert len(chosen) == probe.WORDS
+
+
+def test_bigram_shift_swaps_two_inner_neighbours():
+    """Half of the sentences differ from their original by one swap of neighbours inside; labels say which."""
+    texts = sentences(300)
+    originals = {tuple(sorted(text.split())): text.split() for text in texts}
+    task = probe.shift_task(texts)
+    shifted = []
+    for part, found in task.texts.items():
+        for (text,), label in zip(found, task.labels[part], strict=True):
+            words = text.split()
+            original = originals[tuple(sorted(words))]
+            changed = [i for i, (a, b) in enumerate(zip(words, original, strict=True)) if a != b]
+            assert len(changed) == 2 * label
+            if label:
+                assert changed[1] == changed[0] + 1 and changed[0] > 0 and changed[1] < len(words) - 1
+            shifted.append(label)
+    assert 0.4 < np.mean(shifted) < 0.6
+
+
+def test_too_little_text_for_a_probe():
+    """Fewer than 100 different sentences are refused."""
+    with pytest.raises(UserError, match="100 different sentences at least, but the text has 63"):
+        probe.text_tasks(sentences(63), 5000)
+    assert sum(map(len, probe.text_tasks(sentences(300), 150)[0].texts.values())) == 150
+
+
+def row(number, word, tag):
+    return "\t".join([number, word, word, tag, *"______"])
+
+
+def write_treebank(folder, sentences=41):
+    """Three small files: a multi-word token, an empty node, comments; the tag depends on the word."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "dev", "test"):
+        lines = []
+        for i in range(sentences):
+            words = rng.choice(WORDS, 5)
+            lines += [f"# sent_id = {part}-{i}", row("1", words[0], tag(words[0])), row("2-3", "dont", "_")]
+            lines += [row(str(n), word, tag(word)) for n, word in enumerate(words[1:], 2)]
+            lines += [row("5.1", "ghost", "VERB"), ""]
+        (folder / f"xx-ud-{part}.conllu").write_text("\n".join(lines))
+
+
+def tag(word):
+    return "NOUN" if word in WORDS[:5] else "VERB" if word in WORDS[5:8] else "ADJ"
+
+
+def test_treebanks_lose_multiword_tokens_and_empty_nodes_only(tmp_path):
+    """2-3 and 5.1 are left out, the words behind them stay in order; the last sentence needs no blank line behind it."""
+    write_treebank(tmp_path, 3)
+    found = list(probe.read_conllu(tmp_path / "xx-ud-dev.conllu"))
+    assert [len(sentence) for sentence in found] == [5, 5, 5]
+    assert all(tag(word) == pos for sentence in found for word, pos in sentence)
+    path = tmp_path / "one.conllu"
+    path.write_text("\ufeff# c\n" + row("1", "fox", "NOUN"), encoding="utf-8")
+    assert list(probe.read_conllu(path)) == [[("fox", "NOUN")]]
+    path.write_text(row("1", "fox", "NOUN") + "\n2\tgnu\n")
+    with pytest.raises(UserError, match=r"one\.conllu, line 2: 2 columns, but CoNLL-U has 10"):
+        list(probe.read_conllu(path))
+    path.write_bytes(b"1\tr\xe9d")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        list(probe.read_conllu(path))
+    with pytest.raises(UserError, match=r"should hold one file \*train\*\.conllu, but it holds 0"):
+        probe.conllu_task(tmp_path / "nothing", 100)
+
+
+def test_the_treebank_task_and_its_control(tmp_path):
+    """Tags by the files' own parts; the control gives each kind of word one tag, everywhere, another for another seed."""
+    write_treebank(tmp_path)
+    task = probe.conllu_task(tmp_path, 100)
+    assert {part: len(x) for part, x in task.labels.items()} == {"train": 100, "valid": 25, "test": 100}
+    assert task.classes == 3
+    control, other = task.control(3), task.control(4)
+    tags = {}
+    for part, texts in task.texts.items():
+        for word, label in zip((word for text in texts for word in text), control[part], strict=True):
+            assert tags.setdefault(word, label) == label
+    assert any((control[part] != other[part]).any() for part in control)
+    assert all((control[part] == task.control(3)[part]).all() for part in control)
+
+
+def test_glue_on_frozen_features(tmp_path, monkeypatch):
+    """The dev part is the test; a tenth of the training part chooses the strength, and is not trained on."""
+    (tmp_path / "SST-2").mkdir()
+    for part in ("train", "dev"):
+        rows = "\n".join(f"{s}\t{i % 2}" for i, s in enumerate(sentences(70, seed=len(part))))
+        (tmp_path / "SST-2" / f"{part}.tsv").write_text(f"sentence\tlabel\n{rows}\n")
+    task = probe.glue_task("sst2", str(tmp_path), 50)
+    assert {part: len(x) for part, x in task.labels.items()} == {"train": 45, "valid": 5, "test": 70}
+    assert set(task.texts["train"]) & set(task.texts["valid"]) == set() and task.metric == "accuracy"
+
+
+# All of it.
+
+
+def test_probing_an_encoder(encoder, tokenizer, tmp_path):
+    """Scores of all layers over seeds, the untrained twin, the majority; for tags the control and its selectivity.
+
+    A tag that the word decides can be read off the embeddings, and so can any control task with so few words.
+    """
+    write_treebank(tmp_path, 100)
+    tasks = [probe.length_task(sentences(150)), probe.conllu_task(tmp_path, 250)]
+    seen = []
+    fresh = lambda seed: seen.append(seed) or make_encoder(tokenizer, 100 + seed)  # noqa: E731
+    found = probe.run(encoder, fresh, tasks, tokenizer, CPU, 64, seeds=2)
+    assert seen == [0, 1] and list(found) == ["sentence length", "part of speech"]
+    tags = found["part of speech"]
+    assert tags["trained"]["mean"][0] == 1.0 and tags["control"]["mean"][0] > 0.95
+    labels = tasks[1].labels
+    assert tags["majority"] == pytest.approx(np.mean(labels["test"] == np.bincount(labels["train"]).argmax()))
+    length = found["sentence length"]
+    assert "control" not in length and len(length["trained"]["mean"]) == len(length["untrained"]["std"]) == 3
+    assert length["trained"]["mean"] != length["untrained"]["mean"]
+    assert probe.run(encoder, fresh, tasks, tokenizer, CPU, 64, seeds=2) == found
+    cls = probe.run(encoder, fresh, tasks[:1], tokenizer, CPU, 64, seeds=1, cls=True)["sentence length"]
+    assert cls["trained"]["mean"] != length["trained"]["mean"] and cls["trained"]["std"] is None
+
+
+def test_summary_of_a_regression():
+    """The baseline of a regression is its mean, which correlates with nothing."""
+    task = probe.Task("x", {}, {part: np.array([0.5, 2.0, 3.5]) for part in probe.PARTS}, "pearson")
+    assert task.classes == 0
+    found = probe.summary(task, {"trained": [[0.1, 0.3], [0.3, 0.5]], "untrained": [[0.0, 0.0]], "control": []})
+    assert found["majority"] == 0 and found["trained"]["mean"] == pytest.approx([0.2, 0.4])
+    assert found["trained"]["std"] == pytest.approx([np.std([0.1, 0.3], ddof=1)] * 2)
+    assert glue.METRICS[task.metric] is glue.pearson
