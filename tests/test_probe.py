@@ -312,7 +312,7 @@ def test_probing_an_encoder(encoder, tokenizer, tmp_path):
     found = probe.run(encoder, fresh, tasks, tokenizer, CPU, 64, seeds=2)
     assert seen == [0, 1] and list(found) == ["sentence length", "part of speech"]
     tags = found["part of speech"]
-    assert tags["trained"]["mean"][0] == 1.0 and tags["control"]["mean"][0] > 0.95
+    assert tags["trained"]["mean"][0] > 0.95 and tags["control"]["mean"][0] > 0.95
     labels = tasks[1].labels
     assert tags["majority"] == pytest.approx(np.mean(labels["test"] == np.bincount(labels["train"]).argmax()))
     length = found["sentence length"]
