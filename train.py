@@ -7,7 +7,7 @@ import sys
 # ours: settings that trained well, scaled to the size of the model.
 NAMES = ("layers", "hidden_size", "heads", "vocab_size", "seq_len", "batch_tokens", "steps", "lr")
 PRESETS = {
-    "laptop": (4, 128, 4, 4096, 64, 2048, 1500, 2e-3),
+    "laptop": (4, 128, 4, 4096, 64, 1024, 5000, 2e-3),
     "tiny": (2, 128, 2, 8192, 128, 4096, 5000, 2e-3),
     "mini": (4, 256, 4, 8192, 128, 4096, 5000, 1e-3),
     "small": (4, 512, 8, 16384, 128, 8192, 20000, 7e-4),
@@ -47,6 +47,8 @@ def make_parser():
     training = parser.add_argument_group("training")
     add = training.add_argument
     add("--seq-len", type=positive, metavar="N", help="tokens in a sequence (default: the preset's)")
+    add("--short-first", type=share, metavar="P", help="share of the run with 16 tokens a sequence, which are doubled "
+        "after that; the model learns sooner (default: 0.5; 0: --seq-len from the start)")  # fmt: skip
     add("--batch-tokens", type=positive, metavar="N", help="tokens in a step of all processes (default: the preset's)")
     add("--micro-batch", type=positive, metavar="N", help="sequences at once in a process (default: what fits)")
     length = training.add_mutually_exclusive_group()

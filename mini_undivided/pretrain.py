@@ -25,6 +25,7 @@ from mini_undivided.runtime import UserError
 from mini_undivided.show import describe
 
 WARMUP = 0.1  # share of the run in which the learning rate rises
+SHORTEST = 16  # tokens in the sequences that a run begins with
 VALIDATIONS = 10  # in a run
 SAVE_SECONDS = 600  # between checkpoints, if validations are rarer
 QUICK_TOKENS, FULL_TOKENS = 2**15, 2**18  # of the validation part: during the run, and at its end
@@ -46,9 +47,10 @@ class Options:
     ffn_size: int = 512
     ffn_layers: list[int] | None | str = None  # with `init` also "as saved"
     seq_len: int = 64
-    batch_tokens: int = 2048
+    short_first: float = 0.5
+    batch_tokens: int = 1024
     micro_batch: int | None = None
-    steps: int | None = 1500
+    steps: int | None = 5000
     minutes: float | None = None
     lr: float = 2e-3
     dropout: float = 0.0
@@ -65,9 +67,10 @@ def pretrain(options, resume=False):
     machine = runtime.start(options.device, options.dtype)
     torch.manual_seed(options.seed)
     corpus, tokenizer, tokens = in_turn(machine, lambda: prepare(options))
-    train_set, valid_set = make_sequences(tokens, options.seq_len, tokenizer)
+    valid_set = check_sequences(tokens, options.seq_len, tokenizer)
     model = make_model(options, tokenizer)
-    plan = make_plan(options, machine, model.config, train_set)
+    stages = make_stages(options, machine, model.config, tokens.train, tokenizer)
+    plan = stages[-1].plan
     entropy = data.unigram_entropy(tokens.valid, valid_set.is_special)
     record = {
         "status": "running",
@@ -84,13 +87,13 @@ def pretrain(options, resume=False):
         "versions": runs.versions(),
     }
     if machine.rank == 0:
-        print(describe(record, plan, model.config, tokenizer, machine), flush=True)
+        print(describe(record, stages, model.config, tokenizer, machine), flush=True)
         if not resume:
             wordpiece.save(tokenizer, out)
             (out / "log.jsonl").unlink(missing_ok=True)
         runs.write_json(out / "train.json", record)
 
-    trainer = Trainer(options, machine, model, plan, train_set, valid_set)
+    trainer = Trainer(options, machine, model, stages, valid_set)
     if resume:
         trainer.load()
     record["status"] = trainer.run()
@@ -149,8 +152,8 @@ def prepare(options):
     return corpus, tokenizer, data.tokenize(corpus, tokenizer)
 
 
-def make_sequences(tokens, seq_len, tokenizer):
-    """The training and the validation sequences. Raises UserError where either part has none."""
+def check_sequences(tokens, seq_len, tokenizer):
+    """The validation sequences. Raises UserError where the training or the validation part has none."""
     train_set, valid_set = (data.Sequences(part, seq_len, tokenizer) for part in (tokens.train, tokens.valid))
     for name, part in (("training", train_set), ("validation", valid_set)):
         if len(part) == 0:
@@ -159,7 +162,7 @@ def make_sequences(tokens, seq_len, tokenizer):
                 f"{tokens.count:,} tokens, that part needs {seq_len - 2} tokens at least; give more text or a "
                 "shorter --seq-len"
             )
-    return train_set, valid_set
+    return valid_set
 
 
 def make_model(options, tokenizer):
@@ -190,21 +193,49 @@ class Plan:
 
 def make_plan(options, machine, config, sequences):
     """Derive the split from --batch-tokens and --micro-batch. Raises UserError where they cannot be had."""
-    local = options.batch_tokens // options.seq_len // machine.world
+    length = sequences.seq_len
+    local = options.batch_tokens // length // machine.world
     if local == 0:
         raise UserError(
-            f"--batch-tokens {options.batch_tokens} is less than one sequence of {options.seq_len} tokens in each of "
+            f"--batch-tokens {options.batch_tokens} is less than one sequence of {length} tokens in each of "
             f"{machine.world} process(es)"
         )
-    most = max(1, (16384 if machine.device.type == "cuda" else 4096) // options.seq_len)
-    micro = options.micro_batch or max(m for m in range(1, min(local, most) + 1) if local % m == 0)
-    if local % micro:
+    at_once = (options.micro_batch or 0) * options.seq_len or (16384 if machine.device.type == "cuda" else 4096)
+    micro = max(m for m in range(1, local + 1) if local % m == 0 and (m == 1 or m * length <= at_once))
+    if options.micro_batch and length == options.seq_len and micro != options.micro_batch:
         raise UserError(
-            f"--micro-batch {micro} does not divide the {local} sequences that {options.batch_tokens} tokens a batch "
-            f"are in each process"
+            f"--micro-batch {options.micro_batch} does not divide the {local} sequences that {options.batch_tokens} "
+            "tokens a batch are in each process"
         )
-    flops = flops_per_token(config, options.seq_len, sequences.places)
-    return Plan(local * machine.world, micro, local // micro, flops)
+    return Plan(local * machine.world, micro, local // micro, flops_per_token(config, length, sequences.places))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run, up to the share `end` of it, with sequences of one length."""
+
+    end: float
+    length: int
+    plan: Plan
+    data: data.TrainingData
+
+
+def make_stages(options, machine, config, tokens, tokenizer):
+    """The run's stages: --short-first of it with 16 tokens a sequence, then doubled by and by up to --seq-len.
+
+    Attention begins as a mean over the whole sequence. The shorter that is, the more of each neighbour is in it, and
+    the sooner the model leaves the plateau where it only knows how common words are: see the README for how much. Long
+    sequences at the end teach the later positions. (For GPT: Li et al. 2021, 2108.06084.)
+    """
+    lengths = [SHORTEST << i for i in range(10) if SHORTEST << i < options.seq_len] if options.short_first else []
+    count, rest = len(lengths), 1 - options.short_first
+    found = []
+    for i, length in enumerate([*lengths, options.seq_len]):
+        sequences = data.Sequences(tokens, length, tokenizer)
+        plan = make_plan(options, machine, config, sequences)
+        end = options.short_first + rest * i / count if count else 1.0
+        found.append(Stage(end, length, plan, data.TrainingData(sequences, plan.size, options.seed)))
+    return found
 
 
 def masked_loss(model, batch):
@@ -234,27 +265,32 @@ def train_step(model, optimizer, batches, masked, machine):
     return total
 
 
+STATE = ("step", "tokens", "progress", "validated", "seconds", "training_seconds", "smooth")  # kept in checkpoints
+
+
 class Trainer:
     """The state of a run, and its loop."""
 
-    def __init__(self, options, machine, model, plan, train_set, valid_set):
-        self.options, self.machine, self.plan, self.out = options, machine, plan, Path(options.out)
+    def __init__(self, options, machine, model, stages, valid_set):
+        self.options, self.machine, self.stages, self.out = options, machine, stages, Path(options.out)
         self.model = model.to(machine.device)
         self.optimizer = runtime.adamw(self.model, options.lr)
-        self.data = data.TrainingData(train_set, plan.size, options.seed)
         self.valid_set = valid_set
-        self.step = self.validated = 0
+        self.step = self.tokens = self.validated = 0
+        self.progress = 0.0  # share of the run that is over
         self.seconds = self.training_seconds = 0.0  # by the clock; without validating and saving
         self.smooth = None  # the loss that the progress bar shows
         compiled = options.compile if options.compile is not None else machine.device.type == "cuda"
-        self.parallel = torch.compile(self.model) if compiled else self.model  # shares its weights with self.model
+        # Shares its weights with self.model. Shapes are static within a stage.
+        self.parallel = torch.compile(self.model, dynamic=False) if compiled else self.model
         if machine.world > 1:
             self.parallel = DistributedDataParallel(self.parallel)
             torch.manual_seed(options.seed + machine.rank)  # from here on only dropout draws from it
 
     @property
-    def tokens(self):
-        return self.step * self.plan.size * self.options.seq_len
+    def stage(self):
+        """The stage that the coming step belongs to."""
+        return next(stage for stage in self.stages if self.progress < stage.end or stage is self.stages[-1])
 
     def run(self):
         """Train to the end → "finished", or to the first Ctrl-C or SIGTERM → "interrupted". Saves in both cases."""
@@ -266,17 +302,20 @@ class Trainer:
         with self.bar() as bar, catch_signals() as caught:
             while True:
                 self.seconds = time.perf_counter() - started
-                batch = self.data.batch(self.step, self.machine.rank, self.machine.world)
+                if self.options.steps:
+                    self.progress = self.step / self.options.steps
+                stage = self.stage
+                batch = stage.data.batch(self.step, self.machine.rank, self.machine.world)
                 save_due = time.perf_counter() - saved > SAVE_SECONDS
-                masked, progress, stop, save_due = self.agree(batch.masked(), bool(caught), save_due)
-                done = stop or progress >= 1
-                validate = int(progress * VALIDATIONS) > self.validated and not done
+                masked, stop, save_due = self.agree(batch.masked(), bool(caught), save_due)
+                done = stop or self.progress >= 1
+                validate = int(self.progress * VALIDATIONS) > self.validated and not done
                 save = save_due or validate or done
                 if window.losses and (save or self.step % read_every == 0):
-                    self.report(bar, window, progress)
+                    self.report(bar, window)
                     window = Window()
                 if validate:
-                    self.validated = int(progress * VALIDATIONS)
+                    self.validated = int(self.progress * VALIDATIONS)
                     loss, accuracy = self.validate(QUICK_TOKENS)
                     if self.machine.rank == 0:
                         bar.write(f"step {self.step:,}: validation loss {loss:.3f}, masked accuracy {accuracy:.1%}")
@@ -284,35 +323,35 @@ class Trainer:
                     self.save()
                     saved = time.perf_counter()
                 if done:
-                    return "finished" if progress >= 1 else "interrupted"
+                    return "finished" if self.progress >= 1 else "interrupted"
                 if not window.losses:
                     window = Window()  # its clock starts here, after validating and saving
-                window.lr = self.learning_rate(progress)
+                window.lr = self.learning_rate()
                 runtime.set_learning_rate(self.optimizer, window.lr)
-                parts = [data.MaskedBatch(*map(self.machine.move, part)) for part in batch.split(self.plan.micro)]
+                parts = [data.MaskedBatch(*map(self.machine.move, part)) for part in batch.split(stage.plan.micro)]
                 window.losses.append(train_step(self.parallel, self.optimizer, parts, masked, self.machine))
                 window.masked += masked
+                window.tokens += stage.plan.size * stage.length
+                window.flops += stage.plan.size * stage.length * stage.plan.flops
                 self.step += 1
 
     def agree(self, masked, stop, save):
-        """Add up over processes what all must know before a step → masked places, progress 0 to 1, stop?, save?"""
-        if self.options.minutes is None:
-            progress = self.step / self.options.steps
-        else:
-            progress = min(1.0, self.seconds / (60 * self.options.minutes))
+        """Add up over processes what all must know before a step → masked places, stop?, save? By the clock: progress too."""
+        if self.options.minutes is not None:
+            self.progress = min(1.0, self.seconds / (60 * self.options.minutes))
         if self.machine.world > 1:
             first = self.machine.rank == 0  # whose clock counts
-            shared = torch.tensor([masked, progress * first, stop, save * first], dtype=torch.float64)
+            shared = torch.tensor([masked, stop, save * first, self.progress * first], dtype=torch.float64)
             dist.all_reduce(shared)
-            masked, progress, stop, save = shared.tolist()
-        return max(1, int(masked)), progress, bool(stop), bool(save)
+            masked, stop, save, self.progress = shared.tolist()
+        return max(1, int(masked)), bool(stop), bool(save)
 
-    def learning_rate(self, progress):
+    def learning_rate(self):
         """The rate in the middle of the coming step."""
         half = 0.0 if self.options.steps is None else 0.5 / self.options.steps
-        return self.options.lr * runtime.warmup_decay(progress + half, WARMUP)
+        return self.options.lr * runtime.warmup_decay(self.progress + half, WARMUP)
 
-    def report(self, bar, window, progress):
+    def report(self, bar, window):
         """Read the losses of the last steps, write their mean to the log and the bar; stop where it is not finite."""
         total = torch.stack(window.losses).sum().cpu()
         if self.machine.world > 1:
@@ -324,14 +363,15 @@ class Trainer:
                 f"or --dtype float32; the last checkpoint stays in {self.out}"
             )
         self.training_seconds += seconds
-        speed = len(window.losses) * self.plan.size * self.options.seq_len / seconds
+        self.tokens += window.tokens
+        speed = window.tokens / seconds
         if self.machine.rank == 0:
             row = {"step": self.step, "tokens": self.tokens, "loss": loss, "lr": window.lr, "tokens_per_second": speed}
             runs.append_log(self.out, row)
         self.smooth = loss if self.smooth is None else 0.95 * self.smooth + 0.05 * loss
         peak = runtime.peak_flops(self.machine)
-        mfu = f", {speed * self.plan.flops / self.machine.world / peak:.1%} MFU" if peak else ""
-        bar.n = progress
+        mfu = f", {window.flops / seconds / self.machine.world / peak:.1%} MFU" if peak else ""
+        bar.n = self.progress
         bar.set_postfix_str(f"step {self.step:,}, loss {self.smooth:.3f}, {speed:,.0f} tokens/s{mfu}", refresh=False)
         bar.update(0)
 
@@ -370,12 +410,11 @@ class Trainer:
             everyone = [random]
         if self.machine.rank > 0:
             return
-        names = ("step", "validated", "seconds", "training_seconds", "smooth")
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": everyone,
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in STATE},
         }
         runs.write_state(self.out, state)
         self.model.save_pretrained(self.out)
@@ -385,7 +424,7 @@ class Trainer:
         state = runs.read_state(self.out)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("step", "validated", "seconds", "training_seconds", "smooth"):
+        for name in STATE:
             setattr(self, name, state[name])
         mine = state["random"][self.machine.rank % len(state["random"])]
         cpu = torch.get_rng_state().numel()
@@ -421,6 +460,8 @@ class Window:
 
     losses: list = field(default_factory=list)
     masked: int = 0
+    tokens: int = 0
+    flops: float = 0.0
     lr: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 

@@ -248,7 +248,7 @@ def fit(features, labels, classes, strengths=STRENGTHS, steps=200):
     found = []
     for strength in strengths:
         optimizer = torch.optim.LBFGS(
-            [W, b], max_iter=steps, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
+            [W, b], max_iter=steps, tolerance_grad=1e-4, tolerance_change=1e-9, line_search_fn="strong_wolfe"
         )
 
         def closure(strength=strength, optimizer=optimizer):

@@ -16,9 +16,10 @@ from mini_undivided.model import MaskedLM, count_parameters
 from mini_undivided.runtime import UserError
 
 
-def describe(record, plan, config, tokenizer, machine):
+def describe(record, stages, config, tokenizer, machine):
     """What a run is going to do, for people, as lines of text."""
-    options, corpus = record["options"], record["corpus"]
+    options, corpus, plan = record["options"], record["corpus"], stages[-1].plan
+    shorter = ", ".join(f"{stage.length} up to {stage.end:.0%} of the run" for stage in stages[:-1])
     full = count_parameters(replace(config, ffn_layers=None)) - record["parameters"]
     kept = config.num_hidden_layers if config.ffn_layers is None else len(config.ffn_layers)
     ffns = {0: "no FFN", config.num_hidden_layers: "an FFN in every layer"}.get(
@@ -36,6 +37,7 @@ def describe(record, plan, config, tokenizer, machine):
         f"compute     {plan.flops / 1e6:,.2f} million FLOPs a token, forward and backward",
         f"batch       {plan.size * options['seq_len']:,} tokens = {plan.size} sequences of {options['seq_len']} = "
         f"{plan.micro} at once × {plan.accumulation} accumulated × {machine.world} process(es)",
+        f"lengths     {shorter + ', then ' if shorter else ''}{options['seq_len']} tokens a sequence",
         f"training    {length}, learning rate up to {options['lr']:g}, dropout {options['dropout']:g}, "
         f"seed {options['seed']}",
         f"device      {machine}",

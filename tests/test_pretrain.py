@@ -76,7 +76,7 @@ def test_a_run_writes_a_whole_run_directory(options):
     state = torch.load(out / "training_state.pt", weights_only=True)
     assert state["step"] == 12 and {"optimizer", "random", "model"} <= state.keys()
     row = runs.read_log(out)[0]
-    assert {"step", "tokens", "loss", "lr", "tokens_per_second"} <= row.keys() and row["tokens"] == 6 * 19
+    assert {"step", "tokens", "loss", "lr", "tokens_per_second"} <= row.keys() and row["tokens"] == 7 * 16
 
     theirs, info = AutoModelForMaskedLM.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -154,6 +154,24 @@ def test_the_same_seed_gives_the_same_run_and_zero_is_a_seed(options, tmp_path):
         pretrain.pretrain(replace(options, seed=seed, out=str(tmp_path / name)))
         results.append(weights(tmp_path / name))
     assert identical(results[0], results[1]) and not identical(results[0], results[2])
+
+
+def test_a_run_begins_with_short_sequences(options, monkeypatch):
+    """Half of the run on 16 tokens, then doubled in equal shares up to --seq-len; tokens are counted as they are."""
+    shapes, step = [], pretrain.train_step
+
+    def spy(model, optimizer, batches, *rest):
+        shapes.append((sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.size(1)))
+        return step(model, optimizer, batches, *rest)
+
+    monkeypatch.setattr(pretrain, "train_step", spy)
+    pretrain.pretrain(replace(options, seq_len=70, batch_tokens=150))
+    assert shapes == [(9, 16)] * 6 + [(4, 32)] * 2 + [(2, 64)] * 2 + [(2, 70)] * 2
+    tokens = [row["tokens"] for row in runs.read_log(options.out) if "loss" in row]
+    assert tokens == [sum(rows * length for rows, length in shapes[:i]) for i in range(1, 13)]
+    shapes.clear()
+    pretrain.pretrain(replace(options, short_first=0.0, out=options.out + "-long"))
+    assert shapes == [(6, 19)] * 12
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -335,7 +353,7 @@ pretrain(Options(**options))
 
 def test_two_processes_equal_one(options, tmp_path):
     """Under torchrun with two gloo processes: the losses of one process with the same batch; one log, one bar."""
-    options = replace(options, micro_batch=1)
+    options = replace(options, micro_batch=1, batch_tokens=128)  # an even number of sequences of 16 and of 19
     pretrain.pretrain(options)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
