@@ -18,7 +18,8 @@ COMMANDS = {
 def make_parser():
     """The command line; "report" may be left out."""
     parser = argparse.ArgumentParser(
-        description=__doc__, usage="analyze.py [report | cka | probe] RUN [RUN ...] [options]\n       analyze.py fill RUN SENTENCE",
+        description=__doc__,
+        usage="analyze.py [report | cka | probe] RUN [RUN ...] [options]\n       analyze.py fill RUN SENTENCE",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands (each has a --help)")

@@ -39,7 +39,8 @@ def make_parser():
 
     add = parser.add_argument_group("text").add_argument
     add("--corpus", nargs="+", metavar="TEXT", help="docs (documentation on this machine; the default); files, folders "
-        "or globs of .txt, .txt.gz (a document a file) and .jsonl (a document a line, field text); or hf:NAME[:CONFIG]")  # fmt: skip
+        "or globs of .txt, .txt.gz (a document a file) and .jsonl (a document a line, field text); or "
+        "hf:NAME[:CONFIG]")  # fmt: skip
     add("--tokenizer", metavar="PATH", help="vocab.txt, tokenizer.json or a folder with one (default: train one)")
     add("--vocab-size", type=positive, metavar="N", help="entries of a trained tokenizer (default: the preset's)")
     add("--cased", action="store_true", help="keep capital letters and accents (default: uncased)")

@@ -336,7 +336,7 @@ class Trainer:
                 self.step += 1
 
     def agree(self, masked, stop, save):
-        """Add up over processes what all must know before a step → masked places, stop?, save? By the clock: progress too."""
+        """Add up over processes what all need before a step → masked places, stop?, save? By the clock: progress too."""
         if self.options.minutes is not None:
             self.progress = min(1.0, self.seconds / (60 * self.options.minutes))
         if self.machine.world > 1:

@@ -272,7 +272,7 @@ def probe_text(seeds):
 
 
 def probe_table(probes):
-    """For each task and run its best layer, beside the embeddings' layer, the untrained encoder, the majority, the control."""
+    """For each task and run its best layer, beside embeddings, untrained encoder, majority and control."""
     header = ["task", "run", "layer", "score", "embeddings", "untrained", "majority", "control", "selectivity"]
     rows = []
     for task in next(iter(probes.values())):

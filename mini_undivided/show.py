@@ -64,7 +64,7 @@ def fill(model, tokenizer, sentence, top=5):
     return [[(tokenizer.id_to_token(i), p) for i, p in zip(*row, strict=True)] for row in rows]
 
 
-def show_fills(out, count=4):
+def show_fills(out, count=6):
     """Held-out sentences of a run's corpus with one word masked, and what the model puts there, as lines of text."""
     options = runs.read_json(Path(out) / "train.json")["options"]
     model, tokenizer = MaskedLM.from_pretrained(out), wordpiece.load(out)
@@ -102,10 +102,11 @@ def report(record):
 
 
 def make_hole(sentence, tokenizer, seq_len):
-    """Mask the longest word of a sentence's second half that is one token → (sentence, word), or None."""
+    """Mask the middle word of a sentence of 8 to 20 words, if it is one token → (sentence, word), or None."""
     words = sentence.split()
-    known = [i for i in range(len(words) // 2, len(words)) if len(tokenizer.encode(words[i]).ids) == 3]
-    if not 8 <= len(words) <= 20 or not known or len(tokenizer.encode(sentence).ids) > seq_len:
+    place = len(words) // 2
+    if not 8 <= len(words) <= 20 or len(tokenizer.encode(sentence).ids) > seq_len:
         return None
-    place = max(known, key=lambda i: len(words[i]))
+    if len(tokenizer.encode(words[place]).ids) != 3:  # [CLS], the word, [SEP]
+        return None
     return " ".join([*words[:place], "[MASK]", *words[place + 1 :]]), words[place]

@@ -85,7 +85,8 @@ def test_the_whole_report(three, tmp_path):
 
             assert image.imread(out / name).std() > 0.02
     alike = runs.read_json(out / "cka.json")
-    assert np.shape(alike["values"]["noffn"]["block"]) == (3, 3) and np.shape(alike["values"]["noffn"]["attention"]) == (2, 2)
+    shapes = {place: np.shape(values) for place, values in alike["values"]["noffn"].items()}
+    assert shapes == {"block": (3, 3), "attention": (2, 2)}
     assert alike["rows"] > 256 and set(alike["values"]) == {"noffn", "twin (ceiling)", "untrained"}
     probes = runs.read_json(out / "probe.json")
     assert len(probes["full"]["sentence length"]["trained"]["mean"]) == 3 and "control" in probes["noffn"]["part of speech"]

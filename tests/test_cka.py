@@ -115,7 +115,7 @@ def test_equal_depth():
 
 
 def test_outputs_are_the_layers_of_one_forward_pass():
-    """Block outputs are the encoder's hidden states; attention outputs are what the FFN is given, or without one the block."""
+    """Block outputs are the encoder's hidden states; attention outputs what the FFN is given, without one the block's."""
     model = encoder(ffn_layers=[1])
     ids, mask, segments = next(batches())
     found = cka.outputs(model, ids, mask, segments)
@@ -134,7 +134,8 @@ def test_rows_leave_padding_out():
     x, mask = torch.randn(5, 13, 7), torch.arange(13) < torch.tensor([3, 13, 4, 9, 1])[:, None]
     garbage = x.masked_fill(~mask[..., None], 99.0)
     for per_text in (False, True):
-        assert torch.equal(cka.to_rows([x], mask, per_text), cka.to_rows([garbage * mask[..., None] + 0 * x], mask, per_text))
+        other = garbage * mask[..., None] + 0 * x
+        assert torch.equal(cka.to_rows([x], mask, per_text), cka.to_rows([other], mask, per_text))
     assert cka.to_rows([x, x], mask, False).shape == (2, 30, 7)
     means = torch.stack([x[i, : mask[i].sum()].mean(0) for i in range(5)])
     assert torch.allclose(cka.to_rows([x], mask, True)[0], means, atol=1e-6)
@@ -143,7 +144,8 @@ def test_rows_leave_padding_out():
 def test_padding_changes_nothing_in_the_end():
     """The same texts, once padded to 13 and once to 29 tokens, give the same CKA."""
     models = {"a": encoder(), "b": encoder(seed=1)}
-    wide = [(torch.nn.functional.pad(i, (0, 16), value=55), torch.nn.functional.pad(m, (0, 16)), torch.nn.functional.pad(s, (0, 16)))
+    pad = torch.nn.functional.pad
+    wide = [(pad(i, (0, 16), value=55), pad(m, (0, 16)), pad(s, (0, 16)))
             for i, m, s in batches()]  # fmt: skip
     one, shapes, rows = cka.compare(models, batches(), n=64)
     two, others, _ = cka.compare(models, wide, n=64)

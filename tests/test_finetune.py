@@ -66,7 +66,7 @@ def test_all_takes_what_is_there(encoder, data_dir):
 
 def test_help_answers_without_loading_pytorch():
     """--help names every task, and imports neither torch nor numpy."""
-    code = "import sys, finetune; finetune.make_parser().format_help(); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    code = "import sys, finetune as f; f.make_parser().format_help(); print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "False"]
     from mini_undivided.glue import BUILT_IN, TASKS
@@ -89,7 +89,7 @@ def test_every_option_reaches_the_loop():
     ("arguments", "sentence"),
     [
         (["RUN", "--task", "cloa"], 'error: there is no task "cloa"; did you mean "cola"?'),
-        (["RUN", "--task", "rte", "--data-dir", "nowhere"], "error: RTE is not in nowhere: looked for nowhere/RTE/train.tsv"),
+        (["RUN", "--task", "rte", "--data-dir", "no"], "error: RTE is not in no: looked for no/RTE/train.tsv"),
         (["runs/nothing", "--task", "cola"], "error: runs/nothing is not a folder"),
         (["RUN"], "the following arguments are required: --task"),
         (["RUN", "--task", "cola", "--epochs", "0"], "invalid whole value: '0'"),

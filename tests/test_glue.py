@@ -52,7 +52,7 @@ def sentences(count, seed=0):
     """Sentences and their label: is the beast red or blue?"""
     rng = np.random.default_rng(seed)
     pairs = [(COLOURS[rng.integers(5)], BEASTS[rng.integers(7)]) for _ in range(count)]
-    return [(f"the {beast} is {colour} ." + " ." * int(rng.integers(9)), int(colour in COLOURS[:2])) for colour, beast in pairs]
+    return [(f"the {beast} is {hue} ." + " ." * int(rng.integers(9)), int(hue in COLOURS[:2])) for hue, beast in pairs]
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_no_network_is_said_with_a_way_out(monkeypatch):
 def held_out(monkeypatch):
     """23 documents of three libraries in place of this machine's own; every sentence names its document."""
     documents = [
-        (glue.BUILT_IN["docs-library"].labels[i % 3], " ".join(f"Document {i} has a sentence number {j} ." for j in range(6)))
+        (glue.BUILT_IN["docs-library"].labels[i % 3], " ".join(f"Text {i} has a sentence number {j} ." for j in range(6)))
         for i in range(23)
     ]
     monkeypatch.setattr(glue.corpora, "held_out_docs", lambda: documents)
@@ -437,7 +437,8 @@ def test_the_table_has_an_average_only_of_all_tasks(capsys):
         results.append({"task": key, "name": task.name, "built_in": False, "scores": scores,
                         "majority": dict.fromkeys(names, 0.5)})  # fmt: skip
     means = [np.mean([s["mean"] for s in r["scores"].values()]) for r in results if r["task"] != "wnli"]
-    assert f"average of the 8 tasks without WNLI, each the mean of its metrics: {100 * np.mean(means):.1f}" in glue.table(results)
+    average = f"average of the 8 tasks without WNLI, each the mean of its metrics: {100 * np.mean(means):.1f}"
+    assert average in glue.table(results)
     assert "average" not in glue.table(results[1:])
     assert "± 1.0" in glue.table(results) and "MNLI" in glue.table(results)
 

@@ -14,8 +14,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from mini_undivided import model as model_module
 from mini_undivided import runs
 from mini_undivided.model import (
-    Attention, BertConfig, Block, Encoder, MaskedLM, SequenceClassifier,
-    attend, attend_fast, count_parameters, every_kth, flops_per_token,
+    Attention,
+    BertConfig,
+    Block,
+    Encoder,
+    MaskedLM,
+    SequenceClassifier,
+    attend,
+    attend_fast,
+    count_parameters,
+    every_kth,
+    flops_per_token,
 )  # fmt: skip
 from mini_undivided.runtime import UserError
 
@@ -114,7 +123,7 @@ def test_gradients_are_transformers(tmp_path, inputs):
     """One backward pass gives every tensor the gradient that it gets in BertForMaskedLM."""
     reference, folder = saved_by_them(tmp_path, "BertForMaskedLM")
     ours = MaskedLM.from_pretrained(folder)
-    for model, output in ((ours, ours(*inputs)), (reference, reference(*inputs).logits)):
+    for output in (ours(*inputs), reference(*inputs).logits):
         torch.logsumexp(output[inputs[1].bool()], -1).mean().backward()
     expected = dict(reference.named_parameters())
     for name, parameter in ours.named_parameters():
