@@ -84,11 +84,11 @@ def step_section(args):
         sizes = {name: (*size, 128) for name, size in list(STEP_SIZES.items())[: 2 if args.quick else None]}
     speed, use = [], []
     for name, size in sizes.items():
-        spec = {"size": size, "seconds": 2 if args.quick else 10, "compile": args.compile or has_gpu()}
+        spec = {"size": size, "seconds": 2 if args.quick else 6, "compile": args.compile or has_gpu()}
         contenders = {
-            "ours": ("our_step", {**spec, "ffn_layers": None}),
+            "ours": ("our_step", {**spec, "ffn_layers": None, "products": True}),
             "transformers": ("their_step", spec),
-            "ours, no FFN": ("our_step", {**spec, "ffn_layers": []}),
+            "ours, no FFN": ("our_step", {**spec, "ffn_layers": [], "products": True}),
         }
         results = in_turn(contenders, args.rounds)
         ours, theirs, without = (results[contender] for contender in contenders)
@@ -131,7 +131,7 @@ def finetune_section(args):
     """An epoch of fine-tuning on sentences as long as those of SST-2 and MRPC, against a plain loop with padding."""
     rows = []
     for name, lengths in FINETUNE.items():
-        spec = {"size": (4, 256, 4, 8192, 32), "lengths": lengths, "count": 192 if args.quick else 3200}
+        spec = {"size": (4, 256, 4, 8192, 32), "lengths": lengths, "count": 192 if args.quick else 1600}
         results = in_turn({"ours": ("our_finetune", spec), "transformers": ("their_finetune", spec)}, args.rounds)
         ours, theirs = results.values()
         ratio = middle(ours, "examples_per_second") / middle(theirs, "examples_per_second")
@@ -197,7 +197,8 @@ def has_gpu():
 # The workers of the training step
 
 
-def our_step(size, seconds, compile, ffn_layers):
+def our_step(size, seconds, compile, ffn_layers, products=False):
+    """Our training step; with `products` also the time of its matrix products alone."""
     import torch
 
     from mini_undivided import data, pretrain, runtime
@@ -223,14 +224,16 @@ def our_step(size, seconds, compile, ffn_layers):
 
     first, times = time_steps(step, seconds, machine.device.type)
     peak_bytes = runtime.peak_memory(machine)
-    products = matrix_products(config, batch_size, T, training.sequences.places)
+    step_seconds = statistics.median(times)
+    found = {"tokens_per_second": batch_size * T / step_seconds, "peak_bytes": peak_bytes, "first_seconds": first}
+    if not products:
+        return found
+    shapes = matrix_products(config, batch_size, T, training.sequences.places)
     flops = flops_per_token(config, T, training.sequences.places) * batch_size * T
-    assert abs(sum(count * 6 * b * m * k * n for count, b, m, k, n in products) / flops - 1) < 1e-6
-    alone = time_products(products, machine)
-    step_seconds, peak = statistics.median(times), runtime.peak_flops(machine)
+    assert abs(sum(count * 6 * b * m * k * n for count, b, m, k, n in shapes) / flops - 1) < 1e-6
+    alone, peak = time_products(shapes, machine), runtime.peak_flops(machine)
     return {
-        "tokens_per_second": batch_size * T / step_seconds, "peak_bytes": peak_bytes, "first_seconds": first,
-        "flops_per_second": flops / step_seconds, "matrix_rate": flops / alone, "use": alone / step_seconds,
+        **found, "flops_per_second": flops / step_seconds, "matrix_rate": flops / alone, "use": alone / step_seconds,
         "mfu": peak and flops / step_seconds / peak, "loader_share": statistics.median(loading) / step_seconds,
     }  # fmt: skip
 
@@ -464,7 +467,7 @@ def main():
         name, spec = args.worker
         print(json.dumps(globals()[name](**json.loads(spec))))
         return
-    args.rounds = 2 if args.quick else 5
+    args.rounds = 2 if args.quick else 3
     for name in [args.only] if args.only else SECTIONS:
         SECTIONS[name](args)
 
