@@ -331,7 +331,8 @@ def cost_sentence(first, other):
         text += f" and {other['flops_per_token'] / first['flops_per_token']:.0%} of its FLOPs a token"
     if "validation_loss" in first and "validation_loss" in other:
         gap = other["validation_loss"] - first["validation_loss"]
-        text += f"; after {other['tokens']:,} and {first['tokens']:,} tokens its validation loss is {abs(gap):.3f} nats "
+        seen = " and ".join(dict.fromkeys(f"{run['tokens']:,}" for run in (other, first)))
+        text += f"; after {seen} tokens its validation loss is {abs(gap):.3f} nats "
         text += "higher" if gap > 0 else "lower"
     return text + "."
 

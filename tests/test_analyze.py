@@ -176,6 +176,7 @@ def test_sentences_say_what_the_numbers_say():
         "0.250 nats higher."
     )
     assert "0.250 nats lower" in report.cost_sentence(other, first)
+    assert "after 1,000 tokens its" in report.cost_sentence(first, {**other, "tokens": 1000})
 
     def alike(b, ceiling, floor):
         values = {name: {"attention": [[x]]} for name, x in (("b", b), ("c", ceiling), ("f", floor)) if x is not None}
