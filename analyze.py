@@ -21,7 +21,7 @@ def make_parser():
         description=__doc__,
         usage="analyze.py [report | cka | probe] RUN [RUN ...] [options]\n       analyze.py fill RUN SENTENCE",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands (each has a --help)")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, argument_default=argparse.SUPPRESS)

@@ -145,8 +145,7 @@ def test_padding_changes_nothing_in_the_end():
     """The same texts, once padded to 13 and once to 29 tokens, give the same CKA."""
     models = {"a": encoder(), "b": encoder(seed=1)}
     pad = torch.nn.functional.pad
-    wide = [(pad(i, (0, 16), value=55), pad(m, (0, 16)), pad(s, (0, 16)))
-            for i, m, s in batches()]  # fmt: skip
+    wide = [(pad(i, (0, 16), value=55), pad(m, (0, 16)), pad(s, (0, 16))) for i, m, s in batches()]
     one, shapes, rows = cka.compare(models, batches(), n=64)
     two, others, _ = cka.compare(models, wide, n=64)
     assert torch.allclose(one["b"]["block"], two["b"]["block"], atol=1e-4)

@@ -89,7 +89,10 @@ def test_every_option_reaches_the_loop():
     ("arguments", "sentence"),
     [
         (["RUN", "--task", "cloa"], 'error: there is no task "cloa"; did you mean "cola"?'),
-        (["RUN", "--task", "rte", "--data-dir", "no"], "error: RTE is not in no: looked for no/RTE/train.tsv"),
+        (
+            ["RUN", "--task", "rte", "--data-dir", "nowhere"],
+            "error: RTE is not in nowhere: looked for nowhere/RTE/train.tsv",
+        ),
         (["runs/nothing", "--task", "cola"], "error: runs/nothing is not a folder"),
         (["RUN"], "the following arguments are required: --task"),
         (["RUN", "--task", "cola", "--epochs", "0"], "invalid whole value: '0'"),

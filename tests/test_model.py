@@ -14,17 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mini_undivided import model as model_module
 from mini_undivided import runs
 from mini_undivided.model import (
-    Attention,
-    BertConfig,
-    Block,
-    Encoder,
-    MaskedLM,
-    SequenceClassifier,
-    attend,
-    attend_fast,
-    count_parameters,
-    every_kth,
-    flops_per_token,
+    Attention, BertConfig, Block, Encoder, MaskedLM, SequenceClassifier,
+    attend, attend_fast, count_parameters, every_kth, flops_per_token,
 )  # fmt: skip
 from mini_undivided.runtime import UserError
 

@@ -90,9 +90,8 @@ def test_ffn_options():
 CHANGES = [
     ("--preset", "mini"), ("--layers", "5"), ("--hidden-size", "64"), ("--heads", "2"), ("--ffn-size", "77"),
     ("--corpus", "a.txt"), ("--tokenizer", "vocab.txt"), ("--vocab-size", "999"), ("--cased",), ("--seq-len", "33"),
-    ("--short-first", "0.2"),
-    ("--batch-tokens", "999"), ("--micro-batch", "3"), ("--steps", "7"), ("--minutes", "2.5"), ("--lr", "0.1"),
-    ("--dropout", "0.2"), ("--seed", "3"), ("--device", "cpu"), ("--dtype", "bfloat16"), ("--compile",),
+    ("--short-first", "0.2"), ("--batch-tokens", "999"), ("--micro-batch", "3"), ("--steps", "7"), ("--minutes", "2.5"),
+    ("--lr", "0.1"), ("--dropout", "0.2"), ("--seed", "3"), ("--device", "cpu"), ("--dtype", "bfloat16"), ("--compile",),
     ("--out", "x"), ("--no-ffn",), ("--ffn-every", "2"), ("--ffn-layers", "1"),
 ]  # fmt: skip
 
@@ -106,8 +105,7 @@ def test_every_option_changes_the_options_of_the_run(arguments):
 EFFECTS = [
     ("--layers", 3), ("--hidden-size", 30), ("--heads", 2), ("--ffn-size", 55), ("--vocab-size", 60), ("--cased",),
     ("--seq-len", 34), ("--short-first", 0), ("--batch-tokens", 420), ("--lr", 0.02), ("--dropout", 0.3), ("--seed", 1),
-    ("--no-ffn",),
-    ("--ffn-every", 2), ("--ffn-layers", "0"), ("--steps", 5), ("--dtype", "bfloat16"),
+    ("--no-ffn",), ("--ffn-every", 2), ("--ffn-layers", "0"), ("--steps", 5), ("--dtype", "bfloat16"),
 ]  # fmt: skip
 
 
