@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from mini_undivided import runs
 from mini_undivided.runtime import UserError
@@ -146,7 +147,9 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x):
-        return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
+        # The backward pass computes the GELU anew: that is cheap, and its output is a quarter of what a layer stores.
+        y = checkpoint(lambda y: self.down(F.gelu(y)), self.up(x), use_reentrant=False, preserve_rng_state=False)
+        return self.norm(x + self.dropout(y))
 
 
 class Block(nn.Module):
@@ -173,13 +176,17 @@ class Embeddings(nn.Module):
         self.token_type = nn.Embedding(config.type_vocab_size, C)
         self.norm = nn.LayerNorm(C, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.tied = False  # whether a head uses the word vectors too
 
     def forward(self, input_ids, token_type_ids=None):
         T, limit = input_ids.size(1), self.position.num_embeddings
         if T > limit:
             raise UserError(f"a sequence of {T} tokens is longer than the model's {limit} positions")
         segment = self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids)
-        x = self.word(input_ids) + (self.position.weight[:T] + segment)  # (B, T, C)
+        # The head's gradient is a whole matrix anyway; on a CPU the lookup's is then added to its few rows, not as another.
+        sparse = self.tied and input_ids.device.type == "cpu"
+        words = F.embedding(input_ids, self.word.weight, sparse=sparse)
+        x = words + (self.position.weight[:T] + segment)  # (B, T, C)
         return self.dropout(self.norm(x))
 
 
@@ -258,6 +265,7 @@ class MaskedLM(Pretrained):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
+        self.encoder.embeddings.tied = True
         self.head = nn.Module()
         self.head.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.head.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

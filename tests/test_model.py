@@ -121,6 +121,35 @@ def test_gradients_are_transformers(tmp_path, inputs):
         assert_close(parameter.grad, expected[model_module.hugging_face_name(name)].grad)
 
 
+def test_the_ffn_stores_its_inner_vectors_once(inputs):
+    """What the backward pass needs of a layer's FFN is kept before the GELU, and not after it too."""
+    inner, stored = SIZES["intermediate_size"], []
+
+    def keep(tensor):
+        stored.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        Encoder(config()).train()(*inputs)
+    assert stored.count((B, T, inner)) == L and (B * T, inner) not in stored
+
+
+def test_the_word_vectors_gradient_is_whole(inputs):
+    """With the head, which uses them too, and without it, the gradient is dense; under the head's sum it is the same."""
+    mlm = scatter(MaskedLM(config()))
+    words, found = mlm.encoder.embeddings.word.weight, []
+    for tied in (True, False):
+        mlm.encoder.embeddings.tied = tied
+        mlm.zero_grad()
+        mlm(*inputs).square().mean().backward()
+        assert words.grad.layout == torch.strided
+        found.append(words.grad)
+    torch.testing.assert_close(*found)
+    encoder = scatter(Encoder(config()))
+    encoder(*inputs).square().mean().backward()
+    assert encoder.embeddings.word.weight.grad.layout == torch.strided
+
+
 def test_positions_pick_from_the_full_logits(inputs):
     """`positions` gives the full logits at these places, repeated and unordered ones too, and the same gradients."""
     mlm = scatter(MaskedLM(config(ffn_layers=[1, L - 1])))
