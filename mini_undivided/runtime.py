@@ -1,11 +1,14 @@
 """What a run runs on: the device, the precision, the processes of `torchrun`, the memory, the optimiser."""
 
 import ctypes
+import functools
 import os
 import sys
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -88,6 +91,7 @@ def start(device="auto", dtype="auto"):
         torch.set_float32_matmul_precision("high")
     elif device == "cpu":
         keep_memory()
+        multiply_with_onednn()
     if world > 1 and not dist.is_initialized():
         # gloo carries the few numbers that the CPU needs every step, so that no GPU has to be waited for.
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
@@ -109,6 +113,56 @@ def keep_memory():
         return False
     trim_threshold, mmap_max = -1, -4  # the names' numbers in malloc.h
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+@functools.cache  # what it registers holds for the whole process
+def multiply_with_onednn():
+    """Let oneDNN multiply float32 matrices where MKL, PyTorch's choice, is half as fast: on AMD's AVX-512 processors.
+
+    MKL is Intel's, and runs 256-bit code on AMD processors even where they have 512 bits. oneDNN, which comes with
+    PyTorch too, goes by what the processor can do. It takes the place of MKL behind `mm` and `addmm`, and so in
+    nn.Linear and its gradients. Elsewhere this does nothing. Returns True where it took effect.
+    """
+    if not mkl_is_slow() or not hasattr(torch.library, "get_kernel"):
+        return False
+    mkl_mm, mkl_addmm = (torch.library.get_kernel(f"aten::{name}", "CPU") for name in ("mm", "addmm"))
+    linear, weight_gradient = torch.ops.mkldnn._linear_pointwise, torch.ops.aten.mkldnn_linear_backward_weights
+
+    def suits(a, b):
+        worth_it = a.size(0) * a.size(1) * b.size(1) >= 2**22  # smaller products are over before oneDNN is called
+        whole = b.is_contiguous() or b.t().is_contiguous()  # for matrices with gaps oneDNN has slow code only
+        return worth_it and whole and a.dtype == b.dtype == torch.float32
+
+    def mm(keys, a, b):  # (M, K), (K, N) → (M, N)
+        if not suits(a, b):
+            return mkl_mm.call_boxed(keys, a, b)
+        # The gradient of a weight. `linear` would copy `a`, slowly; this copies the result: which of them is small?
+        if a.t().is_contiguous() and b.is_contiguous() and min(a.shape) >= b.size(1):
+            return weight_gradient(a.t().to_mkldnn(), b.to_mkldnn(), b, False)[0]
+        return linear(a, b.t(), None, "none", [], "")
+
+    def addmm(keys, c, a, b, beta=1, alpha=1):  # beta c + alpha a b
+        if not suits(a, b) or c.dim() != 1 or (beta, alpha) != (1, 1):
+            return mkl_addmm.call_boxed(keys, c, a, b, beta=beta, alpha=alpha)
+        return linear(a, b.t(), c, "none", [], "")
+
+    library = torch.library.Library("aten", "IMPL")
+    multiply_with_onednn.library = library  # what was registered goes when this object does
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")  # "Overriding a … kernel"
+        library.impl("mm", mm, "CPU", with_keyset=True)
+        library.impl("addmm", addmm, "CPU", with_keyset=True)
+    return True
+
+
+def mkl_is_slow():
+    """Whether PyTorch multiplies with MKL, has oneDNN too, and runs on Linux on an AMD processor with AVX-512."""
+    try:
+        amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return amd and wide and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
 def peak_flops(runtime):

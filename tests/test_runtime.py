@@ -157,6 +157,88 @@ def test_a_step_that_is_repeated_faults_no_memory_in():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_onednn_multiplies_as_mkl_does():
+    """Where oneDNN takes MKL's place, products of every size and layout, and their gradients, are those of float64.
+
+    In a process of its own, since what is registered holds for a whole process. That oneDNN is used, and only for
+    large products of float32, is read from the profile.
+    """
+    program = """if True:
+        import warnings; warnings.simplefilter("error")
+        import torch
+        from torch.nn import functional as F
+        from mini_undivided import runtime
+        if not torch.backends.mkldnn.is_available() or not hasattr(torch.library, "get_kernel"): raise SystemExit(0)
+        runtime.mkl_is_slow = lambda: True
+        torch.manual_seed(0)
+
+        def check(found, wanted, what):
+            assert found.shape == wanted.shape and found.dtype == torch.float32, what
+            error = (found - wanted).abs().max().item() if wanted.numel() else 0.0
+            assert error <= 1e-5 * max(1.0, wanted.abs().max().item() if wanted.numel() else 0.0), (what, error)
+
+        def used(work):
+            with torch.profiler.profile() as profile: work()
+            return any("mkldnn" in event.key for event in profile.key_averages())
+
+        linear, small = torch.nn.Linear(301, 203), torch.nn.Linear(3, 5)
+        x = torch.randn(7, 31, 301)
+        assert not used(lambda: linear(x))
+        assert runtime.multiply_with_onednn() is True and runtime.multiply_with_onednn() is True
+        assert used(lambda: linear(x)) and used(lambda: x[0] @ torch.randn(301, 999))
+        assert not used(lambda: small(x[..., :3])) and not used(lambda: x.double() @ torch.randn(301, 999).double())
+        assert not used(lambda: x[0] @ torch.randn(301, 1998)[:, ::2])
+
+        for M, K, N in [(217, 301, 203), (2000, 64, 96), (90, 300, 1700), (5000, 129, 33), (1, 3, 5), (0, 3, 5), (7, 0, 5)]:
+            a, b, c = torch.randn(M, K), torch.randn(K, N), torch.randn(N)
+            strided = torch.randn(M, 2 * K)[:, ::2], torch.randn(K, 2 * N)[:, ::2]
+            for left in (a, a.t().contiguous().t(), strided[0], a[:1].expand(M, K) if M else a):
+                for right in (b, b.t().contiguous().t(), strided[1], b[:, :1].expand(K, N)):
+                    wanted = left.double() @ right.double()
+                    check(left @ right, wanted, (M, K, N, left.stride(), right.stride()))
+                    check(torch.addmm(c, left, right), c + wanted, "addmm")
+                    check(torch.addmm(c, left, right, beta=2, alpha=3), 2 * c + 3 * wanted, "scaled")
+                    check(torch.addmm(wanted.float(), left, right), 2 * wanted, "matrix")
+            inputs = [t.clone().requires_grad_() for t in (a, b.t(), c)]
+            doubles = [t.detach().double().requires_grad_() for t in inputs]
+            weights = torch.randn(M, N)
+            (F.linear(*inputs) * weights).sum().backward()
+            (F.linear(*doubles) * weights).sum().backward()
+            for found, wanted in zip(inputs, doubles): check(found.grad, wanted.grad, (M, K, N, "gradient"))
+    """
+    done = subprocess.run([sys.executable, "-c", program], check=False, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_amd_with_avx_512_has_a_slow_mkl(monkeypatch):
+    """Another maker's processor, a narrower one, or a system that does not tell keeps MKL, and nothing is registered."""
+    register = runtime.multiply_with_onednn.__wrapped__
+    makers = {"AuthenticAMD": True, "GenuineIntel": False, None: False}
+    for maker, width in [(maker, width) for maker in makers for width in ("AVX512", "AVX2", "DEFAULT")]:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda width=width: width)
+        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+        monkeypatch.setattr(runtime, "Path", fake_cpuinfo(maker))
+        assert runtime.mkl_is_slow() == (makers[maker] and width == "AVX512"), (maker, width)
+        if not runtime.mkl_is_slow():
+            assert register() is False
+
+
+def fake_cpuinfo(maker):
+    """A stand-in for Path whose files hold a line of /proc/cpuinfo; without a maker there are no files."""
+
+    class Fake:
+        def __init__(self, path):
+            assert path == "/proc/cpuinfo"
+
+        def read_text(self):
+            if maker is None:
+                raise FileNotFoundError
+            return f"vendor_id\t: {maker}\n"
+
+    return Fake
+
+
 def test_peak_memory_is_in_bytes():
     """At least a block that was just touched, and less than a terabyte."""
     cpu = runtime.Runtime(torch.device("cpu"), torch.float32)
