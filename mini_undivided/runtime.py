@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+import re
 import sys
 import warnings
 from contextlib import contextmanager
@@ -117,11 +118,11 @@ def keep_memory():
 
 @functools.cache  # what it registers holds for the whole process
 def multiply_with_onednn():
-    """Let oneDNN multiply float32 matrices where MKL, PyTorch's choice, is half as fast: on AMD's AVX-512 processors.
+    """Let oneDNN multiply float32 matrices where MKL, PyTorch's choice, is half as fast: on AMD's Zen 5 processors.
 
-    MKL is Intel's, and runs 256-bit code on AMD processors even where they have 512 bits. oneDNN, which comes with
-    PyTorch too, goes by what the processor can do. It takes the place of MKL behind `mm` and `addmm`, and so in
-    nn.Linear and its gradients. Elsewhere this does nothing. Returns True where it took effect.
+    MKL is Intel's, and goes at the pace of 256-bit code on a processor of AMD's that has 512 bits. oneDNN, which comes
+    with PyTorch too, uses them all. It takes the place of MKL behind `mm` and `addmm`, and so in nn.Linear and its
+    gradients. Elsewhere this does nothing. Returns True where it took effect.
     """
     if not mkl_is_slow() or not hasattr(torch.library, "get_kernel"):
         return False
@@ -136,7 +137,7 @@ def multiply_with_onednn():
     def mm(keys, a, b):  # (M, K), (K, N) → (M, N)
         if not suits(a, b):
             return mkl_mm.call_boxed(keys, a, b)
-        # The gradient of a weight. `linear` would copy `a`, slowly; this copies the result: which of them is small?
+        # A weight's gradient. `linear` would copy the transposed `a`: slowly, unless it is smaller than b or the result.
         if a.t().is_contiguous() and b.is_contiguous() and min(a.shape) >= b.size(1):
             return weight_gradient(a.t().to_mkldnn(), b.to_mkldnn(), b, False)[0]
         return linear(a, b.t(), None, "none", [], "")
@@ -156,13 +157,17 @@ def multiply_with_onednn():
 
 
 def mkl_is_slow():
-    """Whether PyTorch multiplies with MKL, has oneDNN too, and runs on Linux on an AMD processor with AVX-512."""
+    """Whether PyTorch multiplies with MKL, has oneDNN too, and runs on Linux on an AMD Zen 5 or later, with AVX-512.
+
+    Zen 4 has AVX-512 as well, but computes it in two halves of 256 bits: there is nothing to gain.
+    """
     try:
-        amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+        cpu = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return amd and wide and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    family = re.search(r"AuthenticAMD\ncpu family\s*: (\d+)", cpu)
+    zen5 = family is not None and int(family[1]) >= 26 and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return zen5 and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
 
 
 def peak_flops(runtime):

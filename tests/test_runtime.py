@@ -210,33 +210,24 @@ def test_onednn_multiplies_as_mkl_does():
     assert done.returncode == 0, done.stderr
 
 
-def test_only_amd_with_avx_512_has_a_slow_mkl(monkeypatch):
-    """Another maker's processor, a narrower one, or a system that does not tell keeps MKL, and nothing is registered."""
-    register = runtime.multiply_with_onednn.__wrapped__
-    makers = {"AuthenticAMD": True, "GenuineIntel": False, None: False}
-    for maker, width in [(maker, width) for maker in makers for width in ("AVX512", "AVX2", "DEFAULT")]:
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda width=width: width)
-        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-        monkeypatch.setattr(runtime, "Path", fake_cpuinfo(maker))
-        assert runtime.mkl_is_slow() == (makers[maker] and width == "AVX512"), (maker, width)
-        if not runtime.mkl_is_slow():
-            assert register() is False
-
-
-def fake_cpuinfo(maker):
-    """A stand-in for Path whose files hold a line of /proc/cpuinfo; without a maker there are no files."""
-
-    class Fake:
-        def __init__(self, path):
-            assert path == "/proc/cpuinfo"
-
-        def read_text(self):
-            if maker is None:
-                raise FileNotFoundError
-            return f"vendor_id\t: {maker}\n"
-
-    return Fake
+@pytest.mark.parametrize("width", ["AVX512", "AVX2", "DEFAULT"])
+@pytest.mark.parametrize(
+    "cpu, slow",
+    [("vendor_id\t: AuthenticAMD\ncpu family\t: 26\n", True), ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\n", False),
+     ("vendor_id\t: GenuineIntel\ncpu family\t: 26\n", False), ("Features\t: asimd\n", False), (None, False)],
+)  # fmt: skip
+def test_only_zen_5_has_a_slow_mkl(monkeypatch, tmp_path, width, cpu, slow):
+    """An older processor of AMD's, another maker's, or a system without /proc/cpuinfo keeps MKL: nothing is registered."""
+    cpuinfo = tmp_path / "cpuinfo"
+    if cpu is not None:
+        cpuinfo.write_text(cpu)
+    monkeypatch.setattr(runtime, "Path", lambda path: {"/proc/cpuinfo": cpuinfo}[path])
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: width)
+    for library in (torch.backends.mkl, torch.backends.mkldnn):
+        monkeypatch.setattr(library, "is_available", lambda: True)
+    assert runtime.mkl_is_slow() == (slow and width == "AVX512")
+    if not runtime.mkl_is_slow():
+        assert runtime.multiply_with_onednn.__wrapped__() is False
 
 
 def test_peak_memory_is_in_bytes():
