@@ -147,9 +147,15 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x):
-        # The backward pass computes the GELU anew: that is cheap, and its output is a quarter of what a layer stores.
-        y = checkpoint(lambda y: self.down(F.gelu(y)), self.up(x), use_reentrant=False, preserve_rng_state=False)
+        y = self.up(x)
+        # On a CPU the backward pass computes the GELU anew: that is cheap, and its output would be a quarter of what a
+        # layer stores. On a GPU, torch.compile chooses what to compute anew.
+        lean = {"use_reentrant": False, "preserve_rng_state": False}
+        y = checkpoint(self.gelu_down, y, **lean) if y.is_cpu else self.gelu_down(y)
         return self.norm(x + self.dropout(y))
+
+    def gelu_down(self, y):
+        return self.down(F.gelu(y))
 
 
 class Block(nn.Module):
