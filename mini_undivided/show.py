@@ -64,8 +64,8 @@ def fill(model, tokenizer, sentence, top=5):
     return [[(tokenizer.id_to_token(i), p) for i, p in zip(*row, strict=True)] for row in rows]
 
 
-def show_fills(out, count=6):
-    """Held-out sentences of a run's corpus with one word masked, and what the model puts there, as lines of text."""
+def show_fills(out):
+    """Six held-out sentences of a run's corpus with one word masked, and what the model puts there, as lines of text."""
     options = runs.read_json(Path(out) / "train.json")["options"]
     model, tokenizer = MaskedLM.from_pretrained(out), wordpiece.load(out)
     lines = []
@@ -76,7 +76,7 @@ def show_fills(out, count=6):
                 question, word = hole
                 guesses = ", ".join(f"{guess} {p:.0%}" for guess, p in fill(model, tokenizer, question)[0])
                 lines.append(f"{question}\n    {guesses}   (it was: {word})")
-        if len(lines) == count:
+        if len(lines) == 6:
             break
     return "\n".join(lines)
 

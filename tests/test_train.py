@@ -46,6 +46,14 @@ def options(*arguments):
     return train.make_options(vars(train.make_parser().parse_args([str(a) for a in arguments])))
 
 
+@pytest.mark.parametrize("name", train.PRESETS)
+def test_the_readme_shows_the_presets(name):
+    """Each row of the README's table has the preset's own numbers."""
+    layers, width, heads, *others, lr = train.PRESETS[name]
+    numbers = [f"{layers} × {width}", str(heads), *(f"{number:,}" for number in others), f"{lr:f}".rstrip("0")]
+    assert f"| {name} | {' | '.join(numbers)} |" in (ROOT / "README.md").read_text()
+
+
 def test_a_run_says_what_it_does_and_what_came_out(text, tmp_path):
     """Before: corpus, model with the FFNs' parameters, batch, device. After: loss, entropy, filled sentences."""
     done = run(*small(text, tmp_path / "run", "--no-ffn"))
