@@ -436,7 +436,7 @@ class Trainer:
 
     def bar(self):
         """The progress bar, in process 0 only."""
-        form = "{percentage:3.0f} %|{bar:20}| {elapsed} < {remaining}, {postfix}"
+        form = "{percentage:3.0f} %|{bar:20}| {elapsed} < {remaining}{postfix}"  # the postfix begins with ", "
         hidden = self.machine.rank > 0
         return tqdm(total=1.0, desc="training", bar_format=form, disable=hidden, mininterval=0.2, dynamic_ncols=True)
 

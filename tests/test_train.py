@@ -62,7 +62,7 @@ def test_a_run_says_what_it_does_and_what_came_out(text, tmp_path):
                  "210 tokens = 10 sequences of 21", "cpu, 1 threads, float32", "validation loss", "unigram entropy",
                  "it was:"):  # fmt: skip
         assert word in done.stdout, word
-    assert re.search(r"step 11, loss \d\.\d+, [\d,]+ tokens/s", done.stderr)
+    assert re.search(r"< 00:0\d, step 11, loss \d\.\d+, [\d,]+ tokens/s", done.stderr)
 
 
 def test_help_answers_without_loading_pytorch():
