@@ -150,8 +150,10 @@ class FeedForward(nn.Module):
         y = self.up(x)
         # On a CPU the backward pass computes the GELU anew: that is cheap, and its output would be a quarter of what a
         # layer stores. On a GPU, torch.compile chooses what to compute anew.
-        lean = {"use_reentrant": False, "preserve_rng_state": False}
-        y = checkpoint(self.gelu_down, y, **lean) if y.is_cpu else self.gelu_down(y)
+        if x.device.type == "cpu":
+            y = checkpoint(self.gelu_down, y, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y = self.gelu_down(y)
         return self.norm(x + self.dropout(y))
 
     def gelu_down(self, y):
