@@ -104,6 +104,9 @@ def pretrain(options, resume=False):
         runs.write_json(out / "train.json", record)
         plot_losses(out, entropy)
     if machine.world > 1:
+        # With it goes DDP. Whoever lets go of the group last waits for gloo's threads: DDP would do so holding the lock of
+        # Python's interpreter, for which such a thread may be waiting, for ever.
+        del trainer
         dist.destroy_process_group()
     return record
 

@@ -94,6 +94,10 @@ def start(device="auto", dtype="auto"):
         keep_memory()
         multiply_with_onednn()
     if world > 1 and not dist.is_initialized():
+        # DDP imports this. If the group exists by then, defaults of the arguments in it keep the group, gloo's threads
+        # outlive `destroy_process_group`, and now and then a run ends in an abort.
+        from torch.distributed import nn  # noqa: F401
+
         # gloo carries the few numbers that the CPU needs every step, so that no GPU has to be waited for.
         backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=4))

@@ -343,16 +343,26 @@ def test_fill_names_the_likeliest_words(options):
 
 
 SCRIPT = """
-import sys
-from mini_undivided.pretrain import Options, pretrain
-import json
-options = json.loads(sys.argv[1])
-pretrain(Options(**options))
+import gc, json, pathlib, sys
+from torch import distributed as dist
+from mini_undivided.pretrain import DistributedDataParallel, Options, pretrain
+destroy = dist.destroy_process_group
+def after_ddp():
+    assert not [thing for thing in gc.get_objects() if type(thing) is DistributedDataParallel]
+    destroy()
+dist.destroy_process_group = after_ddp
+pretrain(Options(**json.loads(sys.argv[1])))
+threads = [file.read_text() for file in pathlib.Path("/proc/self/task").glob("*/comm")]  # none where there is no /proc
+assert not any("gloo" in name for name in threads), threads
 """
 
 
 def test_two_processes_equal_one(options, tmp_path):
-    """Under torchrun with two gloo processes: the losses of one process with the same batch; one log, one bar."""
+    """Under torchrun with two gloo processes: the losses of one process with the same batch; one log, one bar.
+
+    And DDP goes before the group (else both wait for each other, now and then), and gloo's threads are gone when
+    `pretrain` returns (else they abort the interpreter that ends, now and then).
+    """
     options = replace(options, micro_batch=1, batch_tokens=128)  # an even number of sequences of 16 and of 19
     pretrain.pretrain(options)
     script = tmp_path / "script.py"
