@@ -173,6 +173,24 @@ class Block(nn.Module):
         return x if self.ffn is None else self.ffn(x)
 
 
+class LookUp(torch.autograd.Function):
+    """Looks words up in a matrix that the head uses too: the two gradients of it meet here.
+
+    input_ids (B, T), weight (V, C) → their vectors (B, T, C), and `weight` for the head. Autograd alone would take a
+    second matrix of (V, C) for the lookup's gradient, which is 0 but in a few rows; here they are added to the head's.
+    """
+
+    @staticmethod
+    def forward(ctx, input_ids, weight):
+        ctx.save_for_backward(input_ids)
+        return F.embedding(input_ids, weight), weight
+
+    @staticmethod
+    def backward(ctx, gradient, whole):
+        (input_ids,) = ctx.saved_tensors
+        return None, whole.index_add_(0, input_ids.flatten(), gradient.flatten(0, 1))
+
+
 class Embeddings(nn.Module):
     """Word, position and segment vectors, summed, normalised, dropped out."""
 
@@ -184,16 +202,13 @@ class Embeddings(nn.Module):
         self.token_type = nn.Embedding(config.type_vocab_size, C)
         self.norm = nn.LayerNorm(C, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.tied = False  # whether a head uses the word vectors too
 
-    def forward(self, input_ids, token_type_ids=None):
+    def forward(self, input_ids, token_type_ids=None, words=None):
         T, limit = input_ids.size(1), self.position.num_embeddings
         if T > limit:
             raise UserError(f"a sequence of {T} tokens is longer than the model's {limit} positions")
         segment = self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids)
-        # The head's gradient is a whole matrix anyway; on a CPU the lookup's is then added to its few rows, not as another.
-        sparse = self.tied and input_ids.device.type == "cpu"
-        words = F.embedding(input_ids, self.word.weight, sparse=sparse)
+        words = self.word(input_ids) if words is None else words
         x = words + (self.position.weight[:T] + segment)  # (B, T, C)
         return self.dropout(self.norm(x))
 
@@ -248,14 +263,16 @@ class Encoder(Pretrained):
         self.layers = nn.ModuleList(Block(config, config.has_ffn(i)) for i in range(config.num_hidden_layers))
         self.initialise()
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None, output_hidden_states=False, positions=None):
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, output_hidden_states=False, positions=None,
+                words=None):  # fmt: skip
         """input_ids, token_type_ids (B, T); attention_mask (B, T), 1 or True for real tokens → states (B, T, C).
 
         output_hidden_states: also the list of the embeddings' output and each layer's, (B, T, C) each.
         positions (B, M): the states at these positions only, (B, M, C); the last layer then computes no others.
+        words (B, T, C): the vectors of input_ids, where they are looked up already.
         """
         mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]  # (B, 1, 1, T)
-        x = self.embeddings(input_ids, token_type_ids)
+        x = self.embeddings(input_ids, token_type_ids, words)
         states = [x]
         for i, layer in enumerate(self.layers):
             x = layer(x, mask, positions if i == len(self.layers) - 1 else None)
@@ -273,7 +290,6 @@ class MaskedLM(Pretrained):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.encoder.embeddings.tied = True
         self.head = nn.Module()
         self.head.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.head.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -282,9 +298,10 @@ class MaskedLM(Pretrained):
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
         """→ logits (B, T, V); with `positions` (B, M), of these positions only, (B, M, V)."""
-        x = self.encoder(input_ids, attention_mask, token_type_ids, positions=positions)
+        words, weight = LookUp.apply(input_ids, self.encoder.embeddings.word.weight)
+        x = self.encoder(input_ids, attention_mask, token_type_ids, positions=positions, words=words)
         x = self.head.norm(F.gelu(self.head.dense(x)))
-        return F.linear(x, self.encoder.embeddings.word.weight, self.head.bias)
+        return F.linear(x, weight, self.head.bias)
 
 
 class SequenceClassifier(Pretrained):

@@ -9,12 +9,13 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mini_undivided import model as model_module
 from mini_undivided import runs
 from mini_undivided.model import (
-    Attention, BertConfig, Block, Encoder, MaskedLM, SequenceClassifier,
+    Attention, BertConfig, Block, Encoder, LookUp, MaskedLM, SequenceClassifier,
     attend, attend_fast, count_parameters, every_kth, flops_per_token,
 )  # fmt: skip
 from mini_undivided.runtime import UserError
@@ -134,20 +135,22 @@ def test_the_ffn_stores_its_inner_vectors_once(inputs):
     assert stored.count((B, T, inner)) == L and (B * T, inner) not in stored
 
 
-def test_the_word_vectors_gradient_is_whole(inputs):
-    """With the head, which uses them too, and without it, the gradient is dense; under the head's sum it is the same."""
+def test_the_gradients_of_the_word_vectors_meet(inputs, monkeypatch):
+    """What autograd adds up for the lookup and the head of one matrix, in the memory of the head's gradient."""
     mlm = scatter(MaskedLM(config()))
-    words, found = mlm.encoder.embeddings.word.weight, []
-    for tied in (True, False):
-        mlm.encoder.embeddings.tied = tied
-        mlm.zero_grad()
-        mlm(*inputs).square().mean().backward()
-        assert words.grad.layout == torch.strided
-        found.append(words.grad)
-    torch.testing.assert_close(*found)
-    encoder = scatter(Encoder(config()))
-    encoder(*inputs).square().mean().backward()
-    assert encoder.embeddings.word.weight.grad.layout == torch.strided
+    word, backward, places = mlm.encoder.embeddings.word.weight, LookUp.backward, []
+
+    def watched(ctx, gradient, whole):
+        places.append(whole.data_ptr())
+        return backward(ctx, gradient, whole)
+
+    monkeypatch.setattr(LookUp, "backward", staticmethod(watched))
+    mlm(*inputs).square().mean().backward()
+    assert places == [word.grad.data_ptr()]
+    found, word.grad = word.grad, None
+    x = mlm.head.norm(F.gelu(mlm.head.dense(mlm.encoder(*inputs))))
+    F.linear(x, word, mlm.head.bias).square().mean().backward()
+    torch.testing.assert_close(found, word.grad)
 
 
 def test_positions_pick_from_the_full_logits(inputs):
