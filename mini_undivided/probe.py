@@ -187,7 +187,7 @@ def glue_task(key, data_dir, examples):
 def text_features(encoder, texts, tokenizer, machine, length, cls=False, bar=None):
     """Features of texts: the mean over a text's real tokens, or with `cls` its [CLS] → (L, N, C) float32 on the CPU."""
     rows = glue.encode(glue.Split(texts, None), tokenizer, length)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))  # the longest first: the rest fits in their memory
     found = torch.empty(encoder.config.num_hidden_layers + 1, len(rows), encoder.config.hidden_size)
     for i in range(0, len(order), BATCH):
         chosen = order[i : i + BATCH]
