@@ -188,6 +188,7 @@ class LookUp(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient, whole):
         (input_ids,) = ctx.saved_tensors
+        # In place: `whole` was computed for this call alone. (B, T) → (B T,), (B, T, C) → (B T, C)
         return None, whole.index_add_(0, input_ids.flatten(), gradient.flatten(0, 1))
 
 

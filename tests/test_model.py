@@ -136,7 +136,10 @@ def test_the_ffn_stores_its_inner_vectors_once(inputs):
 
 
 def test_the_gradients_of_the_word_vectors_meet(inputs, monkeypatch):
-    """What autograd adds up for the lookup and the head of one matrix, in the memory of the head's gradient."""
+    """What autograd adds up for the lookup and the head of one matrix, in the memory of the head's gradient.
+
+    Without the head, too, the gradient is dense.
+    """
     mlm = scatter(MaskedLM(config()))
     word, backward, places = mlm.encoder.embeddings.word.weight, LookUp.backward, []
 
@@ -151,6 +154,10 @@ def test_the_gradients_of_the_word_vectors_meet(inputs, monkeypatch):
     x = mlm.head.norm(F.gelu(mlm.head.dense(mlm.encoder(*inputs))))
     F.linear(x, word, mlm.head.bias).square().mean().backward()
     torch.testing.assert_close(found, word.grad)
+    for encoder in (mlm.encoder, scatter(Encoder(config()))):  # without the head
+        encoder.zero_grad()
+        encoder(*inputs).square().mean().backward()
+        assert encoder.embeddings.word.weight.grad.layout == torch.strided
 
 
 def test_positions_pick_from_the_full_logits(inputs):
