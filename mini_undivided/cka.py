@@ -1,28 +1,36 @@
-"""How alike are two layers? Centred kernel alignment (CKA; Kornblith et al. 2019, 1905.00414), debiased, by minibatches.
+"""How alike are two layers? Centred kernel alignment (CKA; Kornblith et al. 2019, 1905.00414), debiased.
 
-Letters: B texts in a batch, T tokens in the longest, C width of a layer, n rows in a minibatch, L layers of a model.
+Letters: B texts in a batch, T tokens in the longest, C width of a layer, n rows in a minibatch, L
+layers of a model.
 
-A layer is an (n, C) matrix: a row for each token, or for each text. The Gram matrix of its rows says which tokens are
-alike in the eyes of this layer; CKA is the correlation of two layers' Gram matrices, so neither the width of a layer
-nor a rotation or scaling of it matters. The plain estimator comes out near 1 whenever n is not far above C, even for
-unrelated layers. This one does not: it leaves the diagonals out (Song et al. 2012) and may therefore be averaged over
-minibatches (Nguyen et al. 2021, 2010.15327). Unrelated layers give 0 in the mean, and single values just below it.
+A layer is a matrix X (n, C) with a row for each token (or text). Its Gram matrix K = X Xᵀ says which
+rows are alike in the eyes of this layer, and CKA is the correlation of two layers' Gram matrices:
+
+    CKA(K, L) = HSIC(K, L) / √(HSIC(K, K) HSIC(L, L))
+
+so neither the width of a layer nor a rotation or scaling of it matters. The plain HSIC, tr(K H L H) /
+(n - 1)² with H = I - 1/n, is biased: CKA comes out near 1 whenever n is not far above C, even for
+unrelated layers. The unbiased one (Song et al. 2012) leaves the diagonals out:
+
+    HSIC(K, L) = Σ K̃ ∘ L̃ / (n (n - 3))                                                with, for i ≠ j,
+
+    K̃_ij = K_ij - Σ_l K_il / (n - 2) - Σ_l K_lj / (n - 2) + Σ_lm K_lm / ((n - 1) (n - 2)),   K̃_ii = 0
+
+where K's own diagonal counts as 0 ("U-centring"). Being unbiased, it may be averaged over minibatches
+(Nguyen et al. 2021, 2010.15327). Unrelated layers give 0 on average, and single values just below it.
 """
 
 import torch
 
-from mini_undivided.runtime import UserError
+from mini_undivided.support.errors import UserError
 
 PLACES = {"attention": "attention outputs", "block": "block outputs"}
 LEAST = 4  # rows: the estimator divides by n - 3
-POOL = 8  # minibatches whose rows are shuffled together, so that a minibatch is not made of one text's tokens
+POOL = 8  # minibatches whose rows are shuffled together, so that none is made of one text's tokens
 
 
 def centre(x):
-    """Gram matrices of layers, centred so that the diagonal plays no part ("U-centred").
-
-    x (L, n, C) → (L, n, n): row sums, column sums and the diagonal are 0.
-    """
+    """U-centred Gram matrices K̃ of layers: x (L, n, C) → (L, n, n), whose rows and columns sum to 0."""
     n = x.size(1)
     gram = x @ x.transpose(1, 2)  # (L, n, n)
     gram.diagonal(dim1=1, dim2=2).zero_()
@@ -34,20 +42,20 @@ def centre(x):
 
 
 def hsic(a, b):
-    """The unbiased HSIC of every layer of A with every layer of B: centred Grams (L_A, n, n), (L_B, n, n) → (L_A, L_B)."""
+    """HSIC of every layer of A with every layer of B: centred Grams (L_A, n, n), (L_B, n, n) → (L_A, L_B)."""
     n = a.size(1)
     return a.flatten(1) @ b.flatten(1).T / (n * (n - 3))
 
 
 class CKA:
-    """CKA of every layer of A with every layer of B, summed up over minibatches of equal size, in float64."""
+    """CKA of every layer of A with every layer of B, summed over minibatches of equal size, in float64."""
 
     def __init__(self):
         self.ab = self.aa = self.bb = 0.0
         self.rows = 0  # the n to report
 
     def add(self, a, b):
-        """Add a minibatch: centred Gram matrices of A (L_A, n, n) and of B (L_B, n, n), of the same n rows."""
+        """Add a minibatch: centred Grams of A (L_A, n, n) and of B (L_B, n, n), of the same n rows."""
         scale = a.size(1) * (a.size(1) - 3)
         self.ab = self.ab + hsic(a, b)
         self.aa = self.aa + a.square().sum((1, 2)) / scale  # each layer with itself
@@ -61,121 +69,129 @@ class CKA:
 
 def cka(a, b):
     """CKA of single layers: rows (n, C_A) and (n, C_B), in the same order → a number."""
-    found = CKA()
-    found.add(*(centre(x.double()[None]) for x in (a, b)))
-    return found.value().item()
+    sums = CKA()
+    sums.add(*(centre(x.double()[None]) for x in (a, b)))
+    return sums.value().item()
 
 
 def equal_depth(matrix):
-    """The values of a CKA matrix at equal relative depth, (row, column, value) for each layer of the first run."""
+    """The values of a CKA matrix at equal relative depth: (row, column, value) for each of its rows."""
     steps = (len(matrix[0]) - 1) / max(1, len(matrix) - 1)
     return [(i, round(i * steps), row[round(i * steps)]) for i, row in enumerate(matrix)]
 
 
-def outputs(encoder, ids, mask=None, segments=None):
-    """One forward pass → {"attention": each layer's attention output, (B, T, C), "block": the embeddings' and each block's}.
+def layer_outputs(encoder, ids, mask=None, segments=None):
+    """One forward pass → {"attention": each layer's attention output, "block": embeddings and blocks}.
 
-    The attention output is that of the whole sublayer, after its residual and LayerNorm: without an FFN, the block's.
+    Each is a list of (B, T, C). The attention output is that of the whole sublayer, after its residual
+    and LayerNorm: without an FFN, the block's.
     """
     attention = []
-    keep = [
-        layer.attention.register_forward_hook(lambda module, inputs, output: attention.append(output))
+    hooks = [
+        layer.attention.register_forward_hook(lambda _, inputs, output: attention.append(output))
         for layer in encoder.layers
     ]
     try:
         _, block = encoder(ids, mask, segments, output_hidden_states=True)
     finally:
-        for hook in keep:
+        for hook in hooks:
             hook.remove()
     return {"attention": attention, "block": block}
 
 
-def to_rows(layers, mask, per_text):
-    """Layers (B, T, C) → rows (L, number of rows, C): of each real token, or of each text's mean over its real tokens."""
-    x = torch.stack(layers)  # (L, B, T, C)
-    if not per_text:
-        return x[:, mask]
-    weights = mask / mask.sum(1, keepdim=True)  # (B, T)
-    return torch.einsum("lbtc,bt->lbc", x, weights)
+def text_means(x, mask):
+    """The mean over each text's real tokens: x (L, B, T, C), mask (B, T) → (L, B, C)."""
+    return torch.einsum("lbtc,bt->lbc", x, mask / mask.sum(1, keepdim=True))
 
 
 def collapse(layers, mask):
     """How far attention has made the tokens of a text alike, layer by layer.
 
-    layers: a list of (B, T, C); mask (B, T) → (L, 2, B): the distance of the token vectors from their mean, relative to
-    their norm (Dong et al. 2021, 2103.03404), and the mean cosine of two different tokens. Collapse is 0, and 1.
+    layers: a list of (B, T, C); mask (B, T) → (L, 2, B): the distance of the token vectors from their
+    mean, relative to their norm (Dong et al. 2021, 2103.03404), and the mean cosine of two different
+    tokens. Collapse is 0, and 1.
     """
     x = torch.stack(layers) * mask[..., None]  # (L, B, T, C), padding 0
     count = mask.sum(1)  # (B,)
     mean = x.sum(2) / count[:, None]  # (L, B, C)
-    squares = x.square().sum((2, 3))  # (L, B): |x|² over all tokens; that of the distances is less by T |mean|²
+    squares = x.square().sum(
+        (2, 3)
+    )  # (L, B): |x|² over all tokens; of the distances T |mean|² less
     distance = ((squares - count * mean.square().sum(-1)).clamp(min=0) / squares).sqrt()
     unit = torch.nn.functional.normalize(x, dim=-1).sum(2)  # (L, B, C)
-    cosine = (unit.square().sum(-1) - count) / (count * (count - 1)).clamp(min=1)  # the pairs without i = j
+    cosine = (unit.square().sum(-1) - count) / (count * (count - 1)).clamp(min=1)  # pairs i ≠ j
     return torch.stack([distance, cosine], dim=1)
 
 
 @torch.inference_mode()
 def compare(encoders, batches, per_text=False, n=256):
-    """CKA of the first encoder with each other one, and each one's rank collapse, in one forward pass of each.
+    """CKA of the first encoder with each other one, and each one's rank collapse, in one pass of each.
 
-    encoders: {name: Encoder}, all in evaluation mode and with the same tokenizer. batches: (ids, mask, segments) on
-    their device; mask may be None. per_text: rows are the means of texts, not tokens. n: rows in a minibatch; a rest
-    that does not fill one is left out.
-    → {other's name: {"attention": (L_A, L_B), "block": (L_A + 1, L_B + 1)}}, {name: (L + 1, 2)}, number of rows.
-    Raises UserError where the rows do not fill one minibatch.
+    encoders: {name: Encoder}, all in evaluation mode and with the same tokenizer. batches: (ids, mask,
+    segments) on their device; mask may be None. per_text: rows are the means of texts, not tokens.
+    n: rows in a minibatch; what is left over at the end is not used.
+    → {other's name: {"attention": (L_A, L_B), "block": (L_A + 1, L_B + 1)}}, {name: (L + 1, 2)}, and
+    the number of rows. Raises UserError if the rows do not fill one minibatch.
     """
     if n < LEAST:
         raise UserError(f"CKA needs at least {LEAST} rows in a minibatch, not {n}")
     first, *others = encoders
-    sums = {name: {"attention": CKA(), "block": CKA()} for name in others}
+    sums = {name: {place: CKA() for place in PLACES} for name in others}
     shapes = {name: [] for name in encoders}
-    pool, generator = Pool(n), torch.Generator().manual_seed(0)
+    pool = Pool(n)
     for ids, mask, segments in batches:
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         for name, encoder in encoders.items():
-            found = outputs(encoder, ids, mask, segments)
-            shapes[name].append(collapse(found["block"], real))
-            for place, layers in found.items():
-                pool.add((name, place), to_rows(layers, real, per_text))
-        for minibatch in pool.take(POOL * n, generator):
-            add(sums, first, minibatch)
-    for minibatch in pool.take(n, generator):
-        add(sums, first, minibatch)
-    rows = max((found["block"].rows for found in sums.values()), default=0)
+            outputs = layer_outputs(encoder, ids, mask, segments)
+            shapes[name].append(collapse(outputs["block"], real))
+            for place, layers in outputs.items():
+                x = torch.stack(layers)  # (L, B, T, C)
+                pool.add((name, place), text_means(x, real) if per_text else x[:, real])
+        for minibatch in pool.take(POOL * n):
+            add_minibatch(sums, first, minibatch)
+    for minibatch in pool.take(n):
+        add_minibatch(sums, first, minibatch)
+    rows = max((places["block"].rows for places in sums.values()), default=0)
     if others and not rows:
         kind = "texts" if per_text else "tokens"
-        raise UserError(f"CKA needs {n} {kind} at least, but there are {pool.size}: give more text or more --examples")
-    values = {name: {place: found.value() for place, found in places.items()} for name, places in sums.items()}
-    return values, {name: torch.cat(found, dim=2).mean(2).cpu() for name, found in shapes.items()}, rows
+        advice = "give more text or more --examples"
+        raise UserError(f"CKA needs {n} {kind} at least, but there are {pool.size}: {advice}")
+    values = {
+        name: {place: each.value() for place, each in places.items()}
+        for name, places in sums.items()
+    }
+    return values, {name: torch.cat(s, dim=2).mean(2).cpu() for name, s in shapes.items()}, rows
 
 
-def add(sums, first, minibatch):
-    """Add a minibatch, {(name, place): rows (L, n, C)}, to the sums; each Gram matrix is computed once."""
+def add_minibatch(sums, first, minibatch):
+    """Add a minibatch, {(name, place): rows (L, n, C)}, to the sums; each Gram is computed once."""
     grams = {key: centre(rows) for key, rows in minibatch.items()}
     for name, places in sums.items():
-        for place, found in places.items():
-            found.add(grams[first, place], grams[name, place])
+        for place, each in places.items():
+            each.add(grams[first, place], grams[name, place])
 
 
 class Pool:
-    """Rows of all encoders, waiting until there are enough to be shuffled alike and cut into minibatches of n."""
+    """Rows of all encoders, waiting until there are enough to be shuffled alike and cut into minibatches."""
 
     def __init__(self, n):
         self.n, self.parts = n, {}
+        self.generator = torch.Generator().manual_seed(0)
 
     @property
     def size(self):
+        """Rows that wait."""
         return sum(part.size(1) for part in next(iter(self.parts.values()), []))
 
     def add(self, key, rows):
+        """Add rows (L, number, C) of one encoder and place."""
         self.parts.setdefault(key, []).append(rows)
 
-    def take(self, least, generator):
-        """Yield minibatches {key: (L, n, C) in float64} once `least` rows are there; the rest waits on."""
+    def take(self, least):
+        """Yield minibatches {key: (L, n, C) in float64} once `least` rows wait; the rest goes on waiting."""
         if self.size < least:
             return
-        order = torch.randperm(self.size, generator=generator)
+        order = torch.randperm(self.size, generator=self.generator)
         whole = {key: torch.cat(parts, dim=1) for key, parts in self.parts.items()}
         used = len(order) // self.n * self.n
         for chosen in order[:used].split(self.n):
@@ -185,5 +201,5 @@ class Pool:
 
 
 def double(x):
-    """A tensor in float64, on the CPU where its device has none (Apple's GPUs)."""
+    """A tensor in float64, on the CPU if its device has none (Apple's GPUs)."""
     return x.cpu().double() if x.device.type == "mps" else x.double()

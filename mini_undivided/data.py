@@ -1,15 +1,17 @@
 """Documents → token file → shuffled sequences → masked batches.
 
-Letters: N sequences in a file, B sequences in a batch, T tokens in a sequence, M places to mask in a sequence.
+Letters: N sequences in a file, B sequences in a batch, T tokens in a sequence, M places to mask in
+a sequence.
 
-Every draw is a function of the seed and of the number of the visit (how many sequences were drawn before), and of
-nothing else. So a run goes on where it stopped without having stored its place, and splitting a batch over
-micro-batches or processes changes no token of it.
+Documents are tokenised once and strung together, a [SEP] after each; a sequence is the next T - 2
+tokens between [CLS] and [SEP]. So sequences are full, nothing is padding, and a sequence may begin
+in the middle of a document and run on into the next.
+
+Every random draw is a function of the seed and of the number of the visit (how many sequences were
+drawn before), and of nothing else. So a run resumes without having stored its place, and splitting
+a batch over micro-batches or processes changes no token of it.
 """
 
-import hashlib
-import struct
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,55 +19,25 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from mini_undivided import corpus as corpora
-from mini_undivided import runs
-from mini_undivided import tokenizer as wordpiece
-from mini_undivided.runtime import UserError
+from mini_undivided.corpus import is_held_out
+from mini_undivided.support.files import atomic, cache_dir, read_json, short_hash, write_json
+from mini_undivided.support.token_files import TokenWriter, encode_ahead, read_tokens
+from mini_undivided.tokenizer import (
+    load_tokenizer,
+    ordinary_ids,
+    save_tokenizer,
+    special_ids,
+    train_tokenizer,
+)
 
-HEADER = struct.Struct("<8sIIQ")  # magic, bytes a token, size of the vocabulary, number of tokens
-MAGIC = b"UNDIVID1"
-BATCH_CHARACTERS = 1 << 21  # tokenised at once: enough for all cores, small enough for any memory
-TOKENIZER_CHARACTERS = 10**8  # more text does not change which pieces are frequent
-IGNORE = -100  # the label of a place that does not count; what PyTorch's cross entropy leaves out
-
+IGNORE = -100  # the label of a place that does not count; PyTorch's cross entropy leaves it out
 MASK_SHARE, TO_MASK, TO_RANDOM = 0.15, 0.8, 0.1  # BERT's; the remaining tenth stays as it is
+TOKENIZER_CHARACTERS = 10**8  # more text does not change which pieces are frequent
 VALIDATION_BATCH = 64  # sequences
-VALIDATION_SEED = 2**32  # no training seed: these masks are drawn once, and are the same for every run
+VALIDATION_SEED = 2**32  # no training seed: these masks are drawn once, the same for every run
 
 
-class TokenWriter:
-    """Writes a token file: the header, then token ids, two bytes each where the vocabulary allows it, else four."""
-
-    def __init__(self, path, vocab_size):
-        self.dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-        self.vocab_size, self.count = vocab_size, 0
-        self.file = open(path, "wb")  # noqa: SIM115 (closed by close)
-        self.file.write(HEADER.pack(MAGIC, self.dtype.itemsize, vocab_size, 0))
-
-    def write(self, ids):
-        """Append an array of token ids."""
-        self.count += len(ids)
-        self.file.write(np.asarray(ids, dtype=self.dtype).tobytes())
-
-    def close(self):
-        """Complete the header and close the file."""
-        self.file.seek(0)
-        self.file.write(HEADER.pack(MAGIC, self.dtype.itemsize, self.vocab_size, self.count))
-        self.file.close()
-
-
-def read_tokens(path):
-    """Map a token file into memory, without reading it → array of ids. Raises UserError where it is no whole one."""
-    with open(path, "rb") as file:
-        head = file.read(HEADER.size)
-    if len(head) < HEADER.size or not head.startswith(MAGIC):
-        raise UserError(f"{path} is not a token file of this version; delete it and it will be made anew")
-    _, itemsize, _, count = HEADER.unpack(head)
-    if path.stat().st_size != HEADER.size + itemsize * count:
-        raise UserError(f"{path} was cut short; delete it and it will be made anew")
-    if count == 0:
-        return np.zeros(0, dtype="<u2")
-    return np.memmap(path, dtype=f"<u{itemsize}", mode="r", offset=HEADER.size, shape=(count,))
+# Documents → token file.
 
 
 @dataclass(frozen=True)
@@ -79,28 +51,28 @@ class Tokens:
 
     @property
     def count(self):
+        """The number of tokens of both parts."""
         return len(self.train) + len(self.valid)
 
 
-def train_tokenizer(corpus, vocab_size, cased=False):
-    """A WordPiece tokenizer for a corpus, trained at the first call and found in the cache later.
+def cached_tokenizer(corpus, vocab_size, cased=False):
+    """A WordPiece tokenizer for a corpus, trained at the first call and then cached.
 
-    It sees the training documents only, and of a corpus above TOKENIZER_CHARACTERS an even sample of them.
+    It sees the training documents only, and of a corpus above TOKENIZER_CHARACTERS an even sample.
     """
-    key = hashlib.blake2b(f"{corpus.fingerprint} {vocab_size} {cased}".encode(), digest_size=12).hexdigest()
-    folder = corpora.cache_dir() / f"tokenizer-{key}"
+    folder = cache_dir() / f"tokenizer-{short_hash(f'{corpus.fingerprint} {vocab_size} {cased}')}"
     if not (folder / "tokenizer_config.json").exists():
-        wordpiece.save(wordpiece.train(sample(corpus), vocab_size, cased), folder)
-    return wordpiece.load(folder)
+        save_tokenizer(train_tokenizer(sample(corpus), vocab_size, cased), folder)
+    return load_tokenizer(folder)
 
 
 def sample(corpus):
-    """Yield at most TOKENIZER_CHARACTERS characters of a corpus' training documents, spread over its length."""
+    """Yield at most TOKENIZER_CHARACTERS characters of the training documents, spread over them."""
     every, taken = 1 + corpus.size // TOKENIZER_CHARACTERS, 0
     limit = min(corpus.size, TOKENIZER_CHARACTERS) or TOKENIZER_CHARACTERS
-    with tqdm(total=limit, desc="tokenizer", unit="B", unit_scale=True, leave=False, mininterval=0.5) as bar:
+    with byte_bar("tokenizer", limit) as bar:
         for i, text in enumerate(corpus):
-            if i % every == 0 and not corpora.is_held_out(i):
+            if i % every == 0 and not is_held_out(i):
                 yield text
                 bar.update(len(text))
                 taken += len(text)
@@ -109,30 +81,27 @@ def sample(corpus):
 
 
 def tokenize(corpus, tokenizer):
-    """The token files of a corpus, made at the first call and found in the cache later → Tokens."""
-    key = hashlib.blake2b((corpus.fingerprint + tokenizer.to_str()).encode(), digest_size=12).hexdigest()
-    folder = corpora.cache_dir() / f"tokens-{key}"
-    about = folder / "about.json"
+    """The token files of a corpus, written at the first call and then cached → Tokens."""
+    folder = cache_dir() / f"token-files-{short_hash(corpus.fingerprint + tokenizer.to_str())}"
+    about, train, valid = (folder / name for name in ("about.json", "train.npy", "valid.npy"))
     if not about.exists():
         folder.mkdir(exist_ok=True)
-        with runs.atomic(folder / "train.tokens") as train, runs.atomic(folder / "valid.tokens") as valid:
-            counts = write_token_files(corpus, tokenizer, train, valid)
-        runs.write_json(about, counts)  # last: its presence says that the token files are whole
-    counts = runs.read_json(about)
-    return Tokens(read_tokens(folder / "train.tokens"), read_tokens(folder / "valid.tokens"), **counts)
+        with atomic(train) as new_train, atomic(valid) as new_valid:
+            counts = write_token_files(corpus, tokenizer, new_train, new_valid)
+        write_json(about, counts)  # last: its presence says that the token files are whole
+    return Tokens(read_tokens(train), read_tokens(valid), **read_json(about))
 
 
 def write_token_files(corpus, tokenizer, train, valid):
-    """Tokenise a corpus into two files, a batch of documents in memory at a time → its documents and words."""
+    """Tokenise a corpus into two files, a batch of documents in memory at a time → how many it has."""
     vocab_size, sep = tokenizer.get_vocab_size(), tokenizer.token_to_id("[SEP]")
     writers = TokenWriter(train, vocab_size), TokenWriter(valid, vocab_size)
     documents = words = 0
-    bar = tqdm(total=corpus.size or None, desc="tokenising", unit="B", unit_scale=True, leave=False, mininterval=0.5)
-    tokenizer.encode_special_tokens = True  # a [MASK] that a document spells out is text, not a place to fill
-    with bar:
-        for texts, encodings in encode_ahead(tokenizer, batches(corpus)):
+    tokenizer.encode_special_tokens = True  # a document's own "[MASK]" is text, not a place to fill
+    with byte_bar("tokenising", corpus.size or None) as bar:
+        for texts, encodings in encode_ahead(tokenizer, corpus):
             for text, encoding in zip(texts, encodings, strict=True):
-                writers[corpora.is_held_out(documents)].write([*encoding.ids, sep])
+                writers[is_held_out(documents)].write([*encoding.ids, sep])
                 documents, words = documents + 1, words + len(text.split())
             bar.update(sum(map(len, texts)))
     tokenizer.encode_special_tokens = False
@@ -141,34 +110,16 @@ def write_token_files(corpus, tokenizer, train, valid):
     return {"documents": documents, "words": words}
 
 
-def batches(documents):
-    """Group documents into lists of about BATCH_CHARACTERS characters."""
-    batch, size = [], 0
-    for text in documents:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def byte_bar(name, total):
+    """A progress bar that counts bytes."""
+    return tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, mininterval=0.5)
 
 
-def encode_ahead(tokenizer, text_batches):
-    """Yield (texts, encodings); the library tokenises a batch on all cores while the caller handles the one before."""
-    with ThreadPoolExecutor(1) as pool:
-        ready = None
-        for texts in text_batches:
-            job = pool.submit(tokenizer.encode_batch_fast, texts, add_special_tokens=False)
-            if ready:
-                yield ready[0], ready[1].result()
-            ready = texts, job
-        if ready:
-            yield ready[0], ready[1].result()
+# Token file → masked batches.
 
 
 class MaskedBatch(NamedTuple):
-    """Sequences with holes. input_ids (B, T); positions (B, M) of the holes; labels (B, M), IGNORE where unused."""
+    """Masked sequences: input_ids (B, T); positions (B, M) of the masks; labels (B, M), or IGNORE."""
 
     input_ids: torch.Tensor
     positions: torch.Tensor
@@ -179,21 +130,25 @@ class MaskedBatch(NamedTuple):
         for parts in zip(*(tensor.split(size) for tensor in self), strict=True):
             yield MaskedBatch(*parts)
 
-    def masked(self):
+    def move(self, machine):
+        """The batch on the machine's device."""
+        return MaskedBatch(*map(machine.move, self))
+
+    def count(self):
         """How many places count."""
         return int((self.labels != IGNORE).sum())
 
 
 class Sequences:
-    """A token array cut into N full sequences, [CLS] and T - 2 tokens and [SEP], and drawn from with masks."""
+    """A token array cut into N sequences, [CLS] and T - 2 tokens and [SEP], which can be masked."""
 
     def __init__(self, tokens, seq_len, tokenizer):
         self.seq_len = seq_len
-        self.width = seq_len - 2
-        self.rows = tokens[: len(tokens) // self.width * self.width].reshape(-1, self.width)  # (N, T - 2), no copy
-        self.places = int(np.rint(MASK_SHARE * self.width))  # M
-        _, _, self.cls, self.sep, self.mask = wordpiece.special_ids(tokenizer)
-        self.ordinary = wordpiece.ordinary_ids(tokenizer)
+        width = seq_len - 2
+        self.rows = tokens[: len(tokens) // width * width].reshape(-1, width)  # (N, T - 2), no copy
+        self.places = int(np.rint(MASK_SHARE * width))  # M
+        _, _, self.cls, self.sep, self.mask = special_ids(tokenizer)
+        self.ordinary = ordinary_ids(tokenizer)
         self.is_special = np.ones(tokenizer.get_vocab_size(), dtype=bool)
         self.is_special[self.ordinary] = False
 
@@ -207,37 +162,50 @@ class Sequences:
         return ids
 
     def masked(self, ids, rng, mine=slice(None)):
-        """Mask exactly round(0.15 n) of the n ordinary tokens of each sequence → MaskedBatch of the rows `mine`.
+        """Choose round(0.15 n) of the n ordinary tokens of each sequence and hide them → MaskedBatch.
 
-        Of the masked, 80 % become [MASK], 10 % a random ordinary token, 10 % stay (Devlin et al. 2019).
-        Draws are made for all rows, so that they do not depend on which are mine.
+        Of the chosen, 80 % become [MASK], 10 % a random ordinary token, 10 % stay (Devlin et al.
+        2019, section 3.1). With T = 16 and two places, a batch of one sequence may turn out like this:
+
+            ids          [CLS] the cat sat on the mat and looked at the dog for a while [SEP]
+            chosen                     sat                      dog
+            input_ids    [CLS] the cat [MASK] on the mat and looked at the dog for a while [SEP]
+            positions                  3                        11
+            labels                     sat                      dog      (here "dog" was one that stays)
+
+        The model has to name both. A [MASK] never occurs in fine-tuning, so if only [MASK] had to be
+        named, the model could neglect all other tokens; as any token may be one to name, it cannot.
+
+        ids (B, T) are changed in place. `mine`: the rows of this process. Draws are made for all rows,
+        so that a row's draws do not depend on which rows are mine.
         """
-        scores = rng.random(ids.shape, dtype=np.float32)[mine]  # (B, T): the lowest are masked
+        scores = rng.random(ids.shape, dtype=np.float32)[mine]  # (B, T): the lowest are chosen
         fate = rng.random((len(ids), self.places), dtype=np.float32)[mine]  # (B, M)
-        replacement = self.ordinary[rng.integers(len(self.ordinary), size=(len(ids), self.places))[mine]]  # (B, M)
+        words = self.ordinary[rng.integers(len(self.ordinary), size=(len(ids), self.places))[mine]]
         ids = ids[mine]
 
         special = self.is_special[ids]
-        scores[special] = 2.0
-        positions = np.argsort(scores, axis=1)[:, : self.places]  # (B, M), ordinary tokens first
+        scores[special] = 2.0  # above every random number: special tokens come last
+        positions = np.argsort(scores, axis=1)[:, : self.places]  # (B, M)
         wanted = np.rint(MASK_SHARE * (~special).sum(axis=1, keepdims=True))  # (B, 1)
-        used = np.arange(self.places) < wanted  # (B, M): a sequence with special tokens inside has fewer
+        used = np.arange(self.places) < wanted  # (B, M): fewer where special tokens lie inside
         original = np.take_along_axis(ids, positions, axis=1)
-        replacement = np.where(fate < TO_MASK, self.mask, np.where(fate < TO_MASK + TO_RANDOM, replacement, original))
-        np.put_along_axis(ids, positions, np.where(used, replacement, original), axis=1)
+        changed = np.where(fate < TO_MASK + TO_RANDOM, words, original)
+        changed = np.where(fate < TO_MASK, self.mask, changed)
+        np.put_along_axis(ids, positions, np.where(used, changed, original), axis=1)
         labels = np.where(used, original, IGNORE)
         return MaskedBatch(*map(torch.from_numpy, (ids, positions, labels)))
 
 
 class TrainingData:
-    """The batches of a run: `size` sequences a step, every sequence once an epoch in a new order, masked anew."""
+    """The batches of a run: `size` sequences a step, each once an epoch in a new order, newly masked."""
 
     def __init__(self, sequences, size, seed):
         self.sequences, self.size, self.seed = sequences, size, seed
         self.epoch, self.order = None, None
 
     def batch(self, step, rank=0, world=1):
-        """The share of process `rank` in the batch of a step: size / world sequences → MaskedBatch on the CPU."""
+        """The share of process `rank` in a step's batch: size / world sequences → MaskedBatch."""
         visits = np.arange(step * self.size, (step + 1) * self.size)
         ids = self.sequences.read(self.indices(visits))
         share = self.size // world
@@ -245,19 +213,19 @@ class TrainingData:
         return self.sequences.masked(ids, rng, slice(rank * share, (rank + 1) * share))
 
     def indices(self, visits):
-        """Which sequences are visited: a permutation of all in each epoch, drawn from the seed and the epoch."""
+        """Which sequences are visited: in each epoch a permutation, drawn from seed and epoch."""
         epochs, places = np.divmod(visits, len(self.sequences))
-        found = np.empty_like(visits)
+        indices = np.empty_like(visits)
         for epoch in np.unique(epochs):
             if epoch != self.epoch:
                 rng = np.random.default_rng([self.seed, int(epoch), 1])
                 self.epoch, self.order = epoch, rng.permutation(len(self.sequences))
-            found[epochs == epoch] = self.order[places[epochs == epoch]]
-        return found
+            indices[epochs == epoch] = self.order[places[epochs == epoch]]
+        return indices
 
 
 def validation_batches(sequences, limit, rank=0, world=1):
-    """Yield masked batches of at most `limit` sequences, spread evenly over the file; always with the same masks."""
+    """Yield masked batches of at most `limit` sequences, spread over the file; always the same masks."""
     count = min(limit, len(sequences))
     chosen = np.arange(count) * len(sequences) // count
     for number, first in enumerate(range(0, count, VALIDATION_BATCH)):
@@ -267,7 +235,10 @@ def validation_batches(sequences, limit, rank=0, world=1):
 
 
 def unigram_entropy(tokens, is_special):
-    """The entropy in nats of the ordinary tokens' frequencies: the loss of a model that knows these and no context."""
+    """The entropy -Σ p log p in nats of the ordinary tokens' frequencies p.
+
+    It is the loss of a model that knows how common each word is, and no context.
+    """
     counts = np.bincount(tokens, minlength=len(is_special))[~is_special]
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * np.log(shares)).sum())

@@ -1,7 +1,14 @@
 """WordPiece as BERT uses it, on Hugging Face's `tokenizers` library: train, load, save, encode.
 
-Text → cleaned, lower-cased, accents stripped → split at spaces, punctuation and around CJK characters → each word cut
-greedily into the longest pieces of the vocabulary, all but the first marked with "##".
+Text → cleaned, lower-cased, accents stripped → split at spaces, punctuation and around CJK
+characters → each word cut greedily into the longest pieces of the vocabulary, all but the first
+marked with "##":
+
+    "Unaffable!"  →  un ##aff ##able !
+
+So a vocabulary of a few thousand pieces can write every word, and common words are one token. Five
+entries stand for no text: [PAD] fills up a batch, [UNK] is a word with an unknown character, [CLS]
+opens a sequence, [SEP] ends each of its texts, and [MASK] hides a token.
 """
 
 from collections import Counter
@@ -19,14 +26,15 @@ from tokenizers import (
 )
 from tqdm import tqdm
 
-from mini_undivided import runs
-from mini_undivided.runtime import UserError
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import atomic, read_json, write_json
+from mini_undivided.support.run_directory import resolve
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def assemble(model, cased=False):
-    """Put BERT's normalisation, pre-tokenisation and [CLS] A [SEP] B [SEP] around a WordPiece model."""
+    """Put BERT's normalisation and pre-tokenisation before a WordPiece model → Tokenizer."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -35,30 +43,39 @@ def assemble(model, cased=False):
 
 
 def finish(tokenizer, source):
-    """Register the special tokens; raise UserError where the vocabulary lacks one."""
-    lacking = [token for token in SPECIAL if tokenizer.token_to_id(token) is None]
-    if lacking:
-        raise UserError(f"the vocabulary of {source} has no {lacking[0]}; BERT needs {', '.join(SPECIAL)}")
+    """Register the special tokens and [CLS] A [SEP] B [SEP]; UserError if one is not in the vocabulary."""
+    missing = [token for token in SPECIAL if tokenizer.token_to_id(token) is None]
+    if missing:
+        needed = ", ".join(SPECIAL)
+        raise UserError(f"the vocabulary of {source} has no {missing[0]}; BERT needs {needed}")
     tokenizer.add_special_tokens(list(SPECIAL))
-    cls, sep = (("[CLS]", tokenizer.token_to_id("[CLS]")), ("[SEP]", tokenizer.token_to_id("[SEP]")))
+    cls, sep = (
+        ("[CLS]", tokenizer.token_to_id("[CLS]")),
+        ("[SEP]", tokenizer.token_to_id("[SEP]")),
+    )
     tokenizer.post_processor = processors.BertProcessing(sep, cls)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
-def train(documents, vocab_size, cased=False):
+def train_tokenizer(documents, vocab_size, cased=False):
     """Train a WordPiece vocabulary of at most `vocab_size` entries on an iterable of strings → Tokenizer.
 
-    The same documents give the same vocabulary each time. They are held in memory while it is trained.
+    Training starts from single characters and joins, again and again, the pair of pieces that is
+    most frequent. The same documents give the same vocabulary each time. They are held in memory.
     """
     documents = list(documents)
     tokenizer = assemble(models.WordPiece(unk_token="[UNK]"), cased)
-    # The library numbers the characters in the order of a hash table, which also decides between pairs that are
-    # equally frequent. Given them as its first entries, it has nothing left to chance.
+    # The library numbers the characters in the order of a hash table, which also decides between
+    # pairs that are equally frequent. With them as its first entries, nothing is left to chance.
     first = [*SPECIAL, *alphabet(documents, tokenizer)]
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, min_frequency=2, limit_alphabet=0, special_tokens=first, show_progress=False
+        vocab_size=vocab_size,
+        min_frequency=2,
+        limit_alphabet=0,
+        special_tokens=first,
+        show_progress=False,
     )
     bar = tqdm(documents, desc="vocabulary", unit=" documents", leave=False, mininterval=0.5)
     tokenizer.train_from_iterator(bar, trainer)
@@ -66,7 +83,7 @@ def train(documents, vocab_size, cased=False):
 
 
 def alphabet(documents, tokenizer, limit=1000):
-    """The commonest characters of a text as entries, in order: as they begin a word, and with "##" as they go on."""
+    """The most frequent characters as entries, in order: as a word's first piece, and with "##"."""
     counts, letters = Counter(), Counter()
     for text in documents:
         counts.update(text)
@@ -74,27 +91,30 @@ def alphabet(documents, tokenizer, limit=1000):
         for letter in tokenizer.normalizer.normalize_str(char).strip():
             letters[letter] += count
     common = sorted(sorted(letters), key=letters.get, reverse=True)[:limit]
-    split = tokenizer.pre_tokenizer.pre_tokenize_str
-    inside = [c for c in common if len(split(tokenizer.normalizer.normalize_str("a" + c))) == 1]  # no full stops
-    return [*sorted(common), *("##" + c for c in sorted(inside))]
+    split, normalise = tokenizer.pre_tokenizer.pre_tokenize_str, tokenizer.normalizer.normalize_str
+    inside = [char for char in common if len(split(normalise("a" + char))) == 1]  # no full stops
+    return [*sorted(common), *("##" + char for char in sorted(inside))]
 
 
 def word_pieces(vocabulary):
-    """The WordPiece model over a vocabulary; like BERT's, it gives up on words of more than 100 characters."""
+    """The WordPiece model of a vocabulary; like BERT's, it gives up on words of over 100 characters."""
     return models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
 
 
-def load(path, cased=False):
-    """Open a tokenizer: a vocab.txt, a tokenizer.json, or a folder (or a hub id) that holds one of them.
+def load_tokenizer(path, cased=False):
+    """Open a tokenizer: a vocab.txt, a tokenizer.json, or a folder (or hub id) with one of them.
 
-    `cased` is for a vocab.txt alone; where a tokenizer_config.json lies beside it, its "do_lower_case" decides.
+    `cased` is for a vocab.txt alone; "do_lower_case" in a tokenizer_config.json beside it overrides it.
     """
-    path = Path(path) if Path(path).exists() else runs.resolve(path)
+    path = Path(path) if Path(path).exists() else resolve(path)
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
-        path = next((path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).exists()), None)
-        if path is None:
-            raise UserError(f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.txt is there")
+        files = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).exists()]
+        if not files:
+            raise UserError(
+                f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.txt is there"
+            )
+        path = files[0]
     try:
         if path.suffix == ".json":
             return finish(Tokenizer.from_file(str(path)), path)
@@ -105,19 +125,32 @@ def load(path, cased=False):
         raise UserError(f"{path} is not a tokenizer that can be read ({error})") from None
     settings = folder / "tokenizer_config.json"
     if settings.exists():
-        cased = not runs.read_json(settings).get("do_lower_case", True)
+        cased = not read_json(settings).get("do_lower_case", True)
     vocabulary = {word: i for i, word in enumerate(words)}
     return finish(assemble(word_pieces(vocabulary), cased), path)
 
 
-def save(tokenizer, directory):
-    """Write tokenizer.json and the tokenizer_config.json that lets `AutoTokenizer.from_pretrained` open it."""
+def save_tokenizer(tokenizer, directory):
+    """Write tokenizer.json, and the tokenizer_config.json that `AutoTokenizer.from_pretrained` needs."""
     Path(directory).mkdir(parents=True, exist_ok=True)
-    with runs.atomic(Path(directory) / "tokenizer.json") as temporary:
+    with atomic(Path(directory) / "tokenizer.json") as temporary:
         tokenizer.save(str(temporary))
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True))
-    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": not is_cased(tokenizer), **names}
-    runs.write_json(Path(directory) / "tokenizer_config.json", settings)
+    keys = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": not is_cased(tokenizer)}
+    settings |= dict(zip(keys, SPECIAL, strict=True))
+    write_json(Path(directory) / "tokenizer_config.json", settings)
+
+
+def encode(texts, tokenizer, max_length):
+    """Token ids and segment ids of each text, a tuple of one or two strings: [CLS] A [SEP] (B [SEP]).
+
+    The segment ids are 0 up to the first [SEP] and 1 after it. What is longer than `max_length`
+    tokens is cut, the longer of two strings first.
+    """
+    tokenizer.enable_truncation(max_length, strategy="longest_first")
+    encodings = tokenizer.encode_batch([text if len(text) == 2 else text[0] for text in texts])
+    tokenizer.no_truncation()
+    return [(encoding.ids, encoding.type_ids) for encoding in encodings]
 
 
 def is_cased(tokenizer):
@@ -135,15 +168,15 @@ def ordinary_ids(tokenizer):
     return np.setdiff1d(np.arange(tokenizer.get_vocab_size()), special_ids(tokenizer))
 
 
-def same(a, b):
+def same_tokenizer(a, b):
     """Whether two tokenizers turn every text into the same ids."""
     return a.to_str() == b.to_str()
 
 
 def check_fits(tokenizer, vocab_size, source):
-    """Raise UserError where the tokenizer knows other ids than a model with `vocab_size` embeddings."""
+    """Raise UserError if the tokenizer has more entries than a model with `vocab_size` embeddings."""
     if tokenizer.get_vocab_size() > vocab_size:
         raise UserError(
-            f"{source}: its tokenizer has {tokenizer.get_vocab_size():,} entries but its model has {vocab_size:,} "
-            "embeddings; the two do not belong together"
+            f"{source}: its tokenizer has {tokenizer.get_vocab_size():,} entries but its model has "
+            f"{vocab_size:,} embeddings; the two do not belong together"
         )

@@ -19,11 +19,18 @@ import time
 from pathlib import Path
 
 # layers, width, heads, vocabulary, batch: the training step
-STEP_SIZES = {"4 × 128": (4, 128, 4, 8192, 32), "4 × 256": (4, 256, 4, 8192, 32), "12 × 768": (12, 768, 12, 30522, 8)}
+STEP_SIZES = {
+    "4 × 128": (4, 128, 4, 8192, 32),
+    "4 × 256": (4, 256, 4, 8192, 32),
+    "12 × 768": (12, 768, 12, 30522, 8),
+}
 GROWTH_SIZES = {  # layers, width, heads: those of Turc et al. 2019
     "tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "medium": (8, 512, 8), "base": (12, 768, 12),
 }  # fmt: skip
-FINETUNE = {"SST-2": (2.4, 0.65, 3, 64), "MRPC": (3.95, 0.27, 25, 100)}  # tokens: log mean, deviation, least, most
+FINETUNE = {
+    "SST-2": (2.4, 0.65, 3, 64),
+    "MRPC": (3.95, 0.27, 25, 100),
+}  # tokens: log mean, deviation, least, most
 
 
 # The parent: starts workers, gathers what they say, prints tables
@@ -62,7 +69,9 @@ def middle(results, key):
 def spread(results, key, scale=1.0, digits=0):
     """Median (least–most) as text."""
     values = [result[key] / scale for result in results]
-    low, mid, high = (f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    low, mid, high = (
+        f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values))
+    )
     return f"{mid} ({low}–{high})"
 
 
@@ -81,10 +90,17 @@ def step_section(args):
     if has_gpu():
         sizes = {f"12 × 768, T {T}": (12, 768, 12, 30522, 16384 // T, T) for T in (128, 512)}
     else:
-        sizes = {name: (*size, 128) for name, size in list(STEP_SIZES.items())[: 2 if args.quick else None]}
+        sizes = {
+            name: (*size, 128)
+            for name, size in list(STEP_SIZES.items())[: 2 if args.quick else None]
+        }
     speed, use = [], []
     for name, size in sizes.items():
-        spec = {"size": size, "seconds": 2 if args.quick else 6, "compile": args.compile or has_gpu()}
+        spec = {
+            "size": size,
+            "seconds": 2 if args.quick else 6,
+            "compile": args.compile or has_gpu(),
+        }
         contenders = {
             "ours": ("our_step", {**spec, "ffn_layers": None, "products": True}),
             "transformers": ("their_step", spec),
@@ -106,7 +122,7 @@ def step_section(args):
     table("Training step: tokens/s, and peak memory of the process in MB",
           ["layers × width", "ours", "transformers", "ours, no FFN", "ours / transformers", "no FFN / with",
            "memory: ours / transformers / no FFN", "ours / transformers"], speed)  # fmt: skip
-    table("Ours against the machine's own matrix products of these shapes, in GFLOP/s",
+    table("Ours against the machine's own matrix multiplications of these shapes, in GFLOP/s",
           ["layers × width", "", "the step", "products alone", "share", "MFU", "batch and masking", "first step, s"],
           use)  # fmt: skip
     if args.quick and not has_gpu():
@@ -131,8 +147,14 @@ def finetune_section(args):
     """An epoch of fine-tuning on sentences as long as those of SST-2 and MRPC, against a plain loop with padding."""
     rows = []
     for name, lengths in FINETUNE.items():
-        spec = {"size": (4, 256, 4, 8192, 32), "lengths": lengths, "count": 192 if args.quick else 1600}
-        results = in_turn({"ours": ("our_finetune", spec), "transformers": ("their_finetune", spec)}, args.rounds)
+        spec = {
+            "size": (4, 256, 4, 8192, 32),
+            "lengths": lengths,
+            "count": 192 if args.quick else 1600,
+        }
+        results = in_turn(
+            {"ours": ("our_finetune", spec), "transformers": ("their_finetune", spec)}, args.rounds
+        )
         ours, theirs = results.values()
         ratio = middle(ours, "examples_per_second") / middle(theirs, "examples_per_second")
         rows.append([name, *(spread(each, "examples_per_second") for each in (ours, theirs)), f"{ratio:.2f}",
@@ -143,7 +165,10 @@ def finetune_section(args):
 
 def growth_section(args):
     """How the cost of a training step grows with model and sequence, and that of tokenising with the corpus."""
-    names, lengths = list(GROWTH_SIZES)[: 2 if args.quick else None], (64, 128) if args.quick else (64, 128, 256, 512)
+    names, lengths = (
+        list(GROWTH_SIZES)[: 2 if args.quick else None],
+        (64, 128) if args.quick else (64, 128, 256, 512),
+    )
     rows = []
     for name in names:
         layers, width, heads = GROWTH_SIZES[name]
@@ -152,9 +177,15 @@ def growth_section(args):
             for T in lengths:
                 size = (layers, width, heads, 8192, 2048 // T, T)
                 say(f"{name}, sequences of {T}")
-                result = ask("our_step", size=size, seconds=1, compile=has_gpu(), ffn_layers=ffn_layers)
-                cells.append(f"{result['tokens_per_second']:,.0f} / {result['peak_bytes'] / 1e6:,.0f}")
-            rows.append([f"{name} {layers} × {width}" + (", no FFN" if ffn_layers == [] else ""), *cells])
+                result = ask(
+                    "our_step", size=size, seconds=1, compile=has_gpu(), ffn_layers=ffn_layers
+                )
+                cells.append(
+                    f"{result['tokens_per_second']:,.0f} / {result['peak_bytes'] / 1e6:,.0f}"
+                )
+            rows.append(
+                [f"{name} {layers} × {width}" + (", no FFN" if ffn_layers == [] else ""), *cells]
+            )
     say()
     table("Training, 2,048 tokens a batch, vocabulary 8,192: tokens/s / peak memory in MB, by sequence length",
           ["model", *map(str, lengths)], rows)  # fmt: skip
@@ -171,7 +202,7 @@ def growth_section(args):
 
 def write_text(folder, size):
     """Write words of Zipf's frequencies as a text file of about `size` bytes, and a tokenizer for it → their paths."""
-    from mini_undivided import tokenizer as wordpiece
+    from mini_undivided.tokenizer import save_tokenizer, train_tokenizer
 
     chance = random.Random(0)
     letters = "etaoinshrdlucmwfgypb", range(20, 0, -1)  # and how often they come
@@ -180,7 +211,7 @@ def write_text(folder, size):
     block = ""
     while len(block) < min(size, 4 * 10**6):
         block += " ".join(chance.choices(words, weights, k=300)).capitalize() + ".\n"
-    wordpiece.save(wordpiece.train(block[:10**6].splitlines(), 8192), folder)
+    save_tokenizer(train_tokenizer(block[: 10**6].splitlines(), 8192), folder)
     path = Path(folder) / "text.txt"
     with open(path, "w") as file:
         for start in range(0, size, len(block)):
@@ -198,40 +229,45 @@ def has_gpu():
 
 
 def our_step(size, seconds, compile, ffn_layers, products=False):
-    """Our training step; with `products` also the time of its matrix products alone."""
+    """Our training step; with `products` also the time of its matrix multiplications alone."""
     import torch
 
-    from mini_undivided import data, pretrain, runtime
+    from mini_undivided import data, pretrain
     from mini_undivided.model import BertConfig, MaskedLM, flops_per_token
+    from mini_undivided.support.machine import Machine
 
     *_, vocabulary, batch_size, T = size
-    machine = runtime.start()
+    machine = Machine.start()
     tokenizer, tokens = random_text(vocabulary)
     training = data.TrainingData(data.Sequences(tokens, T, tokenizer), batch_size, seed=0)
     config = BertConfig(**step_config(size), ffn_layers=ffn_layers)
     torch.manual_seed(0)
-    model = MaskedLM(config).to(machine.device).train()
-    optimizer = runtime.adamw(model, 1e-4)
+    model = machine.place(MaskedLM(config)).train()
+    optimizer = pretrain.adamw(model, 1e-4)
     parallel = torch.compile(model) if compile else model
     loading = []
 
     def step(number):
         started = time.perf_counter()
         batch = training.batch(number)
-        masked, parts = batch.masked(), [data.MaskedBatch(*map(machine.move, batch))]
+        masked, parts = batch.count(), [batch.move(machine)]
         loading.append(time.perf_counter() - started)
         pretrain.train_step(parallel, optimizer, parts, masked, machine)
 
     first, times = time_steps(step, seconds, machine.device.type)
-    peak_bytes = runtime.peak_memory(machine)
+    peak_bytes = machine.peak_memory()
     step_seconds = statistics.median(times)
-    found = {"tokens_per_second": batch_size * T / step_seconds, "peak_bytes": peak_bytes, "first_seconds": first}
+    found = {
+        "tokens_per_second": batch_size * T / step_seconds,
+        "peak_bytes": peak_bytes,
+        "first_seconds": first,
+    }
     if not products:
         return found
     shapes = matrix_products(config, batch_size, T, training.sequences.places)
     flops = flops_per_token(config, T, training.sequences.places) * batch_size * T
     assert abs(sum(count * 6 * b * m * k * n for count, b, m, k, n in shapes) / flops - 1) < 1e-6
-    alone, peak = time_products(shapes, machine), runtime.peak_flops(machine)
+    alone, peak = time_products(shapes, machine), machine.peak_flops()
     return {
         **found, "flops_per_second": flops / step_seconds, "matrix_rate": flops / alone, "use": alone / step_seconds,
         "mfu": peak and flops / step_seconds / peak, "loader_share": statistics.median(loading) / step_seconds,
@@ -241,23 +277,35 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
 def their_step(size, seconds, compile):
     """What a user of `transformers` writes: its collator, its model with labels, torch.optim.AdamW."""
     import torch
-    from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        DataCollatorForLanguageModeling,
+    )
 
     *_, vocabulary, batch_size, T = size
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
     tokenizer, tokens = random_text(vocabulary)
     collate = DataCollatorForLanguageModeling(their_tokenizer(tokenizer))
-    rows = torch.from_numpy(tokens[: len(tokens) // (T - 2) * (T - 2)].astype("int64")).view(-1, T - 2)
-    rows = torch.nn.functional.pad(torch.nn.functional.pad(rows, (1, 0), value=2), (0, 1), value=3)  # [CLS] … [SEP]
+    rows = torch.from_numpy(tokens[: len(tokens) // (T - 2) * (T - 2)].astype("int64")).view(
+        -1, T - 2
+    )
+    rows = torch.nn.functional.pad(
+        torch.nn.functional.pad(rows, (1, 0), value=2), (0, 1), value=3
+    )  # [CLS] … [SEP]
     config = BertConfig(**step_config(size))
     torch.manual_seed(0)
     model = BertForMaskedLM(config).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True if device == "cuda" else None)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, fused=True if device == "cuda" else None
+    )
     parallel = torch.compile(model) if compile else model
 
     def step(number):
-        batch = collate([{"input_ids": rows[i]} for i in torch.randint(len(rows), (batch_size,)).tolist()])
+        batch = collate(
+            [{"input_ids": rows[i]} for i in torch.randint(len(rows), (batch_size,)).tolist()]
+        )
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = parallel(input_ids=batch["input_ids"], labels=batch["labels"]).loss
@@ -274,8 +322,18 @@ def their_step(size, seconds, compile):
 def step_config(size):
     """The sizes of both sides' models, under Hugging Face's names, without dropout."""
     layers, width, heads, vocabulary, _, _ = size
-    model = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, "vocab_size": vocabulary}
-    return {**model, "intermediate_size": 4 * width, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "vocab_size": vocabulary,
+    }
+    return {
+        **model,
+        "intermediate_size": 4 * width,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
 
 
 def their_tokenizer(tokenizer):
@@ -289,12 +347,12 @@ def random_text(vocabulary):
     """A tokenizer with that many entries, and 2**19 random ids of its ordinary words."""
     import numpy as np
 
-    from mini_undivided import tokenizer as wordpiece
+    from mini_undivided.tokenizer import SPECIAL, assemble, finish, word_pieces
 
-    words = [*wordpiece.SPECIAL, *(f"w{i}" for i in range(vocabulary - len(wordpiece.SPECIAL)))]
-    pieces = wordpiece.word_pieces({word: i for i, word in enumerate(words)})
-    ids = np.random.default_rng(0).integers(len(wordpiece.SPECIAL), vocabulary, 2**19)
-    return wordpiece.finish(wordpiece.assemble(pieces), "the benchmark"), ids.astype(np.uint16)
+    words = [*SPECIAL, *(f"w{i}" for i in range(vocabulary - len(SPECIAL)))]
+    pieces = word_pieces({word: i for i, word in enumerate(words)})
+    ids = np.random.default_rng(0).integers(len(SPECIAL), vocabulary, 2**19)
+    return finish(assemble(pieces), "the benchmark"), ids.astype(np.uint16)
 
 
 def time_steps(step, seconds, device):
@@ -319,14 +377,14 @@ def time_steps(step, seconds, device):
 
 
 def matrix_products(config, B, T, M):
-    """The forward matrix products of a step, the last layer's at M places: (count, b, m, k, n), b of (m, k) (k, n)."""
+    """The forward matrix multiplications of a step, the last layer's at M places: (count, b, m, k, n), b of (m, k) (k, n)."""
     C, H, inner = config.hidden_size, config.num_attention_heads, config.intermediate_size
     products = [(1, 1, B * M, C, C), (1, 1, B * M, C, config.vocab_size)]
     for layer in range(config.num_hidden_layers):
         asked = M if layer == config.num_hidden_layers - 1 else T
         products += [(2, 1, B * T, C, C), (2, 1, B * asked, C, C)]
         products += [(1, B * H, asked, C // H, T), (1, B * H, asked, T, C // H)]
-        if config.has_ffn(layer):
+        if layer in config.ffn_layers:
             products += [(1, 1, B * asked, C, inner), (1, 1, B * asked, inner, C)]
     return products
 
@@ -338,7 +396,10 @@ def time_products(products, machine):
     total = 0.0
     for shape in {tuple(shape) for _, *shape in products}:
         b, m, k, n = shape
-        x, w, y = (torch.randn(b, *of, device=machine.device, dtype=machine.dtype) for of in ((m, k), (n, k), (m, n)))
+        x, w, y = (
+            torch.randn(b, *of, device=machine.device, dtype=machine.dtype)
+            for of in ((m, k), (n, k), (m, n))
+        )
         x, w, y = (x[0], w[0], y[0]) if b == 1 else (x, w, y)
 
         def three(_, x=x, w=w, y=y):
@@ -353,9 +414,9 @@ def peak(device):
     """The most memory held, in bytes: the GPU's, or the process's."""
     import torch
 
-    from mini_undivided import runtime
+    from mini_undivided.support.machine import Machine
 
-    return runtime.peak_memory(runtime.Runtime(torch.device(device), torch.float32))
+    return Machine(torch.device(device)).peak_memory()
 
 
 # The workers of tokenising
@@ -363,30 +424,39 @@ def peak(device):
 
 def our_tokens(text, tokenizer):
     from mini_undivided import corpus, data
-    from mini_undivided import tokenizer as wordpiece
+    from mini_undivided.tokenizer import load_tokenizer
 
-    tokenizer = wordpiece.load(tokenizer)
+    tokenizer = load_tokenizer(tokenizer)
     with tempfile.TemporaryDirectory(dir=Path(text).parent) as cache:
         os.environ["MINI_UNDIVIDED_CACHE"] = cache
         started = time.perf_counter()
         tokens = data.tokenize(corpus.open_corpus([text]), tokenizer)
         seconds = time.perf_counter() - started
-    return {"bytes_per_second": Path(text).stat().st_size / seconds, "peak_bytes": peak("cpu"), "tokens": tokens.count}
+    return {
+        "bytes_per_second": Path(text).stat().st_size / seconds,
+        "peak_bytes": peak("cpu"),
+        "tokens": tokens.count,
+    }
 
 
 def their_tokens(text, tokenizer, call="encode_batch"):
     """The library alone, called with 2 MB at a time of text that lies in memory; what it returns is dropped."""
-    from mini_undivided import corpus, data
-    from mini_undivided import tokenizer as wordpiece
+    from mini_undivided.corpus import open_corpus
+    from mini_undivided.support.token_files import batches
+    from mini_undivided.tokenizer import load_tokenizer
 
-    tokenizer = wordpiece.load(tokenizer)
-    batches = list(data.batches(corpus.open_corpus([text])))
+    tokenizer = load_tokenizer(tokenizer)
+    groups = list(batches(open_corpus([text])))
     started = time.perf_counter()
     tokens = 0
-    for batch in batches:
+    for batch in groups:
         tokens += sum(map(len, getattr(tokenizer, call)(batch, add_special_tokens=False)))
     seconds = time.perf_counter() - started
-    return {"bytes_per_second": Path(text).stat().st_size / seconds, "peak_bytes": peak("cpu"), "tokens": tokens}
+    return {
+        "bytes_per_second": Path(text).stat().st_size / seconds,
+        "peak_bytes": peak("cpu"),
+        "tokens": tokens,
+    }
 
 
 def their_fast_tokens(text, tokenizer):
@@ -411,18 +481,21 @@ def our_finetune(size, lengths, count):
     import numpy as np
 
     from mini_undivided import glue
-    from mini_undivided import tokenizer as wordpiece
     from mini_undivided.model import BertConfig, Encoder
+    from mini_undivided.support.options import FinetuneOptions
+    from mini_undivided.support.tasks import Split
+    from mini_undivided.tokenizer import save_tokenizer
 
     *_, vocabulary, _ = size
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     with tempfile.TemporaryDirectory() as run:
         Encoder(BertConfig(**{**step_config((*size, 0)), **dropout})).save_pretrained(run)
-        wordpiece.save(random_text(vocabulary)[0], run)
-        tuner = glue.Finetuner(glue.Options(run, epochs=1, batch_size=size[-1]))
+        save_tokenizer(random_text(vocabulary)[0], run)
+        options = FinetuneOptions(run, "sst2", epochs=1, batch_size=size[-1])
+        tuner = glue.Finetuner(options)
     train = [(ids, [0] * len(ids)) for ids in random_examples(lengths, count, vocabulary)]
-    splits = {"train": glue.Split([], np.arange(count) % 2)}
-    *_, seconds = tuner.train("sst2", glue.find_task("sst2"), {"train": train}, splits, seed=0)
+    splits = {"train": Split([], np.arange(count) % 2)}
+    *_, seconds = tuner.train("sst2", {"train": train}, splits, seed=0)
     batches = glue.length_batches(train, size[-1], np.random.default_rng(0))
     return {"examples_per_second": count / seconds, "padding": glue.padding_share(train, batches)}
 
@@ -430,7 +503,11 @@ def our_finetune(size, lengths, count):
 def their_finetune(size, lengths, count):
     """The loop of `transformers`' examples: a shuffled DataLoader, each batch padded to its longest, dropout 0.1."""
     import torch
-    from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        DataCollatorWithPadding,
+    )
 
     *_, vocabulary, batch_size = size
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -439,7 +516,11 @@ def their_finetune(size, lengths, count):
     examples = [{"input_ids": each, "labels": i % 2} for i, each in enumerate(ids)]
     loader = torch.utils.data.DataLoader(examples, batch_size, shuffle=True, collate_fn=collate)
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-    model = BertForSequenceClassification(BertConfig(**{**step_config((*size, 0)), **dropout})).to(device).train()
+    model = (
+        BertForSequenceClassification(BertConfig(**{**step_config((*size, 0)), **dropout}))
+        .to(device)
+        .train()
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     places = real = 0
     started = time.perf_counter()
@@ -449,18 +530,35 @@ def their_finetune(size, lengths, count):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        places, real = places + batch["input_ids"].numel(), real + int(batch["attention_mask"].sum())
-    return {"examples_per_second": count / (time.perf_counter() - started), "padding": 1 - real / places}
+        places, real = (
+            places + batch["input_ids"].numel(),
+            real + int(batch["attention_mask"].sum()),
+        )
+    return {
+        "examples_per_second": count / (time.perf_counter() - started),
+        "padding": 1 - real / places,
+    }
 
 
-SECTIONS = {"step": step_section, "tokenise": tokenise_section, "finetune": finetune_section, "growth": growth_section}
+SECTIONS = {
+    "step": step_section,
+    "tokenise": tokenise_section,
+    "finetune": finetune_section,
+    "growth": growth_section,
+}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="less of everything, in a minute or two")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="less of everything, in a minute or two"
+    )
     parser.add_argument("--only", choices=SECTIONS, help="this section alone")
-    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides on a CPU too")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile on both sides on a CPU too"
+    )
     parser.add_argument("--worker", nargs=2, metavar=("NAME", "JSON"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

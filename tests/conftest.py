@@ -1,10 +1,19 @@
 """What all tests share: a cache of their own, and no more threads than a small machine has."""
 
+import json
 import os
 import tempfile
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from helpers import LENGTHS, SIZES, B, T, V
+
+from mini_undivided.pretrain import pretrain
+from mini_undivided.support.options import PretrainOptions
+
+NOUNS = "fox hen owl cat dog bee ant cow pig elk".split()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,3 +29,51 @@ def own_cache():
 def seeded():
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def inputs():
+    """(input_ids, attention_mask, token_type_ids), each (B, T), with padding at the end of four of five sequences."""
+    generator = torch.Generator().manual_seed(11)
+    input_ids = torch.randint(V, (B, T), generator=generator)
+    segments = torch.randint(SIZES["type_vocab_size"], (B, T), generator=generator)
+    return input_ids, (torch.arange(T) < LENGTHS[:, None]).long(), segments
+
+
+@pytest.fixture(scope="session")
+def tale(tmp_path_factory):
+    """A small corpus of sentences."""
+    path = tmp_path_factory.mktemp("text") / "tale.jsonl"
+    sentence = "The {} walked slowly to the old {} and found nothing there but rain. "
+    nouns = "fox hen owl cat dog bee ant cow pig elk".split()
+    rows = [sentence.format(a, b) * 3 for a in nouns for b in nouns]
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def farm(tmp_path_factory):
+    """A corpus of different sentences, a document each."""
+    folder, rng = tmp_path_factory.mktemp("text"), np.random.default_rng(0)
+    verbs = "sees hears meets likes".split()
+    for i in range(260):
+        sentences = [
+            f"The {rng.choice(NOUNS)} {rng.choice(verbs)} the {rng.choice(NOUNS)} and number {rng.integers(99)} of them"
+            + " again" * int(rng.integers(7)) + "."
+            for _ in range(20)
+        ]  # fmt: skip
+        (folder / f"{i}.txt").write_text(" ".join(sentences))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def three(farm, tmp_path_factory):
+    """Three finished runs of a second: full, without FFNs, and another seed of full with another depth of training."""
+    folder = tmp_path_factory.mktemp("runs")
+    base = PretrainOptions(
+        out="", corpus=[farm], vocab_size=120, layers=2, hidden_size=24, heads=3, ffn_size=41, seq_len=33,
+        batch_tokens=33 * 6, steps=9, lr=1e-2, device="cpu",
+    )  # fmt: skip
+    for name, changed in {"full": {}, "noffn": {"ffn_layers": []}, "twin": {"seed": 1}}.items():
+        pretrain(replace(base, out=str(folder / name), **changed))
+    return folder

@@ -9,7 +9,7 @@ import pytest
 
 from mini_undivided import corpus as corpora
 from mini_undivided.corpus import open_corpus
-from mini_undivided.runtime import UserError
+from mini_undivided.support.errors import UserError
 
 TEXT = "First line, with a café.\nSecond line: 中文 😀.\n\nA new paragraph."
 
@@ -33,7 +33,10 @@ def read(*names):
 def test_byte_order_marks_and_line_ends_change_nothing(tmp_path, mark, end, packed):
     """With and without a byte-order mark, with LF and CRLF, plain and gzipped, a file holds the same document."""
     content = mark + TEXT.replace("\n", end).encode()
-    path = write(tmp_path / ("a.txt.gz" if packed else "a.txt"), gzip.compress(content) if packed else content)
+    path = write(
+        tmp_path / ("a.txt.gz" if packed else "a.txt"),
+        gzip.compress(content) if packed else content,
+    )
     assert read(path) == [TEXT]
 
 
@@ -76,7 +79,10 @@ def test_reading_again_gives_the_same(tmp_path):
 
 def test_the_fingerprint_follows_the_text(tmp_path):
     """The same bytes elsewhere have the same fingerprint; one changed character has another."""
-    paths = [write(tmp_path / folder / "a.txt", text) for folder, text in (("x", "ab"), ("y", "ab"), ("z", "ac"))]
+    paths = [
+        write(tmp_path / folder / "a.txt", text)
+        for folder, text in (("x", "ab"), ("y", "ab"), ("z", "ac"))
+    ]
     first, second, third = (open_corpus([path]).fingerprint for path in paths)
     assert first == second != third
 
@@ -87,15 +93,29 @@ def test_the_fingerprint_follows_the_text(tmp_path):
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
 @pytest.mark.parametrize(
-    "unit", ["a line of words\n", "words without a line end ", "x", "中文", "\n\n", "a very long one " * 300 + "\n"]
+    "unit",
+    [
+        "a line of words\n",
+        "words without a line end ",
+        "x",
+        "中文",
+        "\n\n",
+        "a very long one " * 300 + "\n",
+    ],
 )
 def test_a_long_document_comes_in_pieces_that_lose_nothing(tmp_path, monkeypatch, unit, name, end):
     """The pieces of a long document, put together, are the document; none is longer than PIECE."""
     monkeypatch.setattr(corpora, "PIECE", 97)
     monkeypatch.setattr(corpora, "BLOCK", 251)
     text = unit * (1 + 3000 // len(unit)) + "The end"
-    content = json.dumps({"text": text}).encode() if name.endswith("jsonl") else text.replace("\n", end).encode()
-    pieces = read(write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content))
+    content = (
+        json.dumps({"text": text}).encode()
+        if name.endswith("jsonl")
+        else text.replace("\n", end).encode()
+    )
+    pieces = read(
+        write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    )
     assert "".join(pieces).split() == text.split() and max(map(len, pieces)) <= 97
     if not unit.isspace():  # what is blank as a whole is left out
         assert "".join(pieces) == text
@@ -133,7 +153,8 @@ def test_text_that_is_not_utf8_is_an_error_that_names_file_and_line(tmp_path, na
 
 
 @pytest.mark.parametrize(
-    "line", ['{"text": "cut', '{"words": "no text"}', '"a string"', "3", '{"text": 3}', '{"text": ["a"]}']
+    "line",
+    ['{"text": "cut', '{"words": "no text"}', '"a string"', "3", '{"text": 3}', '{"text": ["a"]}'],
 )
 def test_json_without_a_text_is_an_error_that_names_file_and_line(tmp_path, line):
     path = write(tmp_path / "a.jsonl", '{"text": "good"}\n\n' + line + '\n{"text": "good"}\n')
@@ -152,7 +173,8 @@ def test_a_broken_gzip_file_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [["missing.txt"], ["missing/*.txt"], ["folder"], ["other.csv"], ["present.txt", "gone.txt"]]
+    "names",
+    [["missing.txt"], ["missing/*.txt"], ["folder"], ["other.csv"], ["present.txt", "gone.txt"]],
 )
 def test_what_is_not_there_is_an_error_that_names_it(tmp_path, names):
     """Also a folder without text files, and a file of another kind; and one missing path of several."""
@@ -201,7 +223,11 @@ def test_a_dataset_of_the_hub_is_streamed(hub, name, asked):
     texts = list(corpus)
     assert hub.asked == (asked, {"split": "train", "streaming": True})
     assert texts[0] == "One." and "".join(texts[1:]) == "x " * 9000
-    assert corpus.fingerprint == open_corpus([name]).fingerprint != open_corpus(["hf:other"]).fingerprint
+    assert (
+        corpus.fingerprint
+        == open_corpus([name]).fingerprint
+        != open_corpus(["hf:other"]).fingerprint
+    )
 
 
 def test_a_dataset_without_text_is_an_error(hub):
@@ -221,8 +247,10 @@ def test_a_dataset_that_the_hub_does_not_give_is_an_error(hub):
 
 def test_sentences_are_whole_sentences():
     """Cut at full stops before a capital and at blank lines, not inside; short ones are left out."""
-    text = "This is the first of three sentences. Is (version 2.5 of) this the\nsecond one? Too short. " + "\n\n" + (
-        'He said: "This is one that ends in a quotation." And the last has no full stop'
+    text = (
+        "This is the first of three sentences. Is (version 2.5 of) this the\nsecond one? Too short. "
+        + "\n\n"
+        + ('He said: "This is one that ends in a quotation." And the last has no full stop')
     )
     assert corpora.sentences(text) == [
         "This is the first of three sentences.",
@@ -230,30 +258,3 @@ def test_sentences_are_whole_sentences():
         'He said: "This is one that ends in a quotation.',
         "And the last has no full stop",
     ]
-
-
-def test_cleaning_keeps_prose_and_drops_code():
-    """Paragraphs stay, without their markup; examples, signatures, tables and lists of parameters go."""
-    text = """func(a, b=None, *, c=3) -> int
-
-    Return the sum of ``a`` and *b* as it is
-    computed by :func:`operator.add`, and nothing else.
-
-    >>> func(1, 2) if True else func(3, 4)
-    3
-
-    ====  ====
-    a     b
-    ====  ====
-
-    x = 1; y = 2; z = x + y; print(z)
-    """
-    assert corpora.clean(text) == "Return the sum of a and b as it is computed by operator.add, and nothing else."
-
-
-def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINI_UNDIVIDED_CACHE", str(tmp_path / "here"))
-    assert corpora.cache_dir() == tmp_path / "here" and (tmp_path / "here").is_dir()
-    monkeypatch.delenv("MINI_UNDIVIDED_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
-    assert corpora.cache_dir() == tmp_path / "there" / "mini_undivided"

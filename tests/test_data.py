@@ -1,15 +1,15 @@
 """The path from documents to masked batches."""
 
 import json
-import struct
 
 import numpy as np
 import pytest
 import torch
 
-from mini_undivided import corpus, data, runs
-from mini_undivided import tokenizer as wordpiece
-from mini_undivided.runtime import UserError
+from mini_undivided import corpus, data
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import cache_dir, read_json
+from mini_undivided.tokenizer import same_tokenizer, special_ids, train_tokenizer
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
 
@@ -28,7 +28,7 @@ def text_file(tmp_path_factory):
 def parts(text_file):
     """(corpus, tokenizer, tokens) of that file."""
     source = corpus.open_corpus([str(text_file)])
-    tokenizer = wordpiece.train((WORDS * 3 for _ in range(3)), 150)
+    tokenizer = train_tokenizer((WORDS * 3 for _ in range(3)), 150)
     return source, tokenizer, data.tokenize(source, tokenizer)
 
 
@@ -49,7 +49,9 @@ def test_a_mask_that_a_document_spells_out_is_not_a_mask(tmp_path, parts):
     (tmp_path / "a.txt").write_text("alpha [MASK] beta [CLS] " * 7)
     tokens = data.tokenize(corpus.open_corpus([str(tmp_path / "a.txt")]), parts[1])
     mask = parts[1].token_to_id("[MASK]")
-    assert mask not in tokens.train and parts[1].encode("[MASK]", add_special_tokens=False).ids == [mask]
+    assert mask not in tokens.train and parts[1].encode("[MASK]", add_special_tokens=False).ids == [
+        mask
+    ]
 
 
 def test_token_files_are_cached_by_content(tmp_path, parts, monkeypatch):
@@ -65,35 +67,15 @@ def test_token_files_are_cached_by_content(tmp_path, parts, monkeypatch):
         data.tokenize(corpus.open_corpus([str(copy)]), tokenizer)
 
 
-def test_four_bytes_where_two_are_too_few(tmp_path):
-    """A vocabulary above 65,536 gets 32-bit ids, and they survive the round trip."""
-    writer = data.TokenWriter(tmp_path / "big.tokens", 70_001)
-    writer.write([3, 70_000, 5])
-    writer.close()
-    assert data.read_tokens(tmp_path / "big.tokens").tolist() == [3, 70_000, 5]
-
-
-@pytest.mark.parametrize("damage", ["cut", "foreign", "empty"])
-def test_damaged_token_files_are_refused(tmp_path, damage):
-    """A token file that was cut short, or is none, is an error that names it and says what to do."""
-    path = tmp_path / "a.tokens"
-    writer = data.TokenWriter(path, 99)
-    writer.write(range(11))
-    writer.close()
-    whole = path.read_bytes()
-    path.write_bytes({"cut": whole[:-1], "foreign": b"x" * 64, "empty": b""}[damage])
-    with pytest.raises(UserError, match="a.tokens .* delete it"):
-        data.read_tokens(path)
-    assert len(struct.pack("<8sIIQ", b"", 0, 0, 0)) == data.HEADER.size
-
-
 def test_sequences_are_packed_full(parts):
     """Sequence i is [CLS], the file's i-th 19 tokens, [SEP]: nothing is lost between two sequences, nothing padded."""
     _, tokenizer, tokens = parts
     sequences = data.Sequences(tokens.train, 21, tokenizer)
     ids = sequences.read(np.arange(len(sequences)))
     assert ids.shape == (len(tokens.train) // 19, 21)
-    assert set(ids[:, 0]) == {tokenizer.token_to_id("[CLS]")} and set(ids[:, -1]) == {tokenizer.token_to_id("[SEP]")}
+    assert set(ids[:, 0]) == {tokenizer.token_to_id("[CLS]")} and set(ids[:, -1]) == {
+        tokenizer.token_to_id("[SEP]")
+    }
     assert ids[:, 1:-1].ravel().tolist() == tokens.train[: len(sequences) * 19].tolist()
 
 
@@ -101,7 +83,7 @@ def test_masking_shares_and_special_tokens(parts):
     """Over 100,000 picks: 80 % [MASK], 10 % random ordinary, 10 % kept; exactly round(0.15 n) a sequence; no specials."""
     _, tokenizer, tokens = parts
     sequences = data.Sequences(tokens.train, 37, tokenizer)
-    mask, special = tokenizer.token_to_id("[MASK]"), wordpiece.special_ids(tokenizer)
+    mask, special = tokenizer.token_to_id("[MASK]"), special_ids(tokenizer)
     picks = to_mask = kept = 0
     drawn = []
     for visit in range(60):
@@ -110,11 +92,18 @@ def test_masking_shares_and_special_tokens(parts):
         batch = sequences.masked(original.copy(), rng)
         rows = np.arange(353)[:, None]
         used = (batch.labels != data.IGNORE).numpy()
-        before, after = original[rows, batch.positions], batch.input_ids.numpy()[rows, batch.positions]
+        before, after = (
+            original[rows, batch.positions],
+            batch.input_ids.numpy()[rows, batch.positions],
+        )
         ordinary = (~np.isin(original, special)).sum(1)
         assert (used.sum(1) == np.rint(0.15 * ordinary)).all()
-        assert (batch.labels.numpy()[used] == before[used]).all() and not np.isin(before[used], special).any()
-        assert all(len(set(p[u])) == u.sum() for p, u in zip(batch.positions.numpy(), used, strict=True))
+        assert (batch.labels.numpy()[used] == before[used]).all() and not np.isin(
+            before[used], special
+        ).any()
+        assert all(
+            len(set(p[u])) == u.sum() for p, u in zip(batch.positions.numpy(), used, strict=True)
+        )
         untouched = np.ones_like(original, dtype=bool)
         untouched[np.broadcast_to(rows, used.shape)[used], batch.positions.numpy()[used]] = False
         assert (batch.input_ids.numpy()[untouched] == original[untouched]).all()
@@ -125,8 +114,12 @@ def test_masking_shares_and_special_tokens(parts):
     assert picks > 100_000
     assert abs(to_mask / picks - 0.8) < 0.005
     ordinary_words = tokenizer.get_vocab_size() - 5
-    assert abs(kept / picks - (0.1 + 0.1 / ordinary_words)) < 0.005  # a random word is sometimes the same one
-    assert not set(drawn) & set(special) and len(set(drawn)) == ordinary_words  # every ordinary word may come
+    assert (
+        abs(kept / picks - (0.1 + 0.1 / ordinary_words)) < 0.005
+    )  # a random word is sometimes the same one
+    assert (
+        not set(drawn) & set(special) and len(set(drawn)) == ordinary_words
+    )  # every ordinary word may come
 
 
 def test_masks_are_new_at_each_visit_but_reproducible(parts):
@@ -135,7 +128,9 @@ def test_masks_are_new_at_each_visit_but_reproducible(parts):
     sequences = data.Sequences(tokens.train[: 19 * 7], 21, tokenizer)
     first, again, other_seed = (data.TrainingData(sequences, 7, seed) for seed in (0, 0, 1))
     a, b = first.batch(0), first.batch(1)
-    assert torch.equal(a.labels, again.batch(0).labels) and torch.equal(a.input_ids, again.batch(0).input_ids)
+    assert torch.equal(a.labels, again.batch(0).labels) and torch.equal(
+        a.input_ids, again.batch(0).input_ids
+    )
     assert not torch.equal(a.labels, b.labels)
     assert not torch.equal(a.labels, other_seed.batch(0).labels)
 
@@ -156,7 +151,9 @@ def test_processes_share_the_batch_of_one(parts):
     whole = training.batch(4)
     shares = [training.batch(4, rank, 3) for rank in range(3)]
     for name in whole._fields:
-        assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(whole, name))
+        assert torch.equal(
+            torch.cat([getattr(share, name) for share in shares]), getattr(whole, name)
+        )
     assert [part.input_ids.shape for part in whole.split(4)] == [(4, 21), (4, 21), (1, 21)]
 
 
@@ -166,7 +163,9 @@ def test_validation_masks_never_change(parts):
     sequences = data.Sequences(tokens.train, 11, tokenizer)
     one = list(data.validation_batches(sequences, 150))
     two = list(data.validation_batches(sequences, 150))
-    assert all(torch.equal(x, y) for a, b in zip(one, two, strict=True) for x, y in zip(a, b, strict=True))
+    assert all(
+        torch.equal(x, y) for a, b in zip(one, two, strict=True) for x, y in zip(a, b, strict=True)
+    )
     assert sum(len(batch.input_ids) for batch in one) == 150
     halves = [list(data.validation_batches(sequences, 150, rank, 2)) for rank in range(2)]
     assert [len(half) for half in halves] == [2, 1]
@@ -191,10 +190,10 @@ def test_trained_tokenizer_is_cached_and_ignores_held_out_text(tmp_path):
     texts[10] = "zyzzyva " * 50  # document 10 is held out
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = corpus.open_corpus([str(path)])
-    tokenizer = data.train_tokenizer(source, 60)
-    assert wordpiece.same(tokenizer, data.train_tokenizer(source, 60))
+    tokenizer = data.cached_tokenizer(source, 60)
+    assert same_tokenizer(tokenizer, data.cached_tokenizer(source, 60))
     assert tokenizer.token_to_id("plain") and tokenizer.token_to_id("zyzzyva") is None
-    assert not wordpiece.same(tokenizer, data.train_tokenizer(source, 60, cased=True))
+    assert not same_tokenizer(tokenizer, data.cached_tokenizer(source, 60, cased=True))
 
 
 def test_a_failed_tokenisation_leaves_nothing_behind(tmp_path, parts, monkeypatch):
@@ -203,8 +202,8 @@ def test_a_failed_tokenisation_leaves_nothing_behind(tmp_path, parts, monkeypatc
     source = corpus.open_corpus([str(tmp_path / "bad.txt")])
     with pytest.raises(UserError, match="bad.txt is not UTF-8"):
         data.tokenize(source, parts[1])
-    leftovers = [p for p in corpus.cache_dir().rglob("*.tmp")]
+    leftovers = [p for p in cache_dir().rglob("*.tmp")]
     assert not leftovers and not any(
-        (folder / "about.json").exists() and runs.read_json(folder / "about.json")["documents"] == 0
-        for folder in corpus.cache_dir().glob("tokens-*")
+        (folder / "about.json").exists() and read_json(folder / "about.json")["documents"] == 0
+        for folder in cache_dir().glob("tokens-*")
     )

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import finetune
-from mini_undivided import runs
-from mini_undivided import tokenizer as wordpiece
 from mini_undivided.model import BertConfig, MaskedLM
+from mini_undivided.support.files import read_json
+from mini_undivided.tokenizer import save_tokenizer, train_tokenizer
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 def run(*arguments, cwd=ROOT):
     """Run finetune.py → the finished process, output as text."""
     command = [sys.executable, str(ROOT / "finetune.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +29,12 @@ def encoder(tmp_path_factory):
     """A run with fresh weights."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     folder.mkdir()
-    tokenizer = wordpiece.train(["the red fox and the grey gnu"] * 5, 90)
+    tokenizer = train_tokenizer(["the red fox and the grey gnu"] * 5, 90)
     torch.manual_seed(1)
-    MaskedLM(BertConfig(tokenizer.get_vocab_size(), 24, 1, 3, 41, ffn_layers=[])).save_pretrained(folder)
-    wordpiece.save(tokenizer, folder)
+    MaskedLM(BertConfig(tokenizer.get_vocab_size(), 24, 1, 3, 41, ffn_layers=[])).save_pretrained(
+        folder
+    )
+    save_tokenizer(tokenizer, folder)
     return folder
 
 
@@ -39,8 +43,13 @@ def data_dir(tmp_path_factory):
     """CoLA and SST-2, a few rows each."""
     folder = tmp_path_factory.mktemp("glue")
     for part in ("train", "dev"):
-        for name, head, row in (("CoLA", "", "gj04\t{}\t\tThe {} fox."), ("SST-2", "sentence\tlabel\n", "{1} fox\t{0}")):
-            rows = [row.format(label, colour) for label, colour in ((1, "red"), (0, "grey"), (1, "red"))] * 7
+        for name, head, row in (
+            ("CoLA", "", "gj04\t{}\t\tThe {} fox."),
+            ("SST-2", "sentence\tlabel\n", "{1} fox\t{0}"),
+        ):
+            rows = [
+                row.format(label, colour) for label, colour in ((1, "red"), (0, "grey"), (1, "red"))
+            ] * 7
             (folder / name).mkdir(exist_ok=True)
             (folder / name / f"{part}.tsv").write_text(head + "\n".join(rows) + "\n")
     return folder
@@ -48,41 +57,67 @@ def data_dir(tmp_path_factory):
 
 def test_a_task_from_start_to_table(encoder, data_dir):
     """One line before, one a seed, a table with mean, deviation and majority, and where the results are."""
-    done = run(encoder, "--task", "sst2", "--data-dir", data_dir, "--seeds", 2, "--epochs", 1, "--device", "cpu")
+    done = run(
+        encoder,
+        "--task",
+        "sst2",
+        "--data-dir",
+        data_dir,
+        "--seeds",
+        2,
+        "--epochs",
+        1,
+        "--device",
+        "cpu",
+    )
     assert done.returncode == 0, done.stderr
     for word in ("sst2: 21 examples, 1 epochs of 1 batches of 32", "sst2, seed 0: accuracy", "sst2, seed 1: accuracy",
                  "±", "66.7", f"written to {encoder}/glue: ", "sst2.json"):  # fmt: skip
         assert word in done.stdout, word
-    assert runs.read_json(encoder / "glue" / "sst2.json")["options"]["seeds"] == 2
+    assert read_json(encoder / "glue" / "sst2.json")["options"]["seeds"] == 2
 
 
 def test_all_takes_what_is_there(encoder, data_dir):
     """--task all says which tasks the folder lacks, and prints no average without them; --from-scratch is kept apart."""
-    done = run(encoder, "--task", "all", "--data-dir", data_dir, "--epochs", 1, "--from-scratch", "--device", "cpu")
+    done = run(
+        encoder,
+        "--task",
+        "all",
+        "--data-dir",
+        data_dir,
+        "--epochs",
+        1,
+        "--from-scratch",
+        "--device",
+        "cpu",
+    )
     assert done.returncode == 0, done.stderr
-    assert "left out: MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI" in done.stdout and "average" not in done.stdout
+    assert (
+        "left out: MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI" in done.stdout
+        and "average" not in done.stdout
+    )
     assert (encoder / "glue" / "cola-from-scratch.json").exists()
 
 
 def test_help_answers_without_loading_pytorch():
     """--help names every task, and imports neither torch nor numpy."""
-    code = "import sys, finetune as f; f.make_parser().format_help(); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    code = "import sys, finetune as f; f.parser().format_help(); print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "False"]
-    from mini_undivided.glue import BUILT_IN, TASKS
+    from mini_undivided.support.tasks import TASKS
 
-    text = " ".join(finetune.make_parser().format_help().split())
-    assert all(task in text for task in (*TASKS, *BUILT_IN))
+    text = " ".join(finetune.parser().format_help().split())
+    assert all(task in text for task in TASKS)
 
 
 def test_every_option_reaches_the_loop():
-    """Each flag is a field of glue.Options, and the other way round."""
+    """Each flag is a field of FinetuneOptions, and the other way round."""
     from dataclasses import fields
 
-    from mini_undivided.glue import Options
+    from mini_undivided.support.options import FinetuneOptions
 
-    flags = {action.dest for action in finetune.make_parser()._actions} - {"help", "task"}
-    assert flags == {field.name for field in fields(Options)}
+    flags = {action.dest for action in finetune.parser()._actions} - {"help"}
+    assert flags == {field.name for field in fields(FinetuneOptions)}
 
 
 @pytest.mark.parametrize(
@@ -95,9 +130,18 @@ def test_every_option_reaches_the_loop():
         ),
         (["runs/nothing", "--task", "cola"], "error: runs/nothing is not a folder"),
         (["RUN"], "the following arguments are required: --task"),
-        (["RUN", "--task", "cola", "--epochs", "0"], "invalid whole value: '0'"),
-        (["RUN", "--task", "cola", "--lr", "nan"], "invalid positive value: 'nan'"),
-        (["RUN", "--task", "cola", "--max-length", "999"], "error: --max-length 999 is more than the 512 positions"),
+        (
+            ["RUN", "--task", "cola", "--epochs", "0"],
+            "argument --epochs: 0 is not a whole number from 1 to 1,000",
+        ),
+        (
+            ["RUN", "--task", "cola", "--lr", "nan"],
+            "argument --lr: nan is not a number from 1e-12 to 100",
+        ),
+        (
+            ["RUN", "--task", "cola", "--max-length", "999"],
+            "error: --max-length 999 is more than the 512 positions",
+        ),
     ],
 )
 def test_wrong_things_typed(arguments, sentence, encoder, tmp_path):

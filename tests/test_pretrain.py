@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from mini_undivided import data, pretrain, runs, runtime, show
-from mini_undivided import tokenizer as wordpiece
+from mini_undivided import data, pretrain
 from mini_undivided.model import BertConfig, MaskedLM
-from mini_undivided.runtime import UserError
+from mini_undivided.pretrain import adamw, set_learning_rate, warmup_decay
+from mini_undivided.report.training import train
+from mini_undivided.support import checkpoint, run_directory
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import read_json
+from mini_undivided.support.machine import Machine
+from mini_undivided.support.options import PretrainOptions
+from mini_undivided.tokenizer import load_tokenizer, save_tokenizer
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,27 +40,20 @@ def text(tmp_path_factory):
 @pytest.fixture
 def options(text, tmp_path):
     """A run of a second: 2 layers, 3 heads, width 24, the FFN in the last layer only."""
-    return pretrain.Options(
+    return PretrainOptions(
         out=str(tmp_path / "run"), corpus=[text], vocab_size=120, layers=2, hidden_size=24, heads=3, ffn_size=41,
         ffn_layers=[1], seq_len=19, batch_tokens=19 * 6, steps=12, lr=1e-2, device="cpu",
     )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def without_figure(request, monkeypatch):
-    """Drawing takes longer than training so little: only the test of the whole directory draws."""
-    if request.node.name != "test_a_run_writes_a_whole_run_directory":
-        monkeypatch.setattr(pretrain, "plot_losses", lambda *_: None)
-
-
 def weights(out):
     """The tensors that a run wrote."""
-    return runs.read_weights(out)
+    return checkpoint.read_weights(out)
 
 
 def losses(out):
     """step → loss, of the log."""
-    return {row["step"]: row["loss"] for row in runs.read_log(out) if "loss" in row}
+    return {row["step"]: row["loss"] for row in run_directory.read_log(out) if "loss" in row}
 
 
 def identical(a, b):
@@ -66,17 +65,20 @@ def test_a_run_writes_a_whole_run_directory(options):
     """After a run all files of the design are there, and Hugging Face opens a run that has all its FFNs."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    record = pretrain.pretrain(replace(options, ffn_layers=None))
+    train(replace(options, ffn_layers=None))
+    record = read_json(Path(options.out) / "train.json")
     names = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training_state.pt",
              "train.json", "log.jsonl", "loss.png"}  # fmt: skip
     out = Path(options.out)
     assert {path.name for path in out.iterdir()} == names
-    assert record == runs.read_json(out / "train.json") and record["status"] == "finished"
+    assert record["status"] == "finished"
     assert record["options"]["seq_len"] == 19 and record["corpus"]["documents"] == 160
     state = torch.load(out / "training_state.pt", weights_only=True)
     assert state["step"] == 12 and {"optimizer", "random", "model"} <= state.keys()
-    row = runs.read_log(out)[0]
-    assert {"step", "tokens", "loss", "lr", "tokens_per_second"} <= row.keys() and row["tokens"] == 7 * 16
+    row = run_directory.read_log(out)[0]
+    assert {"step", "tokens", "loss", "lr", "tokens_per_second"} <= row.keys() and row[
+        "tokens"
+    ] == 7 * 16
 
     theirs, info = AutoModelForMaskedLM.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -88,7 +90,7 @@ def test_a_run_writes_a_whole_run_directory(options):
 def test_an_untrained_model_knows_nothing_and_a_trained_one_much(options):
     """The first loss is about ln(vocabulary); after 400 steps the loss is far under the unigram entropy."""
     record = pretrain.pretrain(replace(options, steps=400, seed=1))
-    vocabulary = wordpiece.load(options.out).get_vocab_size()
+    vocabulary = load_tokenizer(options.out).get_vocab_size()
     assert abs(losses(options.out)[1] - math.log(vocabulary)) < 0.25
     result = record["result"]
     assert result["validation_loss"] < result["unigram_entropy"] - 0.8
@@ -97,13 +99,13 @@ def test_an_untrained_model_knows_nothing_and_a_trained_one_much(options):
 
 def test_a_small_model_overfits_one_batch():
     """40 steps on one batch bring its loss from ln V to nearly 0, with and without FFNs."""
-    machine = runtime.start("cpu", "float32")
+    machine = Machine.start("cpu", "float32")
     for ffn_layers in (None, []):
         config = BertConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
                             intermediate_size=51, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
                             ffn_layers=ffn_layers)  # fmt: skip
         model = MaskedLM(config)
-        optimizer = runtime.adamw(model, 1e-2)
+        optimizer = adamw(model, 1e-2)
         batch = data.MaskedBatch(torch.randint(5, 61, (3, 17)), torch.tensor([[1, 5], [2, 9], [3, 16]]),
                                  torch.tensor([[7, 8], [9, data.IGNORE], [11, 12]]))  # fmt: skip
         first = pretrain.train_step(model, optimizer, [batch], 5, machine) / 5
@@ -124,14 +126,22 @@ def test_accumulation_equals_one_large_batch(options, tmp_path):
 
 def test_the_loss_of_a_step_is_over_all_its_masked_places():
     """Micro-batches with 1 and with 5 masked places: each place counts the same, not each micro-batch."""
-    machine = runtime.start("cpu", "float32")
-    config = BertConfig(vocab_size=31, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=9)
+    machine = Machine.start("cpu", "float32")
+    config = BertConfig(
+        vocab_size=31,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=9,
+    )
     model = MaskedLM(config).eval()
     ids, positions = torch.randint(5, 31, (2, 11)), torch.arange(1, 6).expand(2, 5)
     labels = torch.tensor([[7] + [data.IGNORE] * 4, [8, 9, 10, 11, 12]])
     logits = model(ids)
     expected = torch.nn.functional.cross_entropy(logits[0, 1:2], labels[0, :1], reduction="sum")
-    expected = (expected + torch.nn.functional.cross_entropy(logits[1, 1:6], labels[1], reduction="sum")) / 6
+    expected = (
+        expected + torch.nn.functional.cross_entropy(logits[1, 1:6], labels[1], reduction="sum")
+    ) / 6
     gradient = torch.autograd.grad(expected, model.head.bias)[0]
     seen = {}
 
@@ -143,7 +153,9 @@ def test_the_loss_of_a_step_is_over_all_its_masked_places():
     total = pretrain.train_step(model, Spy(model.parameters(), lr=0.0), parts, 6, machine)
     assert total / 6 == pytest.approx(expected.item(), rel=1e-5)
     # train_step clips to norm 1: the direction is what must agree
-    torch.testing.assert_close(seen["gradient"] / seen["gradient"].norm(), gradient / gradient.norm(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        seen["gradient"] / seen["gradient"].norm(), gradient / gradient.norm(), atol=1e-5, rtol=0
+    )
 
 
 def test_the_same_seed_gives_the_same_run_and_zero_is_a_seed(options, tmp_path):
@@ -161,13 +173,15 @@ def test_a_run_begins_with_short_sequences(options, monkeypatch):
     shapes, step = [], pretrain.train_step
 
     def spy(model, optimizer, batches, *rest):
-        shapes.append((sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.size(1)))
+        shapes.append(
+            (sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.size(1))
+        )
         return step(model, optimizer, batches, *rest)
 
     monkeypatch.setattr(pretrain, "train_step", spy)
     pretrain.pretrain(replace(options, seq_len=70, batch_tokens=150))
     assert shapes == [(9, 16)] * 6 + [(4, 32)] * 2 + [(2, 64)] * 2 + [(2, 70)] * 2
-    tokens = [row["tokens"] for row in runs.read_log(options.out) if "loss" in row]
+    tokens = [row["tokens"] for row in run_directory.read_log(options.out) if "loss" in row]
     assert tokens == [sum(rows * length for rows, length in shapes[:i]) for i in range(1, 13)]
     shapes.clear()
     pretrain.pretrain(replace(options, short_first=0.0, out=options.out + "-long"))
@@ -191,17 +205,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(options, tmp_path, monkeypatc
     interrupted.calls = 0
     monkeypatch.setattr(pretrain, "train_step", interrupted)
     assert pretrain.pretrain(stopped)["status"] == "interrupted"
-    assert runs.read_state(stopped.out)["step"] == 7
+    assert run_directory.read_state(stopped.out)["step"] == 7
     monkeypatch.setattr(pretrain, "train_step", step)
     torch.manual_seed(99)  # whatever happened in between
     assert pretrain.pretrain(stopped, resume=True)["status"] == "finished"
 
     assert identical(weights(options.out), weights(stopped.out))
-    a, b = runs.read_state(options.out), runs.read_state(stopped.out)
+    a, b = run_directory.read_state(options.out), run_directory.read_state(stopped.out)
     for i, entry in a["optimizer"]["state"].items():
         assert identical(entry, b["optimizer"]["state"][i])
     assert losses(options.out) == losses(stopped.out)
-    validation = [[row for row in runs.read_log(out) if "loss" not in row] for out in (options.out, stopped.out)]
+    validation = [
+        [row for row in run_directory.read_log(out) if "loss" not in row]
+        for out in (options.out, stopped.out)
+    ]
     assert validation[0] == validation[1]
 
 
@@ -223,7 +240,9 @@ def test_a_kill_between_two_checkpoints_costs_only_the_steps_since(options, tmp_
         pretrain.pretrain(killed)
     monkeypatch.setattr(pretrain, "train_step", step)
     pretrain.pretrain(killed, resume=True)
-    assert identical(weights(options.out), weights(killed.out)) and losses(options.out) == losses(killed.out)
+    assert identical(weights(options.out), weights(killed.out)) and losses(options.out) == losses(
+        killed.out
+    )
 
 
 def test_the_checkpoint_before_survives_a_kill_while_saving(options, monkeypatch):
@@ -245,7 +264,7 @@ def test_the_checkpoint_before_survives_a_kill_while_saving(options, monkeypatch
 def test_minutes_end_the_run_on_the_clock_with_the_schedule_at_its_end(options, monkeypatch):
     """--minutes: the run stops when the time is up, and the learning rate has come down to nearly 0 by then."""
     record = pretrain.pretrain(replace(options, steps=None, minutes=0.05))
-    rates = [row["lr"] for row in runs.read_log(options.out) if "loss" in row]
+    rates = [row["lr"] for row in run_directory.read_log(options.out) if "loss" in row]
     assert record["status"] == "finished" and 3.0 <= record["result"]["seconds"] < 6.0
     assert max(rates) > 0.9 * options.lr and rates[-1] < 0.05 * options.lr
     assert rates.index(max(rates)) < 0.5 * len(rates)
@@ -261,9 +280,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(options, monkeypatch):
 
     breaks.calls = 0
     monkeypatch.setattr(pretrain, "train_step", breaks)
-    with pytest.raises(UserError, match=r"loss became nan at step 8 with a learning rate of \d.*--lr"):
+    with pytest.raises(
+        UserError, match=r"loss became nan at step 8 with a learning rate of \d.*--lr"
+    ):
         pretrain.pretrain(options)
-    assert runs.read_state(options.out)["step"] < 8
+    assert run_directory.read_state(options.out)["step"] < 8
     assert all(torch.isfinite(tensor).all() for tensor in weights(options.out).values())
 
 
@@ -271,7 +292,14 @@ def test_init_starts_from_a_run_with_its_ffns_kept_or_cut(options, tmp_path):
     """--init: the first loss is the old run's last, far under ln V; and FFNs can be cut out of the weights on the way."""
     pretrain.pretrain(replace(options, steps=100))
     old = losses(options.out)[100]
-    further = replace(options, init=options.out, ffn_layers="as saved", steps=3, lr=1e-9, out=str(tmp_path / "more"))
+    further = replace(
+        options,
+        init=options.out,
+        ffn_layers="as saved",
+        steps=3,
+        lr=1e-9,
+        out=str(tmp_path / "more"),
+    )
     pretrain.pretrain(further)
     assert abs(losses(further.out)[1] - old) < 0.5 < losses(options.out)[1] - old
     cut = replace(further, ffn_layers=[], out=str(tmp_path / "cut"))
@@ -279,7 +307,9 @@ def test_init_starts_from_a_run_with_its_ffns_kept_or_cut(options, tmp_path):
     assert not [name for name in weights(cut.out) if "intermediate" in name]
     assert [name for name in weights(further.out) if "intermediate" in name]
     name = "bert.encoder.layer.1.attention.self.query.weight"
-    torch.testing.assert_close(weights(cut.out)[name], weights(options.out)[name], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        weights(cut.out)[name], weights(options.out)[name], atol=1e-6, rtol=1e-5
+    )
 
 
 def test_init_from_hugging_face(options, tmp_path):
@@ -288,70 +318,34 @@ def test_init_from_hugging_face(options, tmp_path):
     from transformers import BertForMaskedLM
 
     pretrain.pretrain(replace(options, steps=1))
-    size = wordpiece.load(options.out).get_vocab_size()
+    size = load_tokenizer(options.out).get_vocab_size()
     theirs = BertForMaskedLM(TheirConfig(vocab_size=size, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
                                          intermediate_size=41, max_position_embeddings=37))  # fmt: skip
     theirs.save_pretrained(tmp_path / "theirs")
-    wordpiece.save(wordpiece.load(options.out), tmp_path / "theirs")
+    save_tokenizer(load_tokenizer(options.out), tmp_path / "theirs")
     start = replace(options, init=str(tmp_path / "theirs"), ffn_layers="as saved", steps=1, lr=1e-12,
                     out=str(tmp_path / "ours"))  # fmt: skip
     pretrain.pretrain(start)
     query = theirs.state_dict()["bert.encoder.layer.0.attention.self.query.weight"]
-    torch.testing.assert_close(weights(start.out)["bert.encoder.layer.0.attention.self.query.weight"], query)
+    torch.testing.assert_close(
+        weights(start.out)["bert.encoder.layer.0.attention.self.query.weight"], query
+    )
     with pytest.raises(UserError, match="--seq-len 38 is longer than the model's 37 positions"):
         pretrain.pretrain(replace(start, seq_len=38, out=str(tmp_path / "long")))
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"seq_len": 7}, "--seq-len 7 is too short"),
-        ({"seq_len": 513}, "--seq-len 513 is longer than the model's 512 positions"),
-        ({"heads": 5}, "5 heads do not divide the hidden size 24"),
-        ({"ffn_layers": [2]}, "FFN layer 2 is out of range"),
-        ({"batch_tokens": 18}, "--batch-tokens 18 is less than one sequence of 19 tokens"),
-        ({"micro_batch": 4}, "--micro-batch 4 does not divide the 6 sequences"),
-        ({"seq_len": 500, "batch_tokens": 500}, "too small for its validation part"),
-        ({"corpus": ["nowhere.txt"]}, "nothing to read at nowhere.txt"),
-        ({"init": "nowhere/at/all"}, "nowhere/at/all is not a folder"),
-        ({"tokenizer": "nowhere/at/all"}, "nowhere/at/all is not a folder"),
-    ],
-)
-def test_what_does_not_fit_is_refused_in_one_sentence(options, change, sentence):
-    """Options that do not fit together are a UserError that says so, and no run directory is left behind."""
-    with pytest.raises(UserError, match=sentence):
-        pretrain.pretrain(replace(options, **change))
-    assert not Path(options.out).exists()
-
-
-def test_a_run_is_not_overwritten(options):
-    """A second run into the same folder is refused."""
-    pretrain.pretrain(replace(options, steps=1))
-    with pytest.raises(UserError, match="already holds a run: go on with --resume"):
-        pretrain.pretrain(options)
-
-
-def test_fill_names_the_likeliest_words(options):
-    """After training, the word all around comes first; probabilities fall; a sentence without [MASK] is refused."""
-    pretrain.pretrain(replace(options, steps=400))
-    model, tokenizer = MaskedLM.from_pretrained(options.out), wordpiece.load(options.out)
-    first, second = show.fill(model, tokenizer, "cat cat [MASK] cat cat [MASK] cat", top=3)
-    assert first[0][0] == second[0][0] == "cat"
-    assert [p for _, p in first] == sorted((p for _, p in first), reverse=True) and len(first) == 3
-    with pytest.raises(UserError, match="there is no \\[MASK\\]"):
-        show.fill(model, tokenizer, "ant bee")
 
 
 SCRIPT = """
 import gc, json, pathlib, sys
 from torch import distributed as dist
-from mini_undivided.pretrain import DistributedDataParallel, Options, pretrain
+from torch.nn.parallel import DistributedDataParallel
+from mini_undivided.report.training import train
+from mini_undivided.support.options import PretrainOptions
 destroy = dist.destroy_process_group
 def after_ddp():
     assert not [thing for thing in gc.get_objects() if type(thing) is DistributedDataParallel]
     destroy()
 dist.destroy_process_group = after_ddp
-pretrain(Options(**json.loads(sys.argv[1])))
+train(PretrainOptions(**json.loads(sys.argv[1])))
 threads = [file.read_text() for file in pathlib.Path("/proc/self/task").glob("*/comm")]  # none where there is no /proc
 assert not any("gloo" in name for name in threads), threads
 """
@@ -363,21 +357,84 @@ def test_two_processes_equal_one(options, tmp_path):
     And DDP goes before the group (else both wait for each other, now and then), and gloo's threads are gone when
     `pretrain` returns (else they abort the interpreter that ends, now and then).
     """
-    options = replace(options, micro_batch=1, batch_tokens=128)  # an even number of sequences of 16 and of 19
+    options = replace(
+        options, micro_batch=1, batch_tokens=128
+    )  # an even number of sequences of 16 and of 19
     pretrain.pretrain(options)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     together = replace(options, out=str(tmp_path / "two"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     done = subprocess.run([*command, str(script), json.dumps(vars(together))], capture_output=True, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)  # fmt: skip
     assert done.returncode == 0, done.stderr
     a, b = losses(options.out), losses(together.out)
     assert a.keys() == b.keys() and all(abs(a[step] - b[step]) < 1e-4 for step in a)
-    assert len(runs.read_log(together.out)) == len(runs.read_log(options.out))
+    assert len(run_directory.read_log(together.out)) == len(run_directory.read_log(options.out))
     for name, tensor in weights(options.out).items():
         torch.testing.assert_close(weights(together.out)[name], tensor, atol=1e-3, rtol=1e-3)
-    results = [runs.read_json(Path(out) / "train.json")["result"]["validation_loss"] for out in (options.out, together.out)]
+    results = [
+        read_json(Path(out) / "train.json")["result"]["validation_loss"]
+        for out in (options.out, together.out)
+    ]
     assert results[0] == pytest.approx(results[1], abs=1e-4)
     assert done.stdout.count("corpus ") == 1
     assert done.stderr.count("  0 %|") == 1  # each bar starts there once
+
+
+def test_the_learning_rate_rises_and_falls_in_lines():
+    """0 at the start, 1 where the warm-up ends, 0 at the end and after it; straight between, and never negative."""
+    warmup = 0.2
+    points, factors = [0.0, 0.1, 0.2, 0.6, 1.0, 1.3], [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
+    assert [warmup_decay(p, warmup) for p in points] == pytest.approx(factors)
+    many = [warmup_decay(p, warmup) for p in np.linspace(0, 1, 101)]
+    assert many == pytest.approx(np.interp(np.linspace(0, 1, 101), points[:5], factors[:5]))
+    assert warmup_decay(0.0, 0.0) == 1.0 and warmup_decay(0.75, 0.0) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("ffn_layers", [None, []])
+def test_no_decay_on_biases_and_norms(ffn_layers):
+    """Every parameter is in exactly one group; those with decay are the matrices, and all of them."""
+    sizes = {"vocab_size": 99, "hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 3}
+    mlm = MaskedLM(BertConfig(**sizes, ffn_layers=ffn_layers))
+    groups = adamw(mlm, lr=0.1, weight_decay=0.3).param_groups
+    decayed, kept = ({id(p) for p in group["params"]} for group in groups)
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    for name, p in mlm.named_parameters():
+        plain = name.endswith("bias") or ".norm." in name
+        assert (id(p) in kept, id(p) in decayed) == (plain, not plain), name
+    assert len(decayed) + len(kept) == len(list(mlm.parameters()))
+
+
+def test_a_step_is_adamws():
+    """Three steps move a weight exactly as torch.optim.AdamW moves it, decay included; a frozen one not at all."""
+    ours, theirs = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    theirs.load_state_dict(ours.state_dict())
+    frozen = ours.bias.detach().clone()
+    ours.bias.requires_grad_(False)
+    optimizer = adamw(ours, lr=0.5, weight_decay=0.1)
+    reference = torch.optim.AdamW(
+        [theirs.weight], lr=0.05, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.1
+    )
+    set_learning_rate(optimizer, 0.05)
+    for i in range(3):
+        x = torch.full((7, 5), float(i + 1))
+        for layer, by in ((ours, optimizer), (theirs, reference)):
+            by.zero_grad()
+            layer(x).square().mean().backward()
+            by.step()
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    assert torch.equal(ours.bias, frozen)
+
+
+def test_the_learning_rate_reaches_every_group():
+    optimizer = adamw(torch.nn.Linear(5, 3), lr=0.1)
+    set_learning_rate(optimizer, 0.025)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.025, 0.025]

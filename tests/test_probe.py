@@ -5,19 +5,20 @@ import pytest
 import sklearn.linear_model
 import torch
 
-from mini_undivided import glue, probe, runtime
-from mini_undivided import tokenizer as wordpiece
+from mini_undivided import glue, probe
 from mini_undivided.model import BertConfig, Encoder
-from mini_undivided.runtime import UserError
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.machine import Machine
+from mini_undivided.tokenizer import train_tokenizer
 
-CPU = runtime.Runtime(torch.device("cpu"), torch.float32)
+CPU = Machine(torch.device("cpu"), torch.float32)
 WORDS = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole newt owl pig".split()
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     """Knows the words of these tests, cut into pieces or not."""
-    return wordpiece.train([" ".join(WORDS)] * 5, 75)
+    return train_tokenizer([" ".join(WORDS)] * 5, 75)
 
 
 @pytest.fixture
@@ -75,7 +76,9 @@ def test_the_fit_equals_scikit_learn(strength):
     x, y = features["train"], labels["train"]
     ((W, b),) = probe.fit(x, torch.from_numpy(y), 3, strengths=[strength], steps=1000)
     for layer in range(3):
-        theirs = sklearn.linear_model.LogisticRegression(C=1 / (strength * len(y)), tol=1e-8, max_iter=10000)
+        theirs = sklearn.linear_model.LogisticRegression(
+            C=1 / (strength * len(y)), tol=1e-8, max_iter=10000
+        )
         theirs.fit(x[layer].numpy(), y)
         p = (x[layer] @ W[layer] + b[layer]).softmax(-1).numpy()
         assert np.abs(p - theirs.predict_proba(x[layer].numpy())).max() < 5e-3
@@ -88,8 +91,13 @@ def test_a_regression_equals_ridge():
     y = (x[0, :, 0] * 2 - x[0, :, 1]).double()
     ((W, b),) = probe.fit(x, y.float(), 0, strengths=[0.1], steps=1000)
     theirs = sklearn.linear_model.Ridge(alpha=0.1 * len(y)).fit(x[1].numpy(), y.numpy())
-    assert np.allclose(W[1, :, 0], theirs.coef_, atol=1e-3) and b[1].item() == pytest.approx(theirs.intercept_, abs=1e-3)
-    labels = {part: (2 * z[0, :, 0] - z[0, :, 1] + 7).numpy().astype(float) for part, z in features.items()}
+    assert np.allclose(W[1, :, 0], theirs.coef_, atol=1e-3) and b[1].item() == pytest.approx(
+        theirs.intercept_, abs=1e-3
+    )
+    labels = {
+        part: (2 * z[0, :, 0] - z[0, :, 1] + 7).numpy().astype(float)
+        for part, z in features.items()
+    }
     scores = probe.probe(features, labels, 0, "pearson")
     assert scores[0] > 0.999 and abs(scores[1]) < 0.4
 
@@ -120,7 +128,9 @@ def test_features_are_standardised():
     """The scale and the mean of a layer change no score."""
     features, labels = planted()
     moved = {part: 1000 * x + 77 for part, x in features.items()}
-    assert probe.probe(moved, labels, 3) == pytest.approx(probe.probe(features, labels, 3), abs=0.03)
+    assert probe.probe(moved, labels, 3) == pytest.approx(
+        probe.probe(features, labels, 3), abs=0.03
+    )
 
 
 def test_a_seed_draws_its_training_examples():
@@ -130,7 +140,10 @@ def test_a_seed_draws_its_training_examples():
     drawn = [probe.draw(features, labels, seed) for seed in (0, 1, 0)]
     for x, y in drawn:
         assert len(y["train"]) == x["train"].size(1) == round(0.8 * 211)
-        assert np.array_equal(x["train"][0, :, 0].numpy(), y["train"]) and x["test"] is features["test"]
+        assert (
+            np.array_equal(x["train"][0, :, 0].numpy(), y["train"])
+            and x["test"] is features["test"]
+        )
     assert torch.equal(drawn[0][0]["train"], drawn[2][0]["train"])
     assert not torch.equal(drawn[0][0]["train"], drawn[1][0]["train"])
 
@@ -155,7 +168,9 @@ def test_word_features_are_first_sub_words(encoder, tokenizer):
     """A word's vector is its first sub-word's; a word that the tokenizer drops or cuts off has none, and no other moves."""
     texts = [["fox", "gnugnu", "\u200b", "owl"], ["newt"] * 5, ["mole"] * 61]
     found, kept = probe.word_features(encoder, texts, tokenizer, CPU, 33)
-    assert len(tokenizer.encode("gnugnu", add_special_tokens=False).ids) > 1  # it is cut into pieces
+    assert (
+        len(tokenizer.encode("gnugnu", add_special_tokens=False).ids) > 1
+    )  # it is cut into pieces
     assert found.size(1) == len(kept)
     assert kept[:8].tolist() == [0, 1, 3, 4, 5, 6, 7, 8] and kept[-1] < 4 + 5 + 61 - 1
     encoding = tokenizer.encode(texts[0], is_pretokenized=True)
@@ -167,10 +182,14 @@ def test_word_features_are_first_sub_words(encoder, tokenizer):
 def test_each_text_is_read_once(encoder, tokenizer, monkeypatch):
     """Tasks that share sentences share their features; all layers come from one forward pass."""
     seen, forward = [], Encoder.forward
-    monkeypatch.setattr(Encoder, "forward", lambda self, ids, *a, **k: seen.append(len(ids)) or forward(self, ids, *a, **k))
+    monkeypatch.setattr(
+        Encoder,
+        "forward",
+        lambda self, ids, *a, **k: seen.append(len(ids)) or forward(self, ids, *a, **k),
+    )
     texts = sentences(120)
     tasks = [probe.length_task(texts), probe.length_task(texts), probe.shift_task(texts)]
-    made = probe.features_of(encoder, tasks, tokenizer, CPU, 64)
+    made = probe.task_features(encoder, tasks, tokenizer, CPU, 64)
     different = {text for task in tasks for part in task.texts.values() for text in part}
     assert sum(seen) == len(different) < sum(len(p) for task in tasks for p in task.texts.values())
     assert torch.equal(made[0][0]["valid"], made[1][0]["valid"])
@@ -188,14 +207,24 @@ def test_sentence_length_has_equal_bins():
     assert np.bincount(labels).min() > 60 and len(np.bincount(labels)) == probe.BINS
     order = np.argsort(lengths, kind="stable")
     assert (np.diff(labels[order]) >= 0).all()
-    assert {part: len(x) for part, x in task.texts.items()} == {"train": 360, "valid": 120, "test": 120}
+    assert {part: len(x) for part, x in task.texts.items()} == {
+        "train": 360,
+        "valid": 120,
+        "test": 120,
+    }
 
 
 def test_word_content_names_the_only_word():
     """Each sentence holds exactly one of the ten words, and the label says which; the commonest words are not among them."""
-    rng, common = np.random.default_rng(0), [f"x{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(50)]
+    rng, common = (
+        np.random.default_rng(0),
+        [f"x{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(50)],
+    )
     rare = [f"yyy{chr(97 + i)}" for i in range(10)]
-    texts = [" ".join([*common, rare[rng.integers(10)], *rng.choice(rare, rng.integers(0, 2))]) for _ in range(400)]
+    texts = [
+        " ".join([*common, rare[rng.integers(10)], *rng.choice(rare, rng.integers(0, 2))])
+        for _ in range(400)
+    ]
     task = probe.content_task(texts)
     chosen = {}
     for part, found in task.texts.items():
@@ -219,7 +248,9 @@ def test_bigram_shift_swaps_two_inner_neighbours():
             changed = [i for i, (a, b) in enumerate(zip(words, original, strict=True)) if a != b]
             assert len(changed) == 2 * label
             if label:
-                assert changed[1] == changed[0] + 1 and changed[0] > 0 and changed[1] < len(words) - 1
+                assert (
+                    changed[1] == changed[0] + 1 and changed[0] > 0 and changed[1] < len(words) - 1
+                )
             shifted.append(label)
     assert 0.4 < np.mean(shifted) < 0.6
 
@@ -242,7 +273,11 @@ def write_treebank(folder, sentences=41):
         lines = []
         for i in range(sentences):
             words = rng.choice(WORDS, 5)
-            lines += [f"# sent_id = {part}-{i}", row("1", words[0], tag(words[0])), row("2-3", "dont", "_")]
+            lines += [
+                f"# sent_id = {part}-{i}",
+                row("1", words[0], tag(words[0])),
+                row("2-3", "dont", "_"),
+            ]
             lines += [row(str(n), word, tag(word)) for n, word in enumerate(words[1:], 2)]
             lines += [row("5.1", "ghost", "VERB"), ""]
         (folder / f"xx-ud-{part}.conllu").write_text("\n".join(lines))
@@ -252,35 +287,22 @@ def tag(word):
     return "NOUN" if word in WORDS[:5] else "VERB" if word in WORDS[5:8] else "ADJ"
 
 
-def test_treebanks_lose_multiword_tokens_and_empty_nodes_only(tmp_path):
-    """2-3 and 5.1 are left out, the words behind them stay in order; the last sentence needs no blank line behind it."""
-    write_treebank(tmp_path, 3)
-    found = list(probe.read_conllu(tmp_path / "xx-ud-dev.conllu"))
-    assert [len(sentence) for sentence in found] == [5, 5, 5]
-    assert all(tag(word) == pos for sentence in found for word, pos in sentence)
-    path = tmp_path / "one.conllu"
-    path.write_text("\ufeff# c\n" + row("1", "fox", "NOUN"), encoding="utf-8")
-    assert list(probe.read_conllu(path)) == [[("fox", "NOUN")]]
-    path.write_text(row("1", "fox", "NOUN") + "\n2\tgnu\n")
-    with pytest.raises(UserError, match=r"one\.conllu, line 2: 2 columns, but CoNLL-U has 10"):
-        list(probe.read_conllu(path))
-    path.write_bytes(b"1\tr\xe9d")
-    with pytest.raises(UserError, match="is not UTF-8"):
-        list(probe.read_conllu(path))
-    with pytest.raises(UserError, match=r"should hold one file \*train\*\.conllu, but it holds 0"):
-        probe.conllu_task(tmp_path / "nothing", 100)
-
-
 def test_the_treebank_task_and_its_control(tmp_path):
     """Tags by the files' own parts; the control gives each kind of word one tag, everywhere, another for another seed."""
     write_treebank(tmp_path)
-    task = probe.conllu_task(tmp_path, 100)
-    assert {part: len(x) for part, x in task.labels.items()} == {"train": 100, "valid": 25, "test": 100}
+    task = probe.treebank_task(tmp_path, 100)
+    assert {part: len(x) for part, x in task.labels.items()} == {
+        "train": 100,
+        "valid": 25,
+        "test": 100,
+    }
     assert task.classes == 3
     control, other = task.control(3), task.control(4)
     tags = {}
     for part, texts in task.texts.items():
-        for word, label in zip((word for text in texts for word in text), control[part], strict=True):
+        for word, label in zip(
+            (word for text in texts for word in text), control[part], strict=True
+        ):
             assert tags.setdefault(word, label) == label
     assert any((control[part] != other[part]).any() for part in control)
     assert all((control[part] == task.control(3)[part]).all() for part in control)
@@ -293,8 +315,14 @@ def test_glue_on_frozen_features(tmp_path, monkeypatch):
         rows = "\n".join(f"{s}\t{i % 2}" for i, s in enumerate(sentences(70, seed=len(part))))
         (tmp_path / "SST-2" / f"{part}.tsv").write_text(f"sentence\tlabel\n{rows}\n")
     task = probe.glue_task("sst2", str(tmp_path), 50)
-    assert {part: len(x) for part, x in task.labels.items()} == {"train": 45, "valid": 5, "test": 70}
-    assert set(task.texts["train"]) & set(task.texts["valid"]) == set() and task.metric == "accuracy"
+    assert {part: len(x) for part, x in task.labels.items()} == {
+        "train": 45,
+        "valid": 5,
+        "test": 70,
+    }
+    assert (
+        set(task.texts["train"]) & set(task.texts["valid"]) == set() and task.metric == "accuracy"
+    )
 
 
 # All of it.
@@ -306,28 +334,39 @@ def test_probing_an_encoder(encoder, tokenizer, tmp_path):
     A tag that the word decides can be read off the embeddings, and so can any control task with so few words.
     """
     write_treebank(tmp_path, 100)
-    tasks = [probe.length_task(sentences(150)), probe.conllu_task(tmp_path, 250)]
+    tasks = [probe.length_task(sentences(150)), probe.treebank_task(tmp_path, 250)]
     seen = []
     fresh = lambda seed: seen.append(seed) or make_encoder(tokenizer, 100 + seed)  # noqa: E731
-    found = probe.run(encoder, fresh, tasks, tokenizer, CPU, 64, seeds=2)
+    found = probe.run_probes(encoder, fresh, tasks, tokenizer, CPU, 64, seeds=2)
     assert seen == [0, 1] and list(found) == ["sentence length", "part of speech"]
     tags = found["part of speech"]
     assert tags["trained"]["mean"][0] > 0.95 and tags["control"]["mean"][0] > 0.95
     labels = tasks[1].labels
-    assert tags["majority"] == pytest.approx(np.mean(labels["test"] == np.bincount(labels["train"]).argmax()))
+    assert tags["majority"] == pytest.approx(
+        np.mean(labels["test"] == np.bincount(labels["train"]).argmax())
+    )
     length = found["sentence length"]
-    assert "control" not in length and len(length["trained"]["mean"]) == len(length["untrained"]["std"]) == 3
+    assert (
+        "control" not in length
+        and len(length["trained"]["mean"]) == len(length["untrained"]["std"]) == 3
+    )
     assert length["trained"]["mean"] != length["untrained"]["mean"]
-    assert probe.run(encoder, fresh, tasks, tokenizer, CPU, 64, seeds=2) == found
-    cls = probe.run(encoder, fresh, tasks[:1], tokenizer, CPU, 64, seeds=1, cls=True)["sentence length"]
+    assert probe.run_probes(encoder, fresh, tasks, tokenizer, CPU, 64, seeds=2) == found
+    cls = probe.run_probes(encoder, fresh, tasks[:1], tokenizer, CPU, 64, seeds=1, cls=True)[
+        "sentence length"
+    ]
     assert cls["trained"]["mean"] != length["trained"]["mean"] and cls["trained"]["std"] is None
 
 
 def test_summary_of_a_regression():
     """The baseline of a regression is its mean, which correlates with nothing."""
-    task = probe.Task("x", {}, {part: np.array([0.5, 2.0, 3.5]) for part in probe.PARTS}, "pearson")
+    task = probe.ProbeTask(
+        "x", {}, {part: np.array([0.5, 2.0, 3.5]) for part in probe.PARTS}, "pearson"
+    )
     assert task.classes == 0
-    found = probe.summary(task, {"trained": [[0.1, 0.3], [0.3, 0.5]], "untrained": [[0.0, 0.0]], "control": []})
+    found = probe.summary(
+        task, {"trained": [[0.1, 0.3], [0.3, 0.5]], "untrained": [[0.0, 0.0]], "control": []}
+    )
     assert found["majority"] == 0 and found["trained"]["mean"] == pytest.approx([0.2, 0.4])
     assert found["trained"]["std"] == pytest.approx([np.std([0.1, 0.3], ddof=1)] * 2)
     assert glue.METRICS[task.metric] is glue.pearson

@@ -9,12 +9,22 @@ import transformers
 from tokenizers import Tokenizer, models
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from mini_undivided import tokenizer as wordpiece
-from mini_undivided.runtime import UserError
+from mini_undivided.support.errors import UserError
+from mini_undivided.tokenizer import (
+    SPECIAL,
+    check_fits,
+    is_cased,
+    load_tokenizer,
+    ordinary_ids,
+    same_tokenizer,
+    save_tokenizer,
+    special_ids,
+    train_tokenizer,
+)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = [
-    *wordpiece.SPECIAL, *LETTERS, *"ABCÅÉéß0123456789.,'!?-[]()中文字かな", *(f"##{c}" for c in LETTERS + "éß0123456789中"),
+    *SPECIAL, *LETTERS, *"ABCÅÉéß0123456789.,'!?-[]()中文字かな", *(f"##{c}" for c in LETTERS + "éß0123456789中"),
     "the", "The", "un", "##aff", "##able", "mask", "##ing", "stop", "naive", "cafe", "café", "re", "##sume",
 ]  # fmt: skip
 
@@ -54,18 +64,25 @@ def prose():
 @pytest.mark.parametrize("cased", [False, True])
 def test_ids_are_those_of_transformers(vocabulary, text, cased):
     """For one vocabulary, both tokenizers of transformers give the ids that ours gives."""
-    ids = wordpiece.load(vocabulary, cased=cased).encode(text).ids
-    assert ids == transformers.BertTokenizer(vocab=str(vocabulary), do_lower_case=not cased)(text)["input_ids"]
+    ids = load_tokenizer(vocabulary, cased=cased).encode(text).ids
+    assert (
+        ids
+        == transformers.BertTokenizer(vocab=str(vocabulary), do_lower_case=not cased)(text)[
+            "input_ids"
+        ]
+    )
     composed = unicodedata.normalize("NFC", text)  # as the plain Python one does first
-    ids = wordpiece.load(vocabulary, cased=cased).encode(composed).ids
+    ids = load_tokenizer(vocabulary, cased=cased).encode(composed).ids
     assert ids == BertTokenizerLegacy(str(vocabulary), do_lower_case=not cased)(text)["input_ids"]
 
 
 @pytest.mark.parametrize("cased", [False, True])
 def test_a_pair_is_that_of_transformers(vocabulary, cased):
     """[CLS] A [SEP] B [SEP], with segments 0 and 1."""
-    ours = wordpiece.load(vocabulary, cased=cased).encode(TEXTS[1], TEXTS[0])
-    expected = transformers.BertTokenizer(vocab=str(vocabulary), do_lower_case=not cased)(TEXTS[1], TEXTS[0])
+    ours = load_tokenizer(vocabulary, cased=cased).encode(TEXTS[1], TEXTS[0])
+    expected = transformers.BertTokenizer(vocab=str(vocabulary), do_lower_case=not cased)(
+        TEXTS[1], TEXTS[0]
+    )
     assert (ours.ids, ours.type_ids) == (expected["input_ids"], expected["token_type_ids"])
     assert ours.type_ids[-1] == 1 and ours.type_ids[0] == 0
 
@@ -73,8 +90,8 @@ def test_a_pair_is_that_of_transformers(vocabulary, cased):
 @pytest.mark.parametrize("cased", [False, True])
 def test_auto_tokenizer_opens_ours(tmp_path, cased):
     """AutoTokenizer opens the folder of a trained tokenizer and gives the same ids, single and pair."""
-    tokenizer = wordpiece.train(prose(), vocab_size=90, cased=cased)
-    wordpiece.save(tokenizer, tmp_path)
+    tokenizer = train_tokenizer(prose(), vocab_size=90, cased=cased)
+    save_tokenizer(tokenizer, tmp_path)
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in [*TEXTS, *prose()[:9]]:
         assert auto(text)["input_ids"] == tokenizer.encode(text).ids
@@ -82,9 +99,12 @@ def test_auto_tokenizer_opens_ours(tmp_path, cased):
         expected = auto(text, "The Café [MASK]")
         assert (expected["input_ids"], expected["token_type_ids"]) == (pair.ids, pair.type_ids)
     specials = [auto.pad_token, auto.unk_token, auto.cls_token, auto.sep_token, auto.mask_token]
-    assert auto.convert_tokens_to_ids(specials) == wordpiece.special_ids(tokenizer)
+    assert auto.convert_tokens_to_ids(specials) == special_ids(tokenizer)
     assert auto.vocab_size == tokenizer.get_vocab_size()
-    assert auto.decode(tokenizer.encode("the walker talks").ids, skip_special_tokens=True) == "the walker talks"
+    assert (
+        auto.decode(tokenizer.encode("the walker talks").ids, skip_special_tokens=True)
+        == "the walker talks"
+    )
 
 
 def test_ours_opens_transformers(vocabulary, tmp_path):
@@ -92,9 +112,11 @@ def test_ours_opens_transformers(vocabulary, tmp_path):
     for cased in (False, True):
         reference = transformers.BertTokenizer(vocab=str(vocabulary), do_lower_case=not cased)
         reference.save_pretrained(tmp_path / str(cased))
-        ours = wordpiece.load(tmp_path / str(cased))
-        assert wordpiece.is_cased(ours) == cased
-        assert [ours.encode(text).ids for text in TEXTS] == [reference(text)["input_ids"] for text in TEXTS]
+        ours = load_tokenizer(tmp_path / str(cased))
+        assert is_cased(ours) == cased
+        assert [ours.encode(text).ids for text in TEXTS] == [
+            reference(text)["input_ids"] for text in TEXTS
+        ]
 
 
 # Training
@@ -103,33 +125,33 @@ def test_ours_opens_transformers(vocabulary, tmp_path):
 @pytest.mark.parametrize("cased", [False, True])
 def test_training_gives_a_vocabulary_of_the_size_asked_for(cased):
     """At most as many entries as asked for, the special ones first; known words need no [UNK] and come back."""
-    tokenizer = wordpiece.train(prose(), vocab_size=77, cased=cased)
+    tokenizer = train_tokenizer(prose(), vocab_size=77, cased=cased)
     assert tokenizer.get_vocab_size() == 77
-    assert wordpiece.special_ids(tokenizer) == [0, 1, 2, 3, 4]
+    assert special_ids(tokenizer) == [0, 1, 2, 3, 4]
     text = "the painter talks" if not cased else "the Painter talks"
     encoding = tokenizer.encode(text)
     assert 1 not in encoding.ids and tokenizer.decode(encoding.ids) == text
     assert len(tokenizer.encode("the").ids) == 3  # a frequent word is one entry
-    assert wordpiece.is_cased(tokenizer) == cased
-    assert any(word != word.lower() for word in set(tokenizer.get_vocab()) - set(wordpiece.SPECIAL)) == cased
+    assert is_cased(tokenizer) == cased
+    assert any(word != word.lower() for word in set(tokenizer.get_vocab()) - set(SPECIAL)) == cased
 
 
 def test_training_again_gives_the_same_tokenizer():
     """Nothing is left to chance, though nearly all pairs of this text are equally frequent."""
-    one = wordpiece.train(prose(), 80)
-    assert all(wordpiece.same(one, wordpiece.train(iter(prose()), 80)) for _ in range(5))
-    assert not wordpiece.same(one, wordpiece.train(prose(), 79))
+    one = train_tokenizer(prose(), 80)
+    assert all(same_tokenizer(one, train_tokenizer(iter(prose()), 80)) for _ in range(5))
+    assert not same_tokenizer(one, train_tokenizer(prose(), 79))
 
 
 def test_the_alphabet_is_of_characters_that_can_stand_there():
     """Both forms of a letter, whatever its place in the text; no form inside words of what always stands alone."""
-    words = wordpiece.train(["q\u00e9 中.", "Zoo zoo\u200b"], vocab_size=1).get_vocab()
-    assert set(words) == {*wordpiece.SPECIAL, *"qezo中.", *("##" + c for c in "qezo")}
+    words = train_tokenizer(["q\u00e9 中.", "Zoo zoo\u200b"], vocab_size=1).get_vocab()
+    assert set(words) == {*SPECIAL, *"qezo中.", *("##" + c for c in "qezo")}
 
 
 def test_ordinary_ids_are_all_but_the_special(vocabulary):
-    tokenizer = wordpiece.load(vocabulary)
-    assert wordpiece.ordinary_ids(tokenizer).tolist() == list(range(5, len(WORDS)))
+    tokenizer = load_tokenizer(vocabulary)
+    assert ordinary_ids(tokenizer).tolist() == list(range(5, len(WORDS)))
 
 
 # Files
@@ -137,40 +159,43 @@ def test_ordinary_ids_are_all_but_the_special(vocabulary):
 
 def test_saved_and_loaded_is_the_same(tmp_path):
     """A folder and the tokenizer.json in it open as the tokenizer that was saved; no other file is left over."""
-    tokenizer = wordpiece.train(prose(), 80)
-    wordpiece.save(tokenizer, tmp_path / "run")
-    assert wordpiece.same(wordpiece.load(tmp_path / "run"), tokenizer)
-    assert wordpiece.same(wordpiece.load(tmp_path / "run" / "tokenizer.json"), tokenizer)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    tokenizer = train_tokenizer(prose(), 80)
+    save_tokenizer(tokenizer, tmp_path / "run")
+    assert same_tokenizer(load_tokenizer(tmp_path / "run"), tokenizer)
+    assert same_tokenizer(load_tokenizer(tmp_path / "run" / "tokenizer.json"), tokenizer)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
 
 
 def test_padding_and_truncation_of_a_file_are_left_out(tmp_path):
     """A tokenizer.json that was saved with padding and truncation does not bring them along."""
-    tokenizer = wordpiece.train(prose(), 80)
+    tokenizer = train_tokenizer(prose(), 80)
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=9)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert len(wordpiece.load(tmp_path).encode("the walk and the talk").ids) == 7
+    assert len(load_tokenizer(tmp_path).encode("the walk and the talk").ids) == 7
 
 
 def test_a_vocabulary_with_windows_line_ends(vocabulary, tmp_path):
     """CRLF, and a last line without an end, change nothing; nor does a line separator within a word."""
     other = tmp_path / "windows.txt"
     other.write_bytes("\r\n".join(WORDS).encode())
-    assert wordpiece.same(wordpiece.load(other), wordpiece.load(vocabulary))
+    assert same_tokenizer(load_tokenizer(other), load_tokenizer(vocabulary))
     other.write_bytes("\n".join([*WORDS, "a\u2028b", "\x85"]).encode())
-    assert wordpiece.load(other).get_vocab_size() == len(WORDS) + 2
+    assert load_tokenizer(other).get_vocab_size() == len(WORDS) + 2
 
 
 def test_the_case_of_a_vocabulary_is_that_of_the_config_beside_it(vocabulary):
     """tokenizer_config.json beside a vocab.txt decides, and a vocab.txt alone is uncased unless told otherwise."""
-    assert not wordpiece.is_cased(wordpiece.load(vocabulary))
-    assert wordpiece.is_cased(wordpiece.load(vocabulary, cased=True))
+    assert not is_cased(load_tokenizer(vocabulary))
+    assert is_cased(load_tokenizer(vocabulary, cased=True))
     (vocabulary.parent / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
-    assert wordpiece.is_cased(wordpiece.load(vocabulary)) and wordpiece.is_cased(wordpiece.load(vocabulary.parent))
+    assert is_cased(load_tokenizer(vocabulary)) and is_cased(load_tokenizer(vocabulary.parent))
 
 
-@pytest.mark.parametrize("lacking", wordpiece.SPECIAL)
+@pytest.mark.parametrize("lacking", SPECIAL)
 def test_a_vocabulary_without_a_special_token_is_an_error(vocabulary, lacking):
     """The error names the token and the file, for a vocab.txt and for a tokenizer.json."""
     words = [word for word in WORDS if word != lacking]
@@ -179,39 +204,44 @@ def test_a_vocabulary_without_a_special_token_is_an_error(vocabulary, lacking):
     bare.save(str(vocabulary.parent / "tokenizer.json"))
     for path in (vocabulary, vocabulary.parent / "tokenizer.json"):
         with pytest.raises(UserError) as error:
-            wordpiece.load(path)
+            load_tokenizer(path)
         assert str(path) in str(error.value) and f"no {lacking}" in str(error.value)
 
 
 @pytest.mark.parametrize(
     "name, content",
-    [("tokenizer.json", b"{}"), ("tokenizer.json", b""), ("vocab.txt", b"\xff\xfe"), ("vocab.txt", b"")],
+    [
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b""),
+        ("vocab.txt", b"\xff\xfe"),
+        ("vocab.txt", b""),
+    ],
 )
 def test_a_broken_file_is_an_error(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
-        wordpiece.load(tmp_path / name)
+        load_tokenizer(tmp_path / name)
 
 
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path):
     with pytest.raises(UserError, match="holds no tokenizer"):
-        wordpiece.load(tmp_path)
+        load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="nowhere"):
-        wordpiece.load(tmp_path / "nowhere.json")
+        load_tokenizer(tmp_path / "nowhere.json")
 
 
 def test_a_tokenizer_must_fit_the_model(vocabulary):
     """More entries than embeddings is an error; fewer is not, as vocabularies are padded up at times."""
-    tokenizer = wordpiece.load(vocabulary)
-    wordpiece.check_fits(tokenizer, len(WORDS), "run")
-    wordpiece.check_fits(tokenizer, len(WORDS) + 1, "run")
+    tokenizer = load_tokenizer(vocabulary)
+    check_fits(tokenizer, len(WORDS), "run")
+    check_fits(tokenizer, len(WORDS) + 1, "run")
     with pytest.raises(UserError, match="run: its tokenizer"):
-        wordpiece.check_fits(tokenizer, len(WORDS) - 1, "run")
+        check_fits(tokenizer, len(WORDS) - 1, "run")
 
 
 def test_special_text_can_be_read_as_text(vocabulary):
     """`encode_special_tokens` lets a text that spells out [MASK] through as words, which a corpus needs."""
-    tokenizer = wordpiece.load(vocabulary)
+    tokenizer = load_tokenizer(vocabulary)
     mask = tokenizer.token_to_id("[MASK]")
     assert mask in tokenizer.encode("a [MASK] b").ids
     tokenizer.encode_special_tokens = True

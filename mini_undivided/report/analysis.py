@@ -1,0 +1,208 @@
+"""Compare runs: CKA, probes and rank collapse, as tables, figures, JSON and one report."""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mini_undivided.cka import compare
+from mini_undivided.corpus import held_out, open_corpus, sentences
+from mini_undivided.glue import collate, length_batches
+from mini_undivided.model import BertConfig, Encoder, count_parameters
+from mini_undivided.probe import glue_task, run_probes, text_tasks, treebank_task
+from mini_undivided.report import figures, tables
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import read_json, write_json, write_text
+from mini_undivided.support.machine import Machine
+from mini_undivided.support.run_directory import check_finished, resolve
+from mini_undivided.support.tasks import find_task
+from mini_undivided.tokenizer import check_fits, encode, load_tokenizer, same_tokenizer
+
+BATCH = 32  # sentences in a forward pass
+LONGEST = 128  # tokens of a sentence that are looked at
+
+
+class Run:
+    """A run directory (or a Hugging Face checkpoint) as it is read: config, encoder, tokenizer, records."""
+
+    def __init__(self, directory, name):
+        check_finished(directory)
+        self.folder, self.name = resolve(directory), name
+        self.config = BertConfig.from_hugging_face(self.folder)
+        self.tokenizer = load_tokenizer(self.folder)
+        check_fits(self.tokenizer, self.config.vocab_size, directory)
+        known = (self.folder / "train.json").exists()
+        self.record = read_json(self.folder / "train.json") if known else {}
+        self.options = self.record.get("options", {})
+
+    @cached_property
+    def encoder(self):
+        """The trained encoder."""
+        return Encoder.from_pretrained(self.folder)
+
+    def untrained(self, seed):
+        """The same architecture with fresh weights."""
+        torch.manual_seed(seed)
+        return Encoder(self.config).eval()
+
+    @property
+    def longest(self):
+        """The most tokens of a sequence that the run was trained on."""
+        return self.options.get("seq_len", self.config.max_position_embeddings)
+
+    def facts(self):
+        """What the tables say of the run, and what finetune.py left in it."""
+        results = sorted((self.folder / "glue").glob("*.json"))
+        return {
+            "name": self.name,
+            "parameters": count_parameters(self.config),
+            "ffns": len(self.config.ffn_layers),
+            "layers": self.config.num_hidden_layers,
+            "flops_per_token": self.record.get("flops_per_token"),
+            **self.record.get("result", {}),
+            "glue": [read_json(path) for path in results],
+        }
+
+
+class Analysis:
+    """Runs, opened and checked, and the text to look at them with: held-out sentences that none was trained on."""
+
+    def __init__(self, options):
+        if options.data_dir and not options.task:
+            raise UserError(
+                "--data-dir does nothing without --task, which names the GLUE tasks to probe"
+            )
+        for key in options.task:
+            find_task(key)
+        self.options, self.machine = options, Machine.start(options.device, "float32")
+        names = short_names(options.runs)
+        self.runs = [Run(path, name) for path, name in zip(options.runs, names, strict=True)]
+        self.ceiling = None
+        if options.ceiling:
+            self.ceiling = Run(options.ceiling, f"{Path(options.ceiling).name} (ceiling)")
+        self.first, *others = self.compared = [*self.runs, *filter(None, [self.ceiling])]
+        for other in others:
+            if not same_tokenizer(self.first.tokenizer, other.tokenizer):
+                raise UserError(
+                    f"{self.first.name} and {other.name} have different tokenizers; to be compared, runs need the same "
+                    "tokens: train one with --tokenizer and the other's folder"
+                )
+        self.tokenizer = self.first.tokenizer
+        positions = (run.config.max_position_embeddings for run in self.runs)
+        self.length = min(LONGEST, *(run.longest for run in self.runs), *positions)
+        self.corpus = options.corpus or self.first.options.get("corpus", ["docs"])
+        default = "-vs-".join(run.name.replace("/", "-") for run in self.runs)
+        self.out = Path(options.out or f"runs/{default}")
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def sentences(self):
+        """Different held-out sentences, at most `examples`, spread over the corpus."""
+        texts = held_out(open_corpus(self.corpus))
+        every = list(dict.fromkeys(sentence for text in texts for sentence in sentences(text)))
+        rng = np.random.default_rng(0)
+        return [every[i] for i in sorted(rng.permutation(len(every))[: self.options.examples])]
+
+    def cka(self):
+        """CKA of the first run with each other one, with ceiling and floor, and every run's rank collapse."""
+        device = self.machine.device
+        encoders = {run.name: run.encoder.to(device) for run in self.compared}
+        encoders["untrained"] = self.runs[-1].untrained(0).to(device)
+        rows = encode([(sentence,) for sentence in self.sentences], self.tokenizer, self.length)
+        batches = length_batches(rows, BATCH, np.random.default_rng(0))
+        bar = tqdm(batches, desc="CKA", unit=" batches", leave=False, mininterval=0.3)
+        inputs = (collate([rows[i] for i in batch], self.machine) for batch in bar)
+        values, shapes, count = compare(encoders, inputs, self.options.per_sentence)
+        alike = {
+            "rows": count,
+            "rows_are": "sentences" if self.options.per_sentence else "tokens",
+            "first": self.first.name,
+            "others": [run.name for run in self.runs[1:]],
+            "ceiling": self.ceiling and self.ceiling.name,
+            "floor": "untrained",
+            "values": {
+                name: {place: x.tolist() for place, x in v.items()} for name, v in values.items()
+            },
+            "collapse": {
+                name: {"distance": x[:, 0].tolist(), "cosine": x[:, 1].tolist()}
+                for name, x in shapes.items()
+            },
+        }
+        write_json(self.out / "cka.json", alike)
+        figures.plot_cka(alike, self.out)
+        figures.plot_collapse(alike["collapse"], self.out)
+        return alike
+
+    def probe(self):
+        """Probe every run, and its untrained twin, on all tasks → {run: {task: scores}}."""
+        options, device, probes = self.options, self.machine.device, {}
+        tasks = text_tasks(self.sentences, options.examples)
+        if options.conllu:
+            tasks.append(treebank_task(options.conllu, options.examples))
+        tasks += [glue_task(key, options.data_dir, options.examples) for key in options.task]
+        for run in self.runs:
+            untrained = lambda seed, run=run: run.untrained(seed).to(device)  # noqa: E731
+            probes[run.name] = run_probes(
+                run.encoder.to(device), untrained, tasks, self.tokenizer, self.machine, self.length,
+                options.seeds, options.cls)  # fmt: skip
+        write_json(self.out / "probe.json", probes)
+        figures.plot_probes(probes, self.out)
+        return probes
+
+    def report(self):
+        """Everything: cka.json, probe.json, figures, report.json and report.md → the report's text."""
+        alike, probes = self.cka(), self.probe()
+        facts = [run.facts() for run in self.runs]
+        write_json(self.out / "report.json", {"runs": facts, "length": self.length})
+        text = "\n\n".join(filter(None, self.parts(facts, alike, probes))) + "\n"
+        write_text(self.out / "report.md", text)
+        return text
+
+    def parts(self, facts, alike, probes):
+        """The parts of the report, in Markdown."""
+        texts = {run.record["corpus"]["fingerprint"] for run in self.runs if run.record}
+        yield f"# {', '.join(run.name for run in self.runs)}"
+        yield "\n".join(tables.findings(facts, alike, probes))
+        yield tables.runs_table(facts)
+        if len(texts) > 1:
+            source = " ".join(self.corpus)
+            yield f"These runs were trained on different text; the sentences here are held out from {source}."
+        yield tables.glue_table(facts)
+        yield tables.cka_text(alike)
+        yield tables.cka_table(alike)
+        yield "\n".join(f"![CKA]({name})" for name in figures.cka_files(alike))
+        yield tables.probe_text(self.options.seeds)
+        yield tables.probe_table(probes)
+        yield "![Probes](probes.png)"
+        yield tables.collapse_table(alike)
+        yield "![Rank collapse](collapse.png)"
+
+
+def short_names(paths):
+    """The runs' folder names, or if these are not all different, their paths."""
+    names = [Path(path).name for path in paths]
+    if len(set(map(str, paths))) < len(paths):
+        raise UserError(f"a run is given twice: {' '.join(map(str, paths))}")
+    return names if len(set(names)) == len(names) else list(map(str, paths))
+
+
+def analyse(command, options):
+    """Do one of report, cka and probe → its tables as text, and where the rest is."""
+    if command != "probe" and len(options.runs) < 2:
+        raise UserError(
+            f"{command} compares two runs or more, but only {options.runs[0]} was given"
+        )
+    analysis = Analysis(options)
+    if command == "report":
+        text = analysis.report()
+    elif command == "cka":
+        alike = analysis.cka()
+        text = "\n\n".join(
+            (tables.cka_text(alike), tables.cka_table(alike), tables.collapse_table(alike))
+        )
+    else:
+        text = "\n\n".join((tables.probe_text(options.seeds), tables.probe_table(analysis.probe())))
+    files = ", ".join(sorted(path.name for path in analysis.out.iterdir()))
+    return f"{text}\n\nwritten to {analysis.out}: {files}"

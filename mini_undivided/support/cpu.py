@@ -1,0 +1,130 @@
+"""What makes a CPU fast: memory that is kept, and the quicker of PyTorch's two libraries for matrix multiplication.
+
+Nothing here changes a result by more than rounding. `Machine.start` calls it; MINI_UNDIVIDED_CPU=plain in the
+environment switches it off.
+"""
+
+import ctypes
+import functools
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+
+def speed_up():
+    """Do what helps on this CPU, unless MINI_UNDIVIDED_CPU=plain → the library that multiplies matrices, by name."""
+    if os.environ.get("MINI_UNDIVIDED_CPU") != "plain":
+        keep_memory()
+        if multiply_with_onednn():
+            return "oneDNN"
+    name = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    return {"mkl": "MKL", "open": "OpenBLAS"}.get(name[1], name[1]) if name else "PyTorch"
+
+
+class Recomputing:
+    """A feed-forward sublayer whose backward pass computes the GELU again instead of storing it.
+
+    That is cheap, and the GELU's output would be a quarter of what a layer stores.
+    """
+
+    def gelu_down(self, y):
+        """As FeedForward.gelu_down."""
+        return checkpoint(super().gelu_down, y, use_reentrant=False, preserve_rng_state=False)
+
+
+def save_memory(model):
+    """Let every feed-forward sublayer of a model be `Recomputing` → the model."""
+    for module in model.modules():
+        if hasattr(module, "gelu_down") and not isinstance(module, Recomputing):
+            module.__class__ = type(type(module).__name__, (Recomputing, type(module)), {})
+    return model
+
+
+def keep_memory():
+    """Tell glibc to keep freed blocks for the next step instead of returning them to the system.
+
+    A training step frees and takes the same large blocks over and over; each time they are returned, the kernel has to
+    map and clear every page again. Does nothing without glibc. Returns True if it took effect.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    trim_threshold, mmap_max = -1, -4  # the names' numbers in malloc.h
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
+@functools.cache  # what it registers holds for the whole process
+def multiply_with_onednn():
+    """Let oneDNN multiply float32 matrices where MKL, PyTorch's choice, is half as fast: on AMD's Zen 5 processors.
+
+    MKL is Intel's, and runs at the pace of 256-bit code on an AMD processor that has 512 bits. oneDNN, which comes
+    with PyTorch too, uses them all. It replaces MKL behind `mm` and `addmm`, and so in nn.Linear and its gradients.
+    Does nothing on other processors. Returns True if it took effect.
+    """
+    if not mkl_is_slow() or not hasattr(torch.library, "get_kernel"):
+        return False
+    mkl_mm, mkl_addmm = (
+        torch.library.get_kernel(f"aten::{name}", "CPU") for name in ("mm", "addmm")
+    )
+    linear, weight_gradient = (
+        torch.ops.mkldnn._linear_pointwise,
+        torch.ops.aten.mkldnn_linear_backward_weights,
+    )
+
+    def suits(a, b):
+        worth_it = (
+            a.size(0) * a.size(1) * b.size(1) >= 2**22
+        )  # smaller ones are over before oneDNN is called
+        whole = (
+            b.is_contiguous() or b.t().is_contiguous()
+        )  # for matrices with gaps oneDNN has slow code only
+        return worth_it and whole and a.dtype == b.dtype == torch.float32
+
+    def mm(keys, a, b):  # (M, K), (K, N) → (M, N)
+        if not suits(a, b):
+            return mkl_mm.call_boxed(keys, a, b)
+        # A weight's gradient. `linear` would copy the transposed `a`: slow, unless it is smaller than b or the result.
+        if a.t().is_contiguous() and b.is_contiguous() and min(a.shape) >= b.size(1):
+            return weight_gradient(a.t().to_mkldnn(), b.to_mkldnn(), b, False)[0]
+        return linear(a, b.t(), None, "none", [], "")
+
+    def addmm(keys, c, a, b, beta=1, alpha=1):  # beta c + alpha a b
+        if not suits(a, b) or c.dim() != 1 or (beta, alpha) != (1, 1):
+            return mkl_addmm.call_boxed(keys, c, a, b, beta=beta, alpha=alpha)
+        return linear(a, b.t(), c, "none", [], "")
+
+    library = torch.library.Library("aten", "IMPL")
+    multiply_with_onednn.library = library  # what was registered lives as long as this object
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Warning only once for all operators"
+        )  # "Overriding a … kernel"
+        library.impl("mm", mm, "CPU", with_keyset=True)
+        library.impl("addmm", addmm, "CPU", with_keyset=True)
+    return True
+
+
+def mkl_is_slow():
+    """Whether PyTorch multiplies with MKL, has oneDNN too, and runs on Linux on an AMD Zen 5 or later, with AVX-512.
+
+    Zen 4 has AVX-512 as well, but computes it in two halves of 256 bits: there is nothing to gain.
+    """
+    try:
+        cpu = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    family = re.search(r"AuthenticAMD\ncpu family\s*: (\d+)", cpu)
+    zen5 = (
+        family is not None
+        and int(family[1]) >= 26
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    )
+    return zen5 and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()

@@ -1,0 +1,198 @@
+"""GLUE's files and its copy on the hub, the tasks made from the docs corpus, and the GLUE server's zip."""
+
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import atomic, write_text
+from mini_undivided.support.tasks import BUILT_IN, GLUE, TASKS, Split
+
+# The GLUE server's names: (task, part) → file.
+SUBMISSION = {
+    **{(key, "test"): task.name for key, task in GLUE.items() if key != "mnli"},
+    ("mnli", "test_matched"): "MNLI-m",
+    ("mnli", "test_mismatched"): "MNLI-mm",
+    ("mnli", "ax"): "AX",
+}
+
+
+def read_glue(key, data_dir, predict=False):
+    """The examples of a task: {"train", "dev" or "dev_matched", …, with `predict` also "test", …: Split}.
+
+    data_dir: the folder of the official files; None: the hub.
+    """
+    parts = ("train", "dev", "test") if predict else ("train", "dev")
+    return read_folder(GLUE[key], data_dir, parts) if data_dir else read_hub(key, parts)
+
+
+# Official files.
+
+
+def read_tsv(path, columns=None, broken=0):
+    """Yield (line number, row as a dictionary) of a GLUE file. Quotation marks quote nothing.
+
+    columns: the names, for a file without header. broken: ragged rows to leave out. UserError names file and line.
+    """
+    skipped = 0
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                cells = text.rstrip("\r\n").split("\t")
+                if columns is None:
+                    columns = cells
+                elif len(cells) == len(columns):
+                    yield number, dict(zip(columns, cells, strict=True))
+                elif skipped < broken:
+                    skipped += 1
+                else:
+                    raise UserError(
+                        f"{path}, line {number}: {len(cells)} columns, but there should be {len(columns)}"
+                    )
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {number}, is not UTF-8 ({error})") from None
+    if skipped:
+        print(f"{path}: {skipped} broken rows left out")
+
+
+def read_split(path, task, labelled, columns=None):
+    """Read a file of a task → Split."""
+    texts, labels = [], []
+    for number, row in read_tsv(
+        path, columns, task.broken if labelled else 0
+    ):  # a prediction must keep its row
+        for column in (*task.texts, *([task.label] if labelled else [])):
+            if column not in row:
+                raise UserError(
+                    f'{path} has no column "{column}"; its columns are {", ".join(row)}'
+                )
+        texts.append(tuple(row[column] for column in task.texts))
+        if labelled:
+            labels.append(parse_label(row[task.label], task, f"{path}, line {number}"))
+    if not texts:
+        raise UserError(f"{path} holds no examples")
+    return Split(texts, np.array(labels) if labelled else None)
+
+
+def parse_label(text, task, where):
+    """A label's number, or for a regression its value."""
+    try:
+        if task.labels:
+            return task.labels.index(text)
+        if math.isfinite(value := float(text)):
+            return value
+        raise ValueError
+    except ValueError:
+        wanted = f"one of {', '.join(task.labels)}" if task.labels else "a number"
+        raise UserError(f'{where}: the label "{text}" is not {wanted}') from None
+
+
+def part_names(task, parts):
+    """(part, variant) of all files of a task: the training part has no variants."""
+    return [(part, v) for part in parts for v in (("",) if part == "train" else task.variants)]
+
+
+def read_folder(task, data_dir, parts):
+    """Read parts ("train", "dev", "test") of a task in the official layout → {part, or part_variant: Split}."""
+    folder, splits = Path(data_dir) / task.name, {}
+    names = ["_".join(filter(None, name)) for name in part_names(task, parts)]
+    files = {name: folder / f"{name}.tsv" for name in names}
+    missing = [str(path) for path in files.values() if not path.exists()]
+    if missing:
+        raise UserError(f"{task.name} is not in {data_dir}: looked for {', '.join(missing)}")
+    for name, path in files.items():
+        test = name.startswith("test")
+        splits[name] = read_split(path, task, not test, None if test else task.plain or None)
+    return splits
+
+
+def tasks_in(data_dir):
+    """The keys of the GLUE tasks that a folder holds. Says which it lacks; UserError if there is none."""
+    keys = [
+        key for key, task in GLUE.items() if (Path(data_dir) / task.name / "train.tsv").exists()
+    ]
+    if not keys:
+        raise UserError(
+            f"none of the nine tasks is in {data_dir}: looked for CoLA/train.tsv and so on"
+        )
+    missing = [task.name for key, task in GLUE.items() if key not in keys]
+    if missing:
+        print(f"not in {data_dir}, so left out: {', '.join(missing)}")
+    return keys
+
+
+def read_hub(key, parts):
+    """Read parts of a task from the Hugging Face hub → as read_folder."""
+    import datasets  # late: slow to import
+
+    task, splits = GLUE[key], {}
+    for part, variant in part_names(task, parts):
+        name = "_".join(filter(None, ("validation" if part == "dev" else part, variant)))
+        try:
+            rows = datasets.load_dataset("nyu-mll/glue", key, split=name)
+        except Exception as error:  # the hub raises many kinds
+            raise UserError(
+                f"{task.name} could not be downloaded from the hub ({type(error).__name__}); give the folder of the "
+                f"GLUE files with --data-dir, or take a built-in task: {', '.join(BUILT_IN)}"
+            ) from None
+        columns = [rows[column] for column in task.hub or task.texts]
+        labels = None if part == "test" else np.array(rows["label"])
+        splits["_".join(filter(None, (part, variant)))] = Split(
+            list(zip(*columns, strict=True)), labels
+        )
+    return splits
+
+
+# Tasks made from the docs corpus.
+
+
+def make_docs_task(key, documents):
+    """Make a built-in task from documents, (library, sentences) pairs, one in five for dev → as read_folder."""
+    rng = np.random.default_rng(0)
+    everything = [sentence for _, group in documents for sentence in group]
+    parts = {"train": ([], []), "dev": ([], [])}
+    for i, (library, group) in enumerate(documents):
+        texts, labels = parts["dev" if i % 5 == 4 else "train"]
+        if key == "docs-library":
+            texts += [(sentence,) for sentence in group]
+            labels += [TASKS[key].labels.index(library)] * len(group)
+            continue
+        for first, second in zip(group, group[1:], strict=False):
+            follows = int(rng.random() < 0.5)
+            texts.append((first, second if follows else everything[rng.integers(len(everything))]))
+            labels.append(follows)
+    return {part: Split(texts, np.array(labels)) for part, (texts, labels) in parts.items()}
+
+
+# Predictions.
+
+
+def write_predictions(out, key, task, answer, data_dir):
+    """Write the test predictions of a task as the GLUE server takes them, and zip all that there are.
+
+    answer: a function, (part, Split or None for a part that was read already) → predictions.
+    """
+    folder = out / "predictions"
+    folder.mkdir(parents=True, exist_ok=True)
+    for (_, part), name in ((names, file) for names, file in SUBMISSION.items() if names[0] == key):
+        split = None
+        if part == "ax":
+            if not data_dir:
+                continue
+            path = Path(data_dir) / "AX" / "diagnostic.tsv"
+            if not path.exists():
+                print(f"AX is left out of the predictions: {path} does not exist")
+                continue
+            split = read_split(path, task, labelled=False)
+        lines = [
+            task.labels[a] if task.labels else f"{min(5.0, max(0.0, a)):.3f}"
+            for a in answer(part, split)
+        ]
+        body = "".join(f"{i}\t{line}\n" for i, line in enumerate(lines))
+        write_text(folder / f"{name}.tsv", "index\tprediction\n" + body)
+    with atomic(out / "submission.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for path in sorted(folder.glob("*.tsv")):
+            archive.write(path, path.name)

@@ -1,0 +1,180 @@
+"""The machine that a run computes on: its device and precision, and the processes that torchrun started."""
+
+import os
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from mini_undivided.support import cpu
+from mini_undivided.support.errors import UserError
+
+# Dense bfloat16 peaks in FLOP/s, from the data sheets. The first name that occurs in the GPU's own name counts.
+PEAK_FLOPS = {
+    "B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
+    "L40": 181e12, "L4": 121e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12,
+    "RTX 5090": 210e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device, the autocast type `dtype`, and this process's `rank` among the `world` processes of torchrun.
+
+    `matmul` names the library that multiplies matrices: two of them differ by rounding, and rounding has turned the
+    sign of a small difference between runs.
+    """
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    rank: int = 0
+    world: int = 1
+    matmul: str = "PyTorch"
+
+    @classmethod
+    def start(cls, device="auto", dtype="auto"):
+        """Choose the device ("auto", "cpu", "cuda", "mps") and precision ("auto", "float32", "bfloat16").
+
+        "auto" takes CUDA, then Apple's MPS, then the CPU; bfloat16 only on a GPU that supports it, since CPUs without
+        it are slower with it. On CUDA, float32 matrix multiplications use TF32. Joins torchrun's process group.
+        Raises UserError if the machine lacks what was asked for.
+        """
+        if device == "auto":
+            device = (
+                "cuda"
+                if torch.cuda.is_available()
+                else "mps"
+                if torch.backends.mps.is_available()
+                else "cpu"
+            )
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                "--device cuda: this PyTorch sees no CUDA GPU; use --device cpu, or install a CUDA build"
+            )
+        if device == "mps" and not torch.backends.mps.is_available():
+            raise UserError("--device mps: this PyTorch sees no Apple GPU; use --device cpu")
+        native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        if dtype == "auto":
+            dtype = "bfloat16" if native else "float32"
+
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        matmul = {"cuda": "cuBLAS", "mps": "MPS"}.get(device) or cpu.speed_up()
+        if device == "cuda":
+            device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
+            torch.cuda.set_device(device)
+            torch.set_float32_matmul_precision("high")
+        if world > 1 and not dist.is_initialized():
+            # DDP imports this. If the group exists by then, default arguments in it keep the group alive, gloo's
+            # threads outlive `destroy_process_group`, and now and then a run ends in an abort.
+            from torch.distributed import nn  # noqa: F401
+
+            # gloo carries the few numbers that the CPU needs every step, so that no GPU has to be waited for.
+            backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(hours=4))
+        return cls(torch.device(device), getattr(torch, dtype), rank, world, matmul)
+
+    def __str__(self):
+        name = torch.cuda.get_device_name(self.device) if self.on_gpu else self.device.type
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        processes = f", {self.world} processes" if self.world > 1 else ""
+        precision = str(self.dtype).removeprefix("torch.")
+        return f"{name}{threads}{processes}, {precision}, matrix multiplication by {self.matmul}"
+
+    # One device.
+
+    @property
+    def on_gpu(self):
+        """Whether the device is a CUDA GPU."""
+        return self.device.type == "cuda"
+
+    def autocast(self):
+        """Context: matrix multiplications in `dtype`, sums and norms in float32; does nothing in float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def move(self, tensor):
+        """Copy a CPU tensor to the device; to a GPU from pinned memory, without waiting for the copy."""
+        if not self.on_gpu:
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def place(self, model):
+        """Move a model to the device; on a CPU let it save memory."""
+        return model.to(self.device) if self.device.type != "cpu" else cpu.save_memory(model)
+
+    def peak_flops(self):
+        """The GPU's dense bfloat16 peak in FLOP/s by its name, or None if the table does not know it."""
+        if not self.on_gpu or self.dtype != torch.bfloat16:
+            return None
+        name = torch.cuda.get_device_name(self.device)
+        return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+
+    def peak_memory(self):
+        """The most memory held so far, in bytes: the GPU's if there is one, else the process's."""
+        if self.on_gpu:
+            return torch.cuda.max_memory_allocated(self.device)
+        import resource  # not on every system, so not at the top
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def random_state(self):
+        """The state of PyTorch's random generators, the CPU's and then the GPU's, as one tensor of bytes."""
+        return torch.cat(
+            [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.on_gpu else [])]
+        )
+
+    def set_random_state(self, state):
+        """Restore what `random_state` returned."""
+        cpu_size = torch.get_rng_state().numel()
+        torch.set_rng_state(state[:cpu_size])
+        if self.on_gpu and state.numel() > cpu_size:
+            torch.cuda.set_rng_state(state[cpu_size:])
+
+    # Several processes. With one of them, each of these does nothing.
+
+    @property
+    def is_first(self):
+        """Whether this process is the one that prints and writes."""
+        return self.rank == 0
+
+    def add_up(self, tensor):
+        """The sum of a CPU tensor over all processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor):
+        """A list of every process's CPU tensor; all have the same shape."""
+        if self.world == 1:
+            return [tensor]
+        everyone = [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.all_gather(everyone, tensor)
+        return everyone
+
+    def in_turn(self, work):
+        """Do `work` in the first process, then in the others, which find its result in the cache → its result."""
+        result = work() if self.is_first else None
+        if self.world > 1:
+            dist.barrier()
+        return result if self.is_first else work()
+
+    def distribute(self, model):
+        """The model under DDP, which averages gradients over the processes."""
+        return DistributedDataParallel(model) if self.world > 1 else model
+
+    def synchronise(self, model, now):
+        """Context: gradients travel between the processes only if `now` (in the last micro-batch of a step)."""
+        return nullcontext() if now or self.world == 1 else model.no_sync()
+
+    def close(self):
+        """Leave torchrun's process group. Nothing may refer to a DDP model any more.
+
+        DDP keeps the group. Whoever lets go of it last waits for gloo's threads: DDP would do so holding the lock of
+        Python's interpreter, for which such a thread may be waiting, for ever.
+        """
+        if self.world > 1:
+            dist.destroy_process_group()

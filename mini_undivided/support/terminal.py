@@ -1,0 +1,31 @@
+"""What happens at the terminal while a run works: the progress bar, and Ctrl-C."""
+
+import signal
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+def progress_bar(hidden=False):
+    """A bar over the share of a run that is over, with time left and whatever is set behind it."""
+    form = (
+        "{percentage:3.0f} %|{bar:20}| {elapsed} < {remaining}{postfix}"  # postfix begins with ", "
+    )
+    return tqdm(total=1.0, bar_format=form, disable=hidden, mininterval=0.2, dynamic_ncols=True)
+
+
+@contextmanager
+def catch_signals():
+    """Context: the first Ctrl-C or SIGTERM is put into the list that this yields; a second one ends the program."""
+    caught = []
+
+    def handler(number, frame):
+        caught.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

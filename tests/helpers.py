@@ -1,0 +1,70 @@
+"""What the tests of several modules share: small odd sizes, and models of `transformers` to compare with."""
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import train
+from mini_undivided.model import BertConfig
+from mini_undivided.support import options
+
+# Odd and mutually distinct, so that a transposed axis or a mistaken size cannot pass.
+B, T, C, H, L, V, LABELS = 5, 13, 36, 3, 4, 99, 7
+SIZES = {
+    "vocab_size": V, "hidden_size": C, "num_hidden_layers": L, "num_attention_heads": H, "intermediate_size": 41,
+    "max_position_embeddings": 37, "type_vocab_size": 6,
+}  # fmt: skip
+LENGTHS = torch.tensor([13, 1, 8, 12, 9])
+
+
+def config(**changes):
+    return BertConfig(**{**SIZES, **changes})
+
+
+def scatter(module):
+    """Weights large enough that every part of the model shows in its output; biases and norms too."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def theirs(class_name, **changes):
+    return scatter(
+        getattr(transformers, class_name)(transformers.BertConfig(**{**SIZES, **changes}))
+    )
+
+
+def saved_by_them(tmp_path, class_name, **changes):
+    """A model of `transformers` and the folder where it was saved."""
+    model = theirs(class_name, **changes)
+    model.save_pretrained(tmp_path)
+    return model, tmp_path
+
+
+def change_tensors(folder, change):
+    """Apply `change` to the dictionary of tensors in a saved checkpoint."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def assert_close(ours, reference, real=None):
+    """Equal to 1e-5 in float32; with `real` (B, T), at the real tokens only."""
+    assert ours.shape == reference.shape and ours.dtype == torch.float32
+    if real is not None:
+        ours, reference = ours[real.bool()], reference[real.bool()]
+    torch.testing.assert_close(ours, reference, atol=1e-5, rtol=0)
+
+
+def small_run(text, out, *more):
+    """The arguments of a run of train.py that takes a second."""
+    return ["--corpus", text, "--out", out, "--layers", 2, "--hidden-size", 24, "--heads", 3, "--vocab-size", 200,
+            "--seq-len", 21, "--batch-tokens", 210, "--steps", 11, "--device", "cpu", *more]  # fmt: skip
+
+
+def train_options(*arguments):
+    """What train.py makes of arguments, without running it."""
+    typed = train.parser().parse_args([str(argument) for argument in arguments])
+    return options.train_options(vars(typed))

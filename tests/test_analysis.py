@@ -1,0 +1,123 @@
+"""The analysis of runs: what it refuses, and what it needs not."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mini_undivided import pretrain
+from mini_undivided.report import figures, tables
+from mini_undivided.report.analysis import Analysis, short_names
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import read_json, write_json
+from mini_undivided.support.options import AnalyzeOptions, PretrainOptions
+from mini_undivided.support.tasks import GLUE
+
+ROOT = Path(__file__).parent.parent
+
+
+NOUNS = "fox hen owl cat dog bee ant cow pig elk".split()
+
+
+def options(three, *names, **changed):
+    """Options of an analysis of a few seconds."""
+    made = AnalyzeOptions(
+        [str(three / name) for name in names or ("full", "noffn")],
+        seeds=1,
+        examples=150,
+        device="cpu",
+    )
+    return replace(made, **changed)
+
+
+def test_every_option_changes_the_numbers(three, tmp_path, monkeypatch):
+    """Examples, per sentence, ceiling, seeds, [CLS], another corpus, a GLUE task: each changes what is written."""
+    for name in ("plot_cka", "plot_collapse", "plot_probes"):
+        monkeypatch.setattr(figures, name, lambda *_: None)  # most of the time that this takes
+    (tmp_path / "SST-2").mkdir()
+    for part in ("train", "dev"):
+        rows = "\n".join(f"the {noun} {i}\t{i % 2}" for i, noun in enumerate(NOUNS * 3))
+        (tmp_path / "SST-2" / f"{part}.tsv").write_text(f"sentence\tlabel\n{rows}\n")
+    other = tmp_path / "other.jsonl"
+    rows = [
+        " ".join(f"The pig likes number {i + j} best of all." for j in range(5))
+        for i in range(0, 4000, 5)
+    ]
+    other.write_text("".join(f'{{"text": "{row}"}}\n' for row in rows))
+    plain = options(three, out=str(tmp_path / "out"))
+    base = Analysis(plain).cka()
+    for change in ({"examples": 120}, {"per_sentence": True, "examples": 300}, {"ceiling": str(three / "twin")},
+                   {"corpus": [str(other)]}):  # fmt: skip
+        assert Analysis(replace(plain, **change)).cka() != base, change
+    base = Analysis(plain).probe()
+    for change in ({"seeds": 2}, {"cls": True}, {"task": ["sst2"], "data_dir": str(tmp_path)}):
+        assert Analysis(replace(plain, **change)).probe() != base, change
+
+
+def test_models_of_different_depth_are_compared(three, farm, tmp_path):
+    """Two layers against three: the matrix is not square, the report still has a row for each layer of the first."""
+    deep = PretrainOptions(
+        out=str(tmp_path / "deep"), corpus=[farm], tokenizer=str(three / "full"), layers=3, hidden_size=36, heads=3,
+        ffn_size=41, seq_len=33, batch_tokens=33 * 6, steps=3, device="cpu",
+    )  # fmt: skip
+    pretrain.pretrain(deep)
+    made = options(three, out=str(tmp_path / "out"))
+    found = Analysis(replace(made, runs=[made.runs[0], deep.out])).cka()
+    assert np.shape(found["values"]["deep"]["block"]) == (3, 4)
+    assert len(tables.cka_table(found).splitlines()) == 2 + 3
+
+
+def test_runs_without_a_record_are_read_too(three, tmp_path):
+    """A Hugging Face directory has no train.json: its columns stay empty, and the text has to be named or is docs."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((three / "full" / name).read_bytes())
+    analysis = Analysis(
+        options(three, out=str(tmp_path / "out"), runs=[str(three / "full"), str(tmp_path)])
+    )
+    facts = [run.facts() for run in analysis.runs]
+    assert "–" in tables.runs_table(facts) and facts[1]["parameters"] == facts[0]["parameters"]
+    assert "FLOPs" not in tables.cost_sentence(*facts)
+
+
+def test_names_of_runs():
+    """Folder names, or paths where these are alike; the same run twice is refused."""
+    assert short_names(["runs/a", "runs/b"]) == ["a", "b"]
+    assert short_names(["x/a", "y/a"]) == ["x/a", "y/a"]
+    with pytest.raises(UserError, match="a run is given twice"):
+        short_names(["x/a", "x/a"])
+
+
+def test_bad_runs_are_refused(three, farm, tmp_path):
+    """Other tokenizers, a run that is still written, too few examples, tasks that do not exist: a sentence each."""
+    other = PretrainOptions(out=str(tmp_path / "other"), corpus=[farm], vocab_size=100, layers=1, hidden_size=24, heads=3,
+                             ffn_size=41, seq_len=33, batch_tokens=33 * 6, steps=1, device="cpu")  # fmt: skip
+    pretrain.pretrain(other)
+    out = str(tmp_path / "out")
+    with pytest.raises(
+        UserError,
+        match="full and other have different tokenizers; to be compared, runs need the same",
+    ):
+        Analysis(options(three, out=out, runs=[str(three / "full"), other.out]))
+    record = read_json(Path(other.out) / "train.json")
+    write_json(Path(other.out) / "train.json", {**record, "status": "running"})
+    with pytest.raises(UserError, match="other"):
+        Analysis(options(three, out=out, runs=[other.out, str(three / "full")]))
+    with pytest.raises(UserError, match="needs 256 tokens at least"):
+        Analysis(options(three, out=out, examples=3)).cka()
+    with pytest.raises(UserError, match="100 different sentences at least"):
+        Analysis(options(three, out=out, examples=30)).probe()
+    with pytest.raises(UserError, match='did you mean "sst2"'):
+        Analysis(options(three, out=out, task=["sst3"]))
+    with pytest.raises(UserError, match="--data-dir does nothing without --task"):
+        Analysis(options(three, out=out, data_dir="x"))
+
+
+def test_without_matplotlib_the_numbers_are_still_written(three, tmp_path, monkeypatch, capsys):
+    """A machine without matplotlib gets the JSON and a line that says what is missing."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    Analysis(options(three, out=str(tmp_path))).cka()
+    assert {path.name for path in tmp_path.iterdir()} == {"cka.json"}
+    assert "matplotlib is not installed: no figure was drawn" in capsys.readouterr().out
+    assert figures.pyplot() is None and GLUE

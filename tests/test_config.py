@@ -1,0 +1,29 @@
+"""The sizes of a model: what does not fit is an error."""
+
+import pytest
+from helpers import L, config
+
+from mini_undivided.support.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"num_attention_heads": 5}, "5 heads do not divide the hidden size 36"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"vocab_size": -1}, "vocab_size"),
+        ({"ffn_layers": [0, L]}, f"layer {L} is out of range.*0 to {L - 1}"),
+        ({"ffn_layers": [-1]}, "layer -1 is out of range"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_errors(change, said):
+    with pytest.raises(UserError, match=said):
+        config(**change)
+
+
+def test_ffn_layers_is_a_sorted_list_once_a_config_is_built():
+    """None stands for all layers, a repeated number counts once."""
+    assert config(ffn_layers=[3, 1, 3]).ffn_layers == [1, 3]
+    assert config(ffn_layers=None).ffn_layers == list(range(L))
+    assert config(ffn_layers=[]).ffn_layers == []

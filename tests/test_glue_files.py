@@ -1,0 +1,228 @@
+"""GLUE's files with their traps, its copy on the hub, and the GLUE server's zip."""
+
+import numpy as np
+import pytest
+
+from mini_undivided import glue
+from mini_undivided.support import glue_files
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.tasks import GLUE, find_task
+
+COLOURS, BEASTS = "red blue pink grey gold".split(), "ant bee cat dog eel fox gnu".split()
+
+
+def write(folder, name, *lines, head="", end="\n"):
+    """Write a file of a task; the last line ends with `end`."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((head + "\n".join(lines) + end).encode())
+    return path
+
+
+def sentences(count, seed=0):
+    """Sentences and their label: is the beast red or blue?"""
+    rng = np.random.default_rng(seed)
+    pairs = [(COLOURS[rng.integers(5)], BEASTS[rng.integers(7)]) for _ in range(count)]
+    return [
+        (f"the {beast} is {hue} ." + " ." * int(rng.integers(9)), int(hue in COLOURS[:2]))
+        for hue, beast in pairs
+    ]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """SST-2, STS-B and MNLI in the official layout, small and learnable."""
+    folder = tmp_path_factory.mktemp("glue")
+    for part, count in (("train", 211), ("dev", 53)):
+        rows = sentences(count, seed=count)
+        write(
+            folder,
+            f"SST-2/{part}.tsv",
+            "sentence\tlabel",
+            *(f"{text}\t{label}" for text, label in rows),
+        )
+        write(folder, f"STS-B/{part}.tsv", "sentence1\tsentence2\tscore",
+              *(f"{text}\tthe fox\t{4.5 if label else 0.5}" for text, label in rows))  # fmt: skip
+    write(
+        folder,
+        "SST-2/test.tsv",
+        "index\tsentence",
+        *(f"{i}\t{text}" for i, (text, _) in enumerate(sentences(31))),
+    )
+    write(
+        folder,
+        "STS-B/test.tsv",
+        "index\tsentence1\tsentence2",
+        "0\tred .\tthe fox",
+        "1\tblue .\tthe fox",
+    )
+    rows = [
+        f"{text}\tthe fox\t{('contradiction', 'entailment')[label]}"
+        for text, label in sentences(41)
+    ]
+    write(folder, "MNLI/train.tsv", "sentence1\tsentence2\tgold_label", *rows)
+    for variant, count in (("matched", 7), ("mismatched", 5)):
+        header = "\t".join([f"c{i}" for i in range(13)] + ["sentence1", "sentence2", "gold_label"])
+        filler = "\t".join(["-"] * 13)
+        write(
+            folder, f"MNLI/dev_{variant}.tsv", header, *(f"{filler}\t{row}" for row in rows[:count])
+        )
+        tests = (f"{i}\t{row.rsplit(chr(9), 1)[0]}" for i, row in enumerate(rows[:count]))
+        write(folder, f"MNLI/test_{variant}.tsv", "index\tsentence1\tsentence2", *tests)
+    write(folder, "AX/diagnostic.tsv", "index\tsentence1\tsentence2", "0\tred .\tthe fox")
+    return folder
+
+
+def test_cola_has_no_header_in_train_and_dev_but_in_test(tmp_path):
+    """The first line of train.tsv is an example, that of test.tsv is not; labels are in the second column."""
+    for part in ("train", "dev"):
+        write(tmp_path, f"CoLA/{part}.tsv", "gj04\t1\t\tThe fox is.", "gj04\t0\t*\tIs fox the.")
+    write(tmp_path, "CoLA/test.tsv", "index\tsentence", "0\tThe fox.")
+    found = glue_files.read_folder(GLUE["cola"], tmp_path, ("train", "dev", "test"))
+    assert found["train"].texts == [("The fox is.",), ("Is fox the.",)] and found[
+        "dev"
+    ].labels.tolist() == [1, 0]
+    assert found["test"].texts == [("The fox.",)] and found["test"].labels is None
+
+
+def test_mrpc_with_mark_quotes_and_no_last_newline(tmp_path):
+    """A byte-order mark is no part of the header; quotation marks stay, and join no lines; the last row counts."""
+    header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
+    rows = ['1\t12\t13\t" The fox said .\tHe said " so', '0\t14\t15\tHe said\t" No']
+    for part in ("train", "dev"):
+        write(tmp_path, f"MRPC/{part}.tsv", header, *rows, head="\ufeff", end="")
+    train = glue_files.read_folder(GLUE["mrpc"], tmp_path, ("train", "dev"))["train"]
+    assert train.texts == [('" The fox said .', 'He said " so'), ("He said", '" No')]
+    assert train.labels.tolist() == [1, 0]
+
+
+def test_mnli_has_named_labels_and_two_dev_files(data_dir):
+    """The dev files' 16 columns are found by name; matched and mismatched stay apart."""
+    found = glue_files.read_folder(GLUE["mnli"], data_dir, ("train", "dev", "test"))
+    assert {part: len(split) for part, split in found.items()} == {
+        "train": 41, "dev_matched": 7, "dev_mismatched": 5, "test_matched": 7, "test_mismatched": 5,
+    }  # fmt: skip
+    assert set(found["train"].labels.tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize("task", GLUE.values(), ids=lambda task: task.name)
+def test_every_task_is_read_by_its_columns(task, tmp_path):
+    """For all nine: texts from the right columns in the right order, labels by name, Windows line ends or not."""
+    names = task.plain or ("index", *task.texts[::-1], task.label)
+    label = task.labels[-1] if task.labels else "3.25"
+    values = {column: f"text of {column}" for column in task.texts} | {
+        task.label: label,
+        "index": "0",
+    }
+    row = "\t".join(values.get(name, "-") for name in names)
+    for part in ("train", *(f"dev_{variant}".rstrip("_") for variant in task.variants)):
+        lines = [row] if task.plain else ["\t".join(names), row]
+        write(tmp_path, f"{task.name}/{part}.tsv", "\r\n".join(lines), end="\r\n")
+    for split in glue_files.read_folder(task, tmp_path, ("train", "dev")).values():
+        assert split.texts == [tuple(f"text of {column}" for column in task.texts)]
+        assert split.labels.tolist() == [len(task.labels) - 1 if task.labels else 3.25]
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (
+            ["sentence\tlabel", "red\t1", "blue"],
+            "dev.tsv, line 3: 1 columns, but there should be 2",
+        ),
+        (["sentence\tlabel", "red\t2"], 'dev.tsv, line 2: the label "2" is not one of 0, 1'),
+        (
+            ["phrase\tlabel", "red\t1"],
+            'dev.tsv has no column "sentence"; its columns are phrase, label',
+        ),
+        (["sentence\tlabel"], "dev.tsv holds no examples"),
+    ],
+)
+def test_broken_files_are_named_with_their_line(lines, sentence, tmp_path):
+    """A ragged row, an unknown label, a missing column, an empty file: one sentence with file and line."""
+    write(tmp_path, "SST-2/train.tsv", "sentence\tlabel", "red\t1")
+    write(tmp_path, "SST-2/dev.tsv", *lines)
+    with pytest.raises(UserError, match="dev.tsv") as caught:
+        glue_files.read_folder(GLUE["sst2"], tmp_path, ("train", "dev"))
+    assert sentence in str(caught.value)
+
+
+def test_other_broken_files(tmp_path):
+    """A score that is no number, bytes that are not UTF-8, a task that is not there: named, with what was looked for."""
+    for score in ("high", "nan"):
+        path = write(tmp_path, "s.tsv", "sentence1\tsentence2\tscore", f"a\tb\t{score}")
+        with pytest.raises(
+            UserError, match=rf's\.tsv, line 2: the label "{score}" is not a number'
+        ):
+            glue_files.read_split(path, GLUE["stsb"], True)
+    path.write_bytes(b"sentence\tlabel\nred\t1\nr\xe9d\t1\n")
+    with pytest.raises(UserError, match=r"s\.tsv, line 3, is not UTF-8"):
+        glue_files.read_split(path, GLUE["sst2"], True)
+    with pytest.raises(UserError, match=r"RTE is not in .*looked for .*train\.tsv, .*dev\.tsv"):
+        glue_files.read_folder(GLUE["rte"], tmp_path, ("train", "dev"))
+
+
+def test_the_broken_rows_of_qqp_are_left_out_and_said(tmp_path, capsys):
+    """The official QQP holds a few ragged rows: left out where labels are read, an error where a prediction is due."""
+    path = write(
+        tmp_path, "train.tsv", "question1\tquestion2\tis_duplicate", "a\tb\t1", "broken", "c\td\t0"
+    )
+    assert len(glue_files.read_split(path, GLUE["qqp"], True)) == 2
+    assert "1 broken rows left out" in capsys.readouterr().out
+    with pytest.raises(UserError, match="line 3"):
+        glue_files.read_split(path, GLUE["qqp"], False)
+
+
+def test_the_hub_gives_the_same_as_the_files(monkeypatch):
+    """read_hub asks for the right configuration and parts, and takes its own names of the columns."""
+    import datasets
+
+    asked = []
+
+    def load(path, key, split):
+        asked.append((path, key, split))
+        return {"premise": ["a", "c"], "hypothesis": ["b", "d"], "label": [2, 0]}
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = glue_files.read_hub("mnli", ("train", "dev", "test"))
+    assert [split for *_, split in asked] == [
+        "train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"]  # fmt: skip
+    assert {(path, key) for path, key, _ in asked} == {("nyu-mll/glue", "mnli")}
+    assert found["train"].texts == [("a", "b"), ("c", "d")] and found["train"].labels.tolist() == [
+        2,
+        0,
+    ]
+    assert list(found) == [
+        "train",
+        "dev_matched",
+        "dev_mismatched",
+        "test_matched",
+        "test_mismatched",
+    ]
+    assert found["test_matched"].labels is None
+
+
+def test_no_network_is_said_with_a_way_out(monkeypatch):
+    """Where the hub does not answer, the error names --data-dir and the built-in tasks."""
+    import datasets
+
+    def load(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(UserError, match="ConnectionError.*--data-dir.*docs-library, docs-next"):
+        glue.read_task("cola", None, predict=False)
+
+
+def test_a_typing_error_gets_the_nearest_name():
+    """A task that does not exist: the nearest one is named; a name like no other gets the list."""
+    for typed, meant in (
+        ("cloa", "cola"),
+        ("STS-B", "stsb"),
+        ("mrcp", "mrpc"),
+        ("docs-libary", "docs-library"),
+    ):
+        with pytest.raises(UserError, match=f'did you mean "{meant}"'):
+            find_task(typed)
+    with pytest.raises(UserError, match="tasks: cola, sst2"):
+        find_task("xxxxxxxxxx")

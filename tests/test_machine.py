@@ -1,0 +1,108 @@
+"""What a run runs on: the choices of "auto", the learning rate, the optimiser, and errors that say what is missing."""
+
+import pytest
+import torch
+
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.machine import Machine
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Make this machine look as if it had a GPU, or bfloat16 on it, or neither."""
+
+    def look(cuda=False, mps=False, bfloat16=False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        supported = lambda including_emulation=True: bfloat16 or including_emulation  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            monkeypatch.delenv(name, raising=False)
+
+    return look
+
+
+@pytest.mark.parametrize(
+    "has, device, dtype",
+    [
+        ({}, "cpu", torch.float32),
+        ({"mps": True}, "mps", torch.float32),
+        ({"cuda": True}, "cuda:0", torch.float32),
+        ({"cuda": True, "bfloat16": True}, "cuda:0", torch.bfloat16),
+        ({"cuda": True, "mps": True, "bfloat16": True}, "cuda:0", torch.bfloat16),
+    ],
+)
+def test_auto_takes_the_best_that_is_there(machine, has, device, dtype):
+    """CUDA before MPS before the CPU; bfloat16 only where a GPU has it, and not where it is emulated."""
+    machine(**has)
+    found = Machine.start()
+    assert (found.device, found.dtype, found.rank, found.world) == (
+        torch.device(device),
+        dtype,
+        0,
+        1,
+    )
+
+
+def test_what_is_asked_for_counts(machine):
+    machine(cuda=True, mps=True, bfloat16=True)
+    assert Machine.start("cpu").dtype == torch.float32
+    assert Machine.start("cpu", "bfloat16").dtype == torch.bfloat16
+    assert Machine.start("cuda", "float32").dtype == torch.float32
+    assert Machine.start("mps").device.type == "mps"
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_an_error(machine, device):
+    machine()
+    with pytest.raises(UserError, match=f"--device {device}.*--device cpu"):
+        Machine.start(device)
+
+
+def test_autocast_is_of_the_dtype():
+    """Products are in bfloat16 where that was chosen, and in float32 otherwise; the weights stay float32."""
+    a = torch.ones(3, 5)
+    for dtype in (torch.float32, torch.bfloat16):
+        with Machine(torch.device("cpu"), dtype).autocast():
+            assert (a @ a.T).dtype == dtype
+    assert (a @ a.T).dtype == torch.float32
+
+
+def test_moving_to_the_cpu_copies_nothing():
+    a = torch.ones(3)
+    assert Machine(torch.device("cpu"), torch.float32).move(a) is a
+
+
+def test_a_machine_says_what_it_is():
+    text = str(Machine(torch.device("cpu"), torch.bfloat16, rank=1, world=3))
+    assert "cpu" in text and "bfloat16" in text and "3 processes" in text and "threads" in text
+
+
+# Training
+
+
+# Memory and speed
+
+
+def test_peak_memory_is_in_bytes():
+    """At least a block that was just touched, and less than a terabyte."""
+    cpu = Machine(torch.device("cpu"), torch.float32)
+    block = torch.ones(50_000_000, dtype=torch.uint8)
+    assert block.numel() < cpu.peak_memory() < 1e12
+
+
+@pytest.mark.parametrize(
+    "name, peak",
+    [("NVIDIA H200", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("Tesla T4", None),
+     ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA A10G", 70e12), ("NVIDIA A10", 125e12), ("NVIDIA L4", 121e12),
+     ("NVIDIA L40S", 362e12)],
+)  # fmt: skip
+def test_the_peak_is_that_of_the_gpus_name(monkeypatch, name, peak):
+    """The most precise name counts; an unknown GPU, another precision or a CPU has no peak."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    gpu = Machine(torch.device("cuda:0"), torch.bfloat16)
+    assert gpu.peak_flops() == peak
+    assert Machine(torch.device("cuda:0"), torch.float32).peak_flops() is None
+    assert Machine(torch.device("cpu"), torch.bfloat16).peak_flops() is None

@@ -1,0 +1,112 @@
+"""Options: every one has an effect, and the README shows the presets as they are."""
+
+from pathlib import Path
+
+import pytest
+from helpers import small_run, train_options
+
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.options import (
+    PRESETS,
+    FinetuneOptions,
+    PretrainOptions,
+    every_kth,
+)
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_readme_shows_the_presets(name):
+    """Each row of the README's table has the preset's own numbers."""
+    preset = PRESETS[name]
+    others = (preset[key] for key in ("vocab_size", "seq_len", "batch_tokens", "steps"))
+    numbers = [f"{preset['layers']} × {preset['hidden_size']}", str(preset["heads"]), *(f"{n:,}" for n in others),
+               f"{preset['lr']:f}".rstrip("0")]  # fmt: skip
+    assert f"| {name} | {' | '.join(numbers)} |" in (ROOT / "README.md").read_text()
+
+
+def test_presets_are_the_sizes_of_the_miniatures():
+    """tiny 2/128, mini 4/256, small 4/512, medium 8/512, base 12/768 (1908.08962), heads of 64, FFN of 4 × width."""
+    sizes = {
+        "tiny": (2, 128),
+        "mini": (4, 256),
+        "small": (4, 512),
+        "medium": (8, 512),
+        "base": (12, 768),
+    }
+    for name, (layers, width) in sizes.items():
+        made = train_options("--preset", name)
+        assert (made.layers, made.hidden_size, made.heads, made.ffn_size) == (
+            layers,
+            width,
+            width // 64,
+            4 * width,
+        )
+
+
+def test_ffn_options():
+    """Which layers keep an FFN, and what the run is called."""
+    cases = {
+        (): (None, "runs/full"),
+        ("--no-ffn",): ([], "runs/noffn"),
+        ("--ffn-every", 3, "--layers", 7): ([0, 3, 6], "runs/ffn-0-3-6"),
+        ("--ffn-every", 4, "--preset", "base"): ([3, 7, 11], "runs/base-ffn-3-7-11"),
+        ("--ffn-layers", "0,2", "--seed", 5): ([0, 2], "runs/ffn-0-2-seed5"),
+    }
+    for arguments, (ffn_layers, out) in cases.items():
+        made = train_options(*arguments)
+        assert (made.ffn_layers, made.out) == (ffn_layers, out)
+
+
+CHANGES = [
+    ("--preset", "mini"), ("--layers", "5"), ("--hidden-size", "64"), ("--heads", "2"), ("--ffn-size", "77"),
+    ("--corpus", "a.txt"), ("--tokenizer", "vocab.txt"), ("--vocab-size", "999"), ("--cased",), ("--seq-len", "33"),
+    ("--short-first", "0.2"), ("--batch-tokens", "999"), ("--micro-batch", "3"), ("--steps", "7"), ("--minutes", "2.5"),
+    ("--lr", "0.1"), ("--dropout", "0.2"), ("--seed", "3"), ("--device", "cpu"), ("--dtype", "bfloat16"), ("--compile",),
+    ("--out", "x"), ("--no-ffn",), ("--ffn-every", "2"), ("--ffn-layers", "1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", CHANGES, ids=lambda arguments: arguments[0])
+def test_every_option_changes_the_options_of_the_run(arguments):
+    """Each flag reaches PretrainOptions."""
+    assert train_options(*arguments) != train_options()
+
+
+def test_init_takes_sizes_from_the_run(tale, tmp_path):
+    """--init brings sizes and tokenizer; giving them too is refused; --ffn-every counts the run's own layers."""
+    from mini_undivided.pretrain import pretrain
+
+    pretrain(train_options(*small_run(tale, tmp_path / "a")))
+    made = train_options("--init", tmp_path / "a")
+    assert (made.layers, made.hidden_size, made.heads, made.ffn_layers) == (2, 24, 3, None)
+    assert train_options("--init", tmp_path / "a", "--ffn-every", 2).ffn_layers == [1]
+    with pytest.raises(UserError, match="--layers cannot go with --init"):
+        train_options("--init", tmp_path / "a", "--layers", 3)
+
+
+@pytest.mark.parametrize(
+    "layers, k, expected",
+    [
+        (12, 4, [3, 7, 11]),
+        (12, 1, list(range(12))),
+        (5, 2, [0, 2, 4]),
+        (4, 9, [3]),
+        (7, 3, [0, 3, 6]),
+    ],
+)
+def test_every_kth_ends_at_the_last_layer(layers, k, expected):
+    assert every_kth(layers, k) == expected
+
+
+def test_the_options_work_without_a_command_line():
+    """A notebook gets a preset with changes, the FFN's width following the model's, and the same bounds."""
+    made = PretrainOptions.preset("mini", ffn_layers=[], hidden_size=64, seed=3)
+    assert (made.layers, made.heads, made.ffn_size, made.vocab_size) == (4, 4, 256, 8192)
+    assert made.out == "runs/mini-noffn-seed3"
+    assert PretrainOptions.preset("laptop", minutes=2.0).steps is None
+    with pytest.raises(UserError, match="lr is 1e\\+30, but should be a number from 1e-12 to 100"):
+        PretrainOptions(lr=1e30)
+    with pytest.raises(UserError, match="seeds is 0, but should be a whole number from 1 to 1,000"):
+        FinetuneOptions("runs/a", "cola", seeds=0)

@@ -1,0 +1,72 @@
+"""Tables and sentences: what they say follows from the numbers."""
+
+import numpy as np
+
+from mini_undivided.report import tables
+from mini_undivided.support.tasks import GLUE
+
+
+def test_the_table_has_an_average_only_of_all_tasks(capsys):
+    """The average is over the eight tasks without WNLI, each the mean of its metrics, and needs all nine."""
+    results = []
+    for i, (key, task) in enumerate(GLUE.items()):
+        names = [
+            metric + variant
+            for variant in ("", "x")[: len(task.variants)]
+            for metric in task.metrics
+        ]
+        scores = {name: {"mean": (i + j) / 20, "std": 0.01} for j, name in enumerate(names)}
+        results.append({"task": key, "name": task.name, "built_in": False, "scores": scores,
+                        "majority": dict.fromkeys(names, 0.5)})  # fmt: skip
+    means = [
+        np.mean([s["mean"] for s in r["scores"].values()]) for r in results if r["task"] != "wnli"
+    ]
+    average = f"average of the 8 tasks without WNLI, each the mean of its metrics: {100 * np.mean(means):.1f}"
+    assert average in tables.finetuning_table(results)
+    assert "average" not in tables.finetuning_table(results[1:])
+    assert "± 1.0" in tables.finetuning_table(results) and "MNLI" in tables.finetuning_table(
+        results
+    )
+
+
+def test_sentences_say_what_the_numbers_say():
+    """Higher and lower, the share of the way from floor to ceiling, and nothing where these lie together or are missing."""
+    first = {
+        "name": "a",
+        "parameters": 200,
+        "flops_per_token": 50,
+        "validation_loss": 3.0,
+        "tokens": 1000,
+    }
+    other = {
+        "name": "b",
+        "parameters": 100,
+        "flops_per_token": 20,
+        "validation_loss": 3.25,
+        "tokens": 2000,
+    }
+    assert tables.cost_sentence(first, other) == (
+        "b has 50% of a's parameters and 40% of its FLOPs a token; after 2,000 and 1,000 tokens its validation loss is "
+        "0.250 nats higher."
+    )
+    assert "0.250 nats lower" in tables.cost_sentence(other, first)
+    assert "after 1,000 tokens its" in tables.cost_sentence(first, {**other, "tokens": 1000})
+
+    def alike(b, ceiling, floor):
+        values = {
+            name: {"attention": [[x]]}
+            for name, x in (("b", b), ("c", ceiling), ("f", floor))
+            if x is not None
+        }
+        return {
+            "first": "a",
+            "ceiling": None if ceiling is None else "c",
+            "floor": "f",
+            "values": values,
+        }
+
+    assert tables.alike_sentence(alike(0.5, 0.8, 0.2), "b").endswith(
+        "it goes 50% of the way from floor to ceiling."
+    )
+    assert "too close together" in tables.alike_sentence(alike(0.5, 0.22, 0.2), "b")
+    assert "without a ceiling" in tables.alike_sentence(alike(0.5, None, 0.2), "b")
