@@ -1,37 +1,38 @@
 """Compare what runs learned. Try: python analyze.py runs/full runs/noffn
 
-With runs alone it makes the whole report: CKA of the first run with each other one, linear probes, tables, figures.
-"cka", "probe" or "fill" before the runs does one of these alone: python analyze.py fill runs/noffn "the [MASK] function".
+With runs alone it makes the whole report: CKA of the first run with each other one, linear probes,
+tables, figures. "cka", "probe" or "fill" before the runs does one of these alone:
+python analyze.py fill runs/noffn "the [MASK] function".
 """
 
 import argparse
 import sys
+from dataclasses import fields
 
 from mini_undivided.support.errors import command_line
-from mini_undivided.support.options import AnalyzeOptions, FillOptions, add_options, make_parser
+from mini_undivided.support.options import AnalyzeOptions, FillOptions, add_option, make_parser
 
 COMMANDS = {
     "report": "CKA and probes of two or more runs, tables, figures and report.md",
     "cka": "how alike the layers of two or more runs are, and whether their tokens collapse",
     "probe": "what a linear classifier can read off each layer of one or more runs",
-    "fill": "the likeliest words for each [MASK] of a sentence",
-}
-USAGE = (
-    "analyze.py [report | cka | probe] RUN [RUN ...] [options]\n       analyze.py fill RUN SENTENCE"
-)
+    "fill": "the likeliest words for each [MASK] of a sentence"}
+USAGE = """analyze.py [report | cka | probe] RUN [RUN ...] [options]
+       analyze.py fill RUN SENTENCE"""
 
 
 def parser():
     """The command line; "report" may be left out."""
-    whole = make_parser(__doc__, usage=USAGE)
-    commands = whole.add_subparsers(dest="command", metavar="COMMAND", title="commands (each has a --help)",
-                                    prog="analyze.py")  # fmt: skip
+    parser = make_parser(__doc__, usage=USAGE)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", prog="analyze.py", title="commands (each has a --help)")
     for name, text in COMMANDS.items():
         command = commands.add_parser(
-            name, help=text, description=text, argument_default=argparse.SUPPRESS
-        )
-        add_options(command, FillOptions if name == "fill" else AnalyzeOptions, command=name)
-    return whole
+            name, help=text, description=text, argument_default=argparse.SUPPRESS)
+        for field in fields(FillOptions if name == "fill" else AnalyzeOptions):
+            if name in (field.metadata["option"].commands or COMMANDS):
+                add_option(command, field)
+    return parser
 
 
 def main():
@@ -44,9 +45,7 @@ def main():
         if command is None:
             parser().error("give two runs to compare, or a command: " + ", ".join(COMMANDS))
         if command == "fill":
-            from mini_undivided.report.training import (
-                fill_text,
-            )  # late: --help need not wait for PyTorch
+            from mini_undivided.report.training import fill_text  # late, for --help
 
             print(fill_text(**typed))
         else:

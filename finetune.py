@@ -1,4 +1,7 @@
-"""Fine-tune a run's encoder on GLUE or on a built-in task. Try: python finetune.py runs/noffn --task docs-library"""
+"""Fine-tune a run's encoder on GLUE or on a built-in task.
+
+Try: python finetune.py runs/noffn --task docs-library
+"""
 
 from mini_undivided.support.errors import command_line
 from mini_undivided.support.options import FinetuneOptions, make_parser

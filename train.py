@@ -1,20 +1,18 @@
-"""Pretrain a BERT encoder on masked words, with or without its feed-forward layers. Try: python train.py --no-ffn"""
+"""Pretrain a BERT encoder on masked words, with or without its feed-forward layers.
+
+Try: python train.py --no-ffn
+"""
 
 import sys
 
 from mini_undivided.support.errors import command_line
 from mini_undivided.support.options import (
-    PretrainOptions,
-    TrainShortcuts,
-    make_parser,
-    resume_options,
-    train_options,
-)
+    TRAIN_GROUPS, PretrainOptions, TrainShortcuts, make_parser, resume_options, train_options)
 
 
 def parser():
     """The command line."""
-    return make_parser(__doc__, TrainShortcuts, PretrainOptions)
+    return make_parser(__doc__, TrainShortcuts, PretrainOptions, groups=TRAIN_GROUPS)
 
 
 def main():

@@ -1,23 +1,24 @@
-"""How alike are two layers? Centred kernel alignment (CKA; Kornblith et al. 2019, 1905.00414), debiased.
+"""How alike are two layers? Debiased centred kernel alignment (CKA; Kornblith 2019, 1905.00414).
 
-Letters: B texts in a batch, T tokens in the longest, C width of a layer, n rows in a minibatch, L
-layers of a model.
+Letters: B texts in a batch, T tokens in the longest, C width and L number of layers, n rows in a
+minibatch.
 
-A layer is a matrix X (n, C) with a row for each token (or text). Its Gram matrix K = X Xᵀ says which
-rows are alike in the eyes of this layer, and CKA is the correlation of two layers' Gram matrices:
+A layer is a matrix X (n, C) with a row for each token (or text). Its Gram matrix K = X Xᵀ says
+which rows are alike in the eyes of this layer, and CKA is the correlation of two layers' Gram
+matrices:
 
     CKA(K, L) = HSIC(K, L) / √(HSIC(K, K) HSIC(L, L))
 
-so neither the width of a layer nor a rotation or scaling of it matters. The plain HSIC, tr(K H L H) /
-(n - 1)² with H = I - 1/n, is biased: CKA comes out near 1 whenever n is not far above C, even for
-unrelated layers. The unbiased one (Song et al. 2012) leaves the diagonals out:
+so neither the width of a layer nor a rotation or scaling of it matters. The plain HSIC,
+tr(K H L H) / (n - 1)² with H = I - 1/n, is biased: CKA comes out near 1 whenever n is not far above
+C, even for unrelated layers. The unbiased one (Song et al. 2012) leaves the diagonals out:
 
-    HSIC(K, L) = Σ K̃ ∘ L̃ / (n (n - 3))                                                with, for i ≠ j,
+    HSIC(K, L) = Σ K̃ ∘ L̃ / (n (n - 3))           with K̃_ii = 0 and, for i ≠ j,
+    K̃_ij = K_ij - Σ_l K_il / (n - 2) - Σ_l K_lj / (n - 2) + Σ_lm K_lm / ((n - 1) (n - 2))
 
-    K̃_ij = K_ij - Σ_l K_il / (n - 2) - Σ_l K_lj / (n - 2) + Σ_lm K_lm / ((n - 1) (n - 2)),   K̃_ii = 0
-
-where K's own diagonal counts as 0 ("U-centring"). Being unbiased, it may be averaged over minibatches
-(Nguyen et al. 2021, 2010.15327). Unrelated layers give 0 on average, and single values just below it.
+where K's own diagonal counts as 0 ("U-centring"). Being unbiased, it may be averaged over
+minibatches (Nguyen et al. 2021, 2010.15327). Unrelated layers give 0 on average, and single values
+just below it.
 """
 
 import torch
@@ -25,12 +26,13 @@ import torch
 from mini_undivided.support.errors import UserError
 
 PLACES = {"attention": "attention outputs", "block": "block outputs"}
+FIRST = {"attention": 1, "block": 0}  # the number of a matrix's first layer; 0: the embeddings
 LEAST = 4  # rows: the estimator divides by n - 3
 POOL = 8  # minibatches whose rows are shuffled together, so that none is made of one text's tokens
 
 
 def centre(x):
-    """U-centred Gram matrices K̃ of layers: x (L, n, C) → (L, n, n), whose rows and columns sum to 0."""
+    """U-centred Gram matrices K̃ of layers: x (L, n, C) → (L, n, n); rows and columns sum to 0."""
     n = x.size(1)
     gram = x @ x.transpose(1, 2)  # (L, n, n)
     gram.diagonal(dim1=1, dim2=2).zero_()
@@ -42,20 +44,20 @@ def centre(x):
 
 
 def hsic(a, b):
-    """HSIC of every layer of A with every layer of B: centred Grams (L_A, n, n), (L_B, n, n) → (L_A, L_B)."""
+    """HSIC of all pairs of layers: centred Grams (L_A, n, n), (L_B, n, n) → (L_A, L_B)."""
     n = a.size(1)
     return a.flatten(1) @ b.flatten(1).T / (n * (n - 3))
 
 
 class CKA:
-    """CKA of every layer of A with every layer of B, summed over minibatches of equal size, in float64."""
+    """CKA of every layer of A with every layer of B, summed over equal minibatches in float64."""
 
     def __init__(self):
         self.ab = self.aa = self.bb = 0.0
         self.rows = 0  # the n to report
 
     def add(self, a, b):
-        """Add a minibatch: centred Grams of A (L_A, n, n) and of B (L_B, n, n), of the same n rows."""
+        """Add the centred Grams of A (L_A, n, n) and of B (L_B, n, n), of the same n rows."""
         scale = a.size(1) * (a.size(1) - 3)
         self.ab = self.ab + hsic(a, b)
         self.aa = self.aa + a.square().sum((1, 2)) / scale  # each layer with itself
@@ -74,23 +76,29 @@ def cka(a, b):
     return sums.value().item()
 
 
-def equal_depth(matrix):
-    """The values of a CKA matrix at equal relative depth: (row, column, value) for each of its rows."""
-    steps = (len(matrix[0]) - 1) / max(1, len(matrix) - 1)
-    return [(i, round(i * steps), row[round(i * steps)]) for i, row in enumerate(matrix)]
+def equal_depth(matrix, place="block"):
+    """The values of a CKA matrix at equal relative depth: (row, column, value) for each row.
+
+    Depth is a layer's number, with the embeddings as 0, divided by the number of layers.
+    """
+    first = FIRST[place]
+    most, others = len(matrix) - 1 + first, len(matrix[0]) - 1 + first  # layers of the two models
+    values = []
+    for i, row in enumerate(matrix):
+        j = max(first, round((i + first) * others / max(1, most))) - first
+        values.append((i, j, row[j]))
+    return values
 
 
 def layer_outputs(encoder, ids, mask=None, segments=None):
-    """One forward pass → {"attention": each layer's attention output, "block": embeddings and blocks}.
+    """One forward pass → {"attention": layers, "block": embeddings and layers}, each (B, T, C).
 
-    Each is a list of (B, T, C). The attention output is that of the whole sublayer, after its residual
-    and LayerNorm: without an FFN, the block's.
+    The attention output is that of the whole sublayer, after its residual and LayerNorm: without
+    an FFN, the block's.
     """
     attention = []
-    hooks = [
-        layer.attention.register_forward_hook(lambda _, inputs, output: attention.append(output))
-        for layer in encoder.layers
-    ]
+    keep = lambda _, inputs, output: attention.append(output)  # noqa: E731
+    hooks = [layer.attention.register_forward_hook(keep) for layer in encoder.layers]
     try:
         _, block = encoder(ids, mask, segments, output_hidden_states=True)
     finally:
@@ -107,16 +115,14 @@ def text_means(x, mask):
 def collapse(layers, mask):
     """How far attention has made the tokens of a text alike, layer by layer.
 
-    layers: a list of (B, T, C); mask (B, T) → (L, 2, B): the distance of the token vectors from their
-    mean, relative to their norm (Dong et al. 2021, 2103.03404), and the mean cosine of two different
-    tokens. Collapse is 0, and 1.
+    layers: a list of (B, T, C); mask (B, T) → (L, 2, B): the distance of the token vectors from
+    their mean, relative to their norm (Dong et al. 2021, 2103.03404), and the mean cosine of two
+    different tokens. Collapse is 0, and 1.
     """
     x = torch.stack(layers) * mask[..., None]  # (L, B, T, C), padding 0
     count = mask.sum(1)  # (B,)
     mean = x.sum(2) / count[:, None]  # (L, B, C)
-    squares = x.square().sum(
-        (2, 3)
-    )  # (L, B): |x|² over all tokens; of the distances T |mean|² less
+    squares = x.square().sum((2, 3))  # (L, B): Σ |x|², and of the distances T |mean|² less
     distance = ((squares - count * mean.square().sum(-1)).clamp(min=0) / squares).sqrt()
     unit = torch.nn.functional.normalize(x, dim=-1).sum(2)  # (L, B, C)
     cosine = (unit.square().sum(-1) - count) / (count * (count - 1)).clamp(min=1)  # pairs i ≠ j
@@ -125,13 +131,13 @@ def collapse(layers, mask):
 
 @torch.inference_mode()
 def compare(encoders, batches, per_text=False, n=256):
-    """CKA of the first encoder with each other one, and each one's rank collapse, in one pass of each.
+    """CKA of the first encoder with each other one, and the rank collapse of each.
 
-    encoders: {name: Encoder}, all in evaluation mode and with the same tokenizer. batches: (ids, mask,
-    segments) on their device; mask may be None. per_text: rows are the means of texts, not tokens.
+    encoders: {name: Encoder}, all in evaluation mode and with the same tokenizer. batches: (ids,
+    mask or None, segments) on their device. per_text: rows are the means of texts, not tokens.
     n: rows in a minibatch; what is left over at the end is not used.
-    → {other's name: {"attention": (L_A, L_B), "block": (L_A + 1, L_B + 1)}}, {name: (L + 1, 2)}, and
-    the number of rows. Raises UserError if the rows do not fill one minibatch.
+    → {other's name: {"attention": (L_A, L_B), "block": (L_A + 1, L_B + 1)}}, {name: (L + 1, 2)},
+    and the number of rows. Raises UserError if the rows do not fill one minibatch.
     """
     if n < LEAST:
         raise UserError(f"CKA needs at least {LEAST} rows in a minibatch, not {n}")
@@ -156,10 +162,8 @@ def compare(encoders, batches, per_text=False, n=256):
         kind = "texts" if per_text else "tokens"
         advice = "give more text or more --examples"
         raise UserError(f"CKA needs {n} {kind} at least, but there are {pool.size}: {advice}")
-    values = {
-        name: {place: each.value() for place, each in places.items()}
-        for name, places in sums.items()
-    }
+    values = {name: {place: each.value() for place, each in places.items()}
+              for name, places in sums.items()}
     return values, {name: torch.cat(s, dim=2).mean(2).cpu() for name, s in shapes.items()}, rows
 
 
@@ -172,7 +176,7 @@ def add_minibatch(sums, first, minibatch):
 
 
 class Pool:
-    """Rows of all encoders, waiting until there are enough to be shuffled alike and cut into minibatches."""
+    """Rows of all encoders, waiting to be shuffled alike and cut into minibatches."""
 
     def __init__(self, n):
         self.n, self.parts = n, {}
@@ -188,7 +192,7 @@ class Pool:
         self.parts.setdefault(key, []).append(rows)
 
     def take(self, least):
-        """Yield minibatches {key: (L, n, C) in float64} once `least` rows wait; the rest goes on waiting."""
+        """Yield minibatches {key: (L, n, C) in float64} once `least` rows wait; keep the rest."""
         if self.size < least:
             return
         order = torch.randperm(self.size, generator=self.generator)

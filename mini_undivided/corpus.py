@@ -1,22 +1,27 @@
 """Where text comes from, and what is held out: documentation on this machine, files, or a dataset.
 
-A corpus yields documents of at most PIECE characters: a longer one, such as a novel, comes in
-several pieces. One in twenty of them is held out: for validation, for the built-in tasks, and for
-the sentences at the end of a run.
+A corpus yields pieces of text of at most PIECE characters; a longer document, such as a novel,
+comes in several. One document in twenty is held out, whole: for validation, for the built-in tasks,
+and for the sentences at the end of a run. If there are fewer than twenty documents, one piece in
+twenty is, so that even a single novel can be validated on; but then pieces of one text lie on both
+sides.
 """
 
 import glob
 import gzip
 import hashlib
 import json
-import re
+import os
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
-from mini_undivided.support.docs import docs_file
+from mini_undivided.support.docs import docs_file, split_sentences
 from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import cache_dir
 
 PIECE = 4000  # characters: enough context, and short enough that one novel has a held-out part
 BLOCK = 1 << 20  # characters read at once
@@ -24,9 +29,17 @@ HELD_OUT_EVERY = 20
 SUFFIXES = (".txt", ".txt.gz", ".jsonl")
 
 
+class Piece(NamedTuple):
+    """A piece of text. begins: whether a document begins with it; held_out: None if not known."""
+
+    text: str
+    begins: bool = True
+    held_out: bool | None = None
+
+
 @dataclass(frozen=True)
 class Corpus:
-    """Text to train on. `names` says where it comes from, `files` lists what is read (none: the hub)."""
+    """Text to train on: `names` says where it is from, `files` what is read (none: the hub)."""
 
     names: tuple[str, ...]
     files: tuple[Path, ...] = ()
@@ -37,10 +50,35 @@ class Corpus:
         return sum(path.stat().st_size for path in self.files)
 
     def __iter__(self):
-        """Yield the documents in a fixed order. UserError names a file that cannot be read."""
-        sources = map(read_documents, self.files) if self.files else [read_hub(self.names[0])]
-        for source in sources:
-            yield from (text for text in source if text and not text.isspace())
+        """Yield the pieces' texts in a fixed order. UserError names a file that cannot be read."""
+        return (piece.text for piece in self.pieces())
+
+    def pieces(self):
+        """Yield each Piece in a fixed order, with `held_out` decided."""
+        number, begins = -1, False  # number of documents, or of pieces if there are few documents
+        sources = map(read_pieces, self.files) if self.files else [read_hub(self.names[0])]
+        for piece in (piece for source in sources for piece in source):
+            begins |= piece.begins
+            if not piece.text or piece.text.isspace():
+                continue
+            number += begins or not self.holds_out_documents
+            out = is_held_out(number) if piece.held_out is None else piece.held_out
+            yield Piece(piece.text, begins, out)
+            begins = False
+
+    @cached_property
+    def holds_out_documents(self):
+        """Whether there are documents enough to hold out whole ones."""
+        count = 0
+        for path in self.files:
+            if path.name.endswith(".jsonl"):
+                with open(path, "rb") as file:
+                    count += sum(1 for _ in islice(filter(bytes.strip, file), HELD_OUT_EVERY))
+            else:
+                count += 1
+            if count >= HELD_OUT_EVERY:
+                return True
+        return not self.files  # a dataset from the hub is large
 
     @cached_property
     def fingerprint(self):
@@ -55,11 +93,18 @@ class Corpus:
         return digest.hexdigest()
 
 
-def open_corpus(names):
-    """Find a corpus: ["docs"], ["hf:NAME:CONFIG"], or files, folders and globs. UserError if not there."""
+def open_corpus(names, fingerprint=None):
+    """Find a corpus: ["docs"], ["hf:NAME:CONFIG"], or files, folders, globs. UserError if none.
+
+    fingerprint: of the docs corpus that is wanted, if it is still in the cache: it changes with
+    every version of Python, numpy and torch.
+    """
     names = [names] if isinstance(names, str) else names
     if names == ["docs"]:
-        return Corpus(("docs",), (docs_file(),))
+        for path in sorted(cache_dir().glob("docs-*.jsonl")) if fingerprint else ():
+            if (corpus := Corpus(("docs",), (path,))).fingerprint == fingerprint:
+                return corpus
+        return Corpus(("docs",), (docs_file(is_held_out),))
     if any(name.startswith("hf:") for name in names):
         if len(names) > 1:
             raise UserError("--corpus takes one dataset from the hub, or paths, not both")
@@ -72,7 +117,7 @@ def open_corpus(names):
 
 def find_files(name):
     """The text files that a path, a folder or a glob stands for, in alphabetical order."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
             known = ", ".join(SUFFIXES)
@@ -88,11 +133,10 @@ def find_files(name):
     return files
 
 
-def read_documents(path):
-    """Yield the documents of a file, a block or a line in memory at a time.
+def read_pieces(path):
+    """Yield the pieces of a file, a block or a line in memory at a time.
 
-    .txt and .txt.gz: the file is one document, which comes in pieces. .jsonl: each line is one, in
-    its field "text".
+    A .txt or .txt.gz is one document, in pieces; each line of a .jsonl is one, in its field "text".
     """
     opener = gzip.open if path.name.endswith(".gz") else open
     lines = 0  # of a .jsonl, read so far: where an error is
@@ -102,19 +146,21 @@ def read_documents(path):
                 for line in file:
                     lines += 1
                     if line.strip():
-                        yield from cut(json.loads(line)["text"] + "")  # TypeError if not a string
+                        row = json.loads(line)
+                        row["text"].encode()  # half a surrogate pair is no text
+                        yield from pieces_of(row["text"], row.get("held_out"))
                 return
-            rest = ""
+            rest, begins = "", True
             while block := file.read(BLOCK):
                 *whole, rest = cut(rest + block)
-                yield from whole
-            yield rest
+                for text in whole:
+                    yield Piece(text, begins)
+                    begins = False
+            yield Piece(rest, begins)
     except UnicodeDecodeError:
-        line = f"{bad_line(path):,}"
-        raise UserError(
-            f"{path} is not UTF-8 in line {line}; convert it, for example with iconv"
-        ) from None
-    except (json.JSONDecodeError, KeyError, TypeError):
+        where = f"{path} is not UTF-8 in line {bad_line(path):,}"
+        raise UserError(f"{where}; convert it, for example with iconv") from None
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeEncodeError):
         raise UserError(f'{path}, line {lines}: not a JSON object with a "text" field') from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
@@ -131,7 +177,7 @@ def bad_line(path):
 
 
 def read_hub(name):
-    """Yield the texts of a dataset on the hub, streamed: hf:NAME or hf:NAME:CONFIG, its train split."""
+    """Yield the texts of a dataset's train split, streamed from the hub: hf:NAME[:CONFIG]."""
     import datasets  # late: it takes a second to import, and only this needs it
 
     dataset, _, config = name.removeprefix("hf:").partition(":")
@@ -140,7 +186,7 @@ def read_hub(name):
         for row in rows:
             if "text" not in row:
                 raise UserError(f'{name} has no field "text"; it has {", ".join(row)}')
-            yield from cut(row["text"])
+            yield from pieces_of(row["text"])
     except UserError:
         raise
     except Exception as error:  # the hub raises many kinds: no network, no such dataset, no config
@@ -148,8 +194,13 @@ def read_hub(name):
         raise UserError(f"the dataset {name} could not be read from the hub ({reason})") from None
 
 
+def pieces_of(text, held_out=None):
+    """The pieces of a whole document."""
+    return [Piece(part, i == 0, held_out) for i, part in enumerate(cut(text))]
+
+
 def cut(text):
-    """Cut a text into pieces of at most PIECE characters, at a line's end or a space, losing nothing."""
+    """Cut a text into pieces of at most PIECE characters, at a line's end or else a space."""
     pieces, start = [], 0
     while len(text) - start > PIECE:
         middle, limit = start + PIECE // 2, start + PIECE
@@ -161,28 +212,22 @@ def cut(text):
 
 
 def is_held_out(index):
-    """Whether document number `index` is in the validation part: every twentieth, from the eleventh."""
+    """Whether number `index` belongs to the validation part: every twentieth, from the eleventh."""
     return index % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
 
 
 def held_out(corpus):
-    """Yield the held-out documents of a corpus."""
-    return (text for i, text in enumerate(corpus) if is_held_out(i))
+    """Yield the held-out pieces' texts of a corpus."""
+    return (piece.text for piece in corpus.pieces() if piece.held_out)
 
 
 def held_out_docs():
     """Yield (library, text) of the docs corpus' held-out documents."""
-    index = 0
-    with open(docs_file(), encoding="utf-8") as file:
-        for row in map(json.loads, file):
-            for text in filter(str.strip, cut(row["text"])):  # counted as the corpus counts them
-                if is_held_out(index):
-                    yield row["library"], text
-                index += 1
+    with open(docs_file(is_held_out), encoding="utf-8") as file:
+        rows = map(json.loads, file)
+        yield from ((row["library"], row["text"]) for row in rows if row["held_out"])
 
 
 def sentences(text):
-    """Cut prose into sentences of 5 to 60 words, by a simple rule that is right often enough."""
-    parts = re.split(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]*[A-Z])|\n\s*\n", text)
-    parts = (" ".join(part.split()) for part in parts)
-    return [part for part in parts if 5 <= len(part.split()) <= 60]
+    """The sentences of 5 to 60 words of a text, by a simple rule that is right often enough."""
+    return [part for part in split_sentences(text) if 5 <= len(part.split()) <= 60]

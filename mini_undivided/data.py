@@ -1,7 +1,6 @@
 """Documents → token file → shuffled sequences → masked batches.
 
-Letters: N sequences in a file, B sequences in a batch, T tokens in a sequence, M places to mask in
-a sequence.
+Letters: N sequences in a file, B in a batch, T tokens in a sequence, M of them to mask.
 
 Documents are tokenised once and strung together, a [SEP] after each; a sequence is the next T - 2
 tokens between [CLS] and [SEP]. So sequences are full, nothing is padding, and a sequence may begin
@@ -13,14 +12,20 @@ a batch over micro-batches or processes changes no token of it.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from mini_undivided.corpus import is_held_out
-from mini_undivided.support.files import atomic, cache_dir, read_json, short_hash, write_json
+from mini_undivided.support.files import (
+    atomic,
+    cache_dir,
+    read_json,
+    short_hash,
+    write_json,
+)
 from mini_undivided.support.token_files import TokenWriter, encode_ahead, read_tokens
 from mini_undivided.tokenizer import (
     load_tokenizer,
@@ -34,7 +39,8 @@ IGNORE = -100  # the label of a place that does not count; PyTorch's cross entro
 MASK_SHARE, TO_MASK, TO_RANDOM = 0.15, 0.8, 0.1  # BERT's; the remaining tenth stays as it is
 TOKENIZER_CHARACTERS = 10**8  # more text does not change which pieces are frequent
 VALIDATION_BATCH = 64  # sequences
-VALIDATION_SEED = 2**32  # no training seed: these masks are drawn once, the same for every run
+COUNTS = {"documents": int, "pieces": int, "held_out": int, "words": int}
+ORDER, MASKS, VALIDATION = 1, 2, 3  # what a stream of random numbers is for
 
 
 # Documents → token file.
@@ -42,11 +48,17 @@ VALIDATION_SEED = 2**32  # no training seed: these masks are drawn once, the sam
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenised corpus: two arrays of ids, and how many documents, words and tokens it has."""
+    """A tokenised corpus: two arrays of ids, and how many documents, pieces and words it has.
 
+    held_out: documents in the validation part, or pieces if the corpus has few documents.
+    """
+
+    folder: Path
     train: np.ndarray
     valid: np.ndarray
     documents: int
+    pieces: int
+    held_out: int
     words: int
 
     @property
@@ -55,12 +67,21 @@ class Tokens:
         return len(self.train) + len(self.valid)
 
 
+def stream(purpose, seed, number):
+    """Random numbers for a purpose (ORDER, MASKS, VALIDATION), a seed, and an epoch, step or batch.
+
+    The three stand at fixed places, so that no two streams meet.
+    """
+    return np.random.default_rng([purpose, seed, number])
+
+
 def cached_tokenizer(corpus, vocab_size, cased=False):
     """A WordPiece tokenizer for a corpus, trained at the first call and then cached.
 
     It sees the training documents only, and of a corpus above TOKENIZER_CHARACTERS an even sample.
     """
-    folder = cache_dir() / f"tokenizer-{short_hash(f'{corpus.fingerprint} {vocab_size} {cased}')}"
+    key = short_hash(f"{corpus.fingerprint} {vocab_size} {cased}")
+    folder = cache_dir() / f"word-pieces-{key}"
     if not (folder / "tokenizer_config.json").exists():
         save_tokenizer(train_tokenizer(sample(corpus), vocab_size, cased), folder)
     return load_tokenizer(folder)
@@ -71,11 +92,11 @@ def sample(corpus):
     every, taken = 1 + corpus.size // TOKENIZER_CHARACTERS, 0
     limit = min(corpus.size, TOKENIZER_CHARACTERS) or TOKENIZER_CHARACTERS
     with byte_bar("tokenizer", limit) as bar:
-        for i, text in enumerate(corpus):
-            if i % every == 0 and not is_held_out(i):
-                yield text
-                bar.update(len(text))
-                taken += len(text)
+        for i, piece in enumerate(corpus.pieces()):
+            if i % every == 0 and not piece.held_out:
+                yield piece.text
+                bar.update(len(piece.text))
+                taken += len(piece.text)
                 if taken > TOKENIZER_CHARACTERS:
                     return
 
@@ -89,25 +110,30 @@ def tokenize(corpus, tokenizer):
         with atomic(train) as new_train, atomic(valid) as new_valid:
             counts = write_token_files(corpus, tokenizer, new_train, new_valid)
         write_json(about, counts)  # last: its presence says that the token files are whole
-    return Tokens(read_tokens(train), read_tokens(valid), **read_json(about))
+    counts = read_json(about, COUNTS)
+    parts = (read_tokens(path, tokenizer.get_vocab_size()) for path in (train, valid))
+    return Tokens(folder, *parts, **{name: counts[name] for name in COUNTS})
 
 
 def write_token_files(corpus, tokenizer, train, valid):
-    """Tokenise a corpus into two files, a batch of documents in memory at a time → how many it has."""
+    """Tokenise a corpus into two files, batch by batch → the counts of `Tokens`."""
     vocab_size, sep = tokenizer.get_vocab_size(), tokenizer.token_to_id("[SEP]")
     writers = TokenWriter(train, vocab_size), TokenWriter(valid, vocab_size)
-    documents = words = 0
+    counts = dict.fromkeys(COUNTS, 0)
     tokenizer.encode_special_tokens = True  # a document's own "[MASK]" is text, not a place to fill
     with byte_bar("tokenising", corpus.size or None) as bar:
-        for texts, encodings in encode_ahead(tokenizer, corpus):
-            for text, encoding in zip(texts, encodings, strict=True):
-                writers[is_held_out(documents)].write([*encoding.ids, sep])
-                documents, words = documents + 1, words + len(text.split())
-            bar.update(sum(map(len, texts)))
+        for pieces, encodings in encode_ahead(tokenizer, corpus.pieces()):
+            for (text, begins, held_out), encoding in zip(pieces, encodings, strict=True):
+                writers[held_out].write([*encoding.ids, sep])
+                counts["documents"] += begins
+                counts["pieces"] += 1
+                counts["held_out"] += held_out and (begins or not corpus.holds_out_documents)
+                counts["words"] += len(text.split())
+                bar.update(len(text))
     tokenizer.encode_special_tokens = False
     for writer in writers:
         writer.close()
-    return {"documents": documents, "words": words}
+    return counts
 
 
 def byte_bar(name, total):
@@ -119,7 +145,7 @@ def byte_bar(name, total):
 
 
 class MaskedBatch(NamedTuple):
-    """Masked sequences: input_ids (B, T); positions (B, M) of the masks; labels (B, M), or IGNORE."""
+    """Masked sequences: input_ids (B, T); the masks' positions (B, M); labels (B, M) or IGNORE."""
 
     input_ids: torch.Tensor
     positions: torch.Tensor
@@ -162,22 +188,22 @@ class Sequences:
         return ids
 
     def masked(self, ids, rng, mine=slice(None)):
-        """Choose round(0.15 n) of the n ordinary tokens of each sequence and hide them → MaskedBatch.
+        """Choose and hide round(0.15 n) of the n ordinary tokens of each sequence → MaskedBatch.
 
         Of the chosen, 80 % become [MASK], 10 % a random ordinary token, 10 % stay (Devlin et al.
-        2019, section 3.1). With T = 16 and two places, a batch of one sequence may turn out like this:
+        2019, section 3.1). With T = 16 and two places, a batch of one sequence may become:
 
             ids          [CLS] the cat sat on the mat and looked at the dog for a while [SEP]
             chosen                     sat                      dog
             input_ids    [CLS] the cat [MASK] on the mat and looked at the dog for a while [SEP]
             positions                  3                        11
-            labels                     sat                      dog      (here "dog" was one that stays)
+            labels                     sat                      dog      ("dog" is one that stays)
 
-        The model has to name both. A [MASK] never occurs in fine-tuning, so if only [MASK] had to be
+        The model has to name both. A [MASK] never occurs in fine-tuning: if only [MASK] had to be
         named, the model could neglect all other tokens; as any token may be one to name, it cannot.
 
-        ids (B, T) are changed in place. `mine`: the rows of this process. Draws are made for all rows,
-        so that a row's draws do not depend on which rows are mine.
+        ids (B, T) are changed in place. `mine`: the rows of this process. Draws are made for all
+        rows, so that a row's draws do not depend on which rows are mine.
         """
         scores = rng.random(ids.shape, dtype=np.float32)[mine]  # (B, T): the lowest are chosen
         fate = rng.random((len(ids), self.places), dtype=np.float32)[mine]  # (B, M)
@@ -198,7 +224,7 @@ class Sequences:
 
 
 class TrainingData:
-    """The batches of a run: `size` sequences a step, each once an epoch in a new order, newly masked."""
+    """The batches of a run: `size` sequences a step, each epoch in a new order with new masks."""
 
     def __init__(self, sequences, size, seed):
         self.sequences, self.size, self.seed = sequences, size, seed
@@ -209,7 +235,7 @@ class TrainingData:
         visits = np.arange(step * self.size, (step + 1) * self.size)
         ids = self.sequences.read(self.indices(visits))
         share = self.size // world
-        rng = np.random.default_rng([self.seed, step])
+        rng = stream(MASKS, self.seed, step)
         return self.sequences.masked(ids, rng, slice(rank * share, (rank + 1) * share))
 
     def indices(self, visits):
@@ -218,27 +244,46 @@ class TrainingData:
         indices = np.empty_like(visits)
         for epoch in np.unique(epochs):
             if epoch != self.epoch:
-                rng = np.random.default_rng([self.seed, int(epoch), 1])
+                rng = stream(ORDER, self.seed, int(epoch))
                 self.epoch, self.order = epoch, rng.permutation(len(self.sequences))
             indices[epochs == epoch] = self.order[places[epochs == epoch]]
         return indices
 
 
 def validation_batches(sequences, limit, rank=0, world=1):
-    """Yield masked batches of at most `limit` sequences, spread over the file; always the same masks."""
+    """Yield masked batches of at most `limit` sequences, spread over the file, the masks fixed."""
     count = min(limit, len(sequences))
     chosen = np.arange(count) * len(sequences) // count
     for number, first in enumerate(range(0, count, VALIDATION_BATCH)):
         if number % world == rank:
-            rng = np.random.default_rng([VALIDATION_SEED, number])
+            rng = stream(VALIDATION, 0, number)  # drawn once, the same for every run
             yield sequences.masked(sequences.read(chosen[first : first + VALIDATION_BATCH]), rng)
 
 
-def unigram_entropy(tokens, is_special):
-    """The entropy -Σ p log p in nats of the ordinary tokens' frequencies p.
+def context_free_baseline(tokens, is_special):
+    """Loss and accuracy of the best model that looks at a masked place and at no other, exactly.
 
-    It is the loss of a model that knows how common each word is, and no context.
+    It knows how common each ordinary word is (p, from `tokens`, the validation part) and how places
+    are masked. At a [MASK] it has to say p: its loss is the (unigram) entropy -Σ p log p. But one
+    place in five shows a word w: w itself, kept, or a random word. By Bayes' rule
+
+        P(original = w | shown = w) = (p_w keep + p_w random / V) / (p_w keep + random / V),
+
+    with random / V for every other original. → {"loss", "accuracy", "accuracy_at_mask",
+    "unigram_entropy"}, losses in nats.
     """
     counts = np.bincount(tokens, minlength=len(is_special))[~is_special]
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    p, V, keep = counts / counts.sum(), len(counts), 1 - TO_MASK - TO_RANDOM
+
+    def xlogx(x):
+        return x * np.log(np.where(x > 0, x, 1))
+
+    entropy, random = -xlogx(p).sum(), TO_RANDOM / V
+    shown, own = keep * p + random, (keep + random) * p  # P(w is shown), P(w is shown and original)
+    others = random * (np.log(random) * (1 - p) - entropy - xlogx(p))  # Σ x log x of the others
+    loss = TO_MASK * entropy + (xlogx(shown) - xlogx(own) - others).sum()
+    rival = np.full(V, p.max())  # the commonest other word
+    rival[p.argmax()] = np.partition(p, -2)[-2]
+    accuracy = TO_MASK * p.max() + np.maximum(own, random * rival).sum()
+    scores = {"loss": loss, "accuracy": accuracy, "accuracy_at_mask": p.max()}
+    return {name: float(x) for name, x in {**scores, "unigram_entropy": entropy}.items()}

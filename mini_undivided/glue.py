@@ -1,9 +1,10 @@
-"""GLUE (Wang et al. 2018, 1804.07461): its metrics, batches of similar length, and the fine-tuning loop.
+"""GLUE (Wang et al. 2018, 1804.07461): metrics, batches of similar length, the fine-tuning loop.
 
 Letters: B examples in a batch, T tokens in the longest of them, K labels.
 
-Fine-tuning puts a small new head on a pretrained encoder and trains both, briefly, on the examples of
-a task. What pretraining was worth shows against the same model with fresh weights (--from-scratch).
+Fine-tuning puts a small new head on a pretrained encoder and trains both, briefly, on a task's
+examples. What pretraining was worth shows against the same model with fresh weights
+(--from-scratch).
 """
 
 import math
@@ -19,9 +20,9 @@ from tqdm import tqdm
 from mini_undivided.corpus import held_out_docs, sentences
 from mini_undivided.model import BertConfig, Encoder, SequenceClassifier
 from mini_undivided.pretrain import adamw, set_learning_rate, warmup_decay
-from mini_undivided.support.checkpoint import label_names
+from mini_undivided.support.checkpoint import label_names, read_pooler
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import read_json, write_json
+from mini_undivided.support.files import check_writable, read_json, write_json
 from mini_undivided.support.glue_files import (
     make_docs_task,
     read_glue,
@@ -29,7 +30,7 @@ from mini_undivided.support.glue_files import (
     write_predictions,
 )
 from mini_undivided.support.machine import Machine
-from mini_undivided.support.run_directory import check_finished, resolve
+from mini_undivided.support.run_directory import check_finished, resolve, trained_length
 from mini_undivided.support.tasks import BUILT_IN, GLUE, find_task
 from mini_undivided.tokenizer import check_fits, encode, load_tokenizer, save_tokenizer
 
@@ -38,7 +39,6 @@ EVAL_BATCH = 128
 
 
 # Metrics: predictions and labels are arrays of the same length.
-
 
 def accuracy(predicted, labels):
     """The share of predictions that are right."""
@@ -56,19 +56,16 @@ def f1(predicted, labels):
 
 
 def matthews(predicted, labels):
-    """Matthews' correlation: Pearson's, of two binary arrays; 0 if one is constant, as in scikit-learn."""
+    """Matthews' correlation: Pearson's, of two binary arrays; 0 if one is constant."""
     return pearson(predicted, labels)
 
 
 def pearson(predicted, labels):
-    """The linear correlation Σ xy / √(Σ x² Σ y²) of what is left after the means are subtracted.
-
-    0 if one side is constant, for which it is not defined.
-    """
+    """The linear correlation Σ xy / √(Σ x² Σ y²), means subtracted; 0 if one side is constant."""
     x, y = np.float64(predicted), np.float64(labels)
     x, y = x - x.mean(), y - y.mean()
     norm = np.sqrt(np.sum(x * x) * np.sum(y * y))
-    return float(np.sum(x * y) / norm) if norm > 1e-12 * len(x) else 0.0
+    return 0.0 if norm <= 1e-12 * len(x) else float(np.sum(x * y) / norm)
 
 
 def spearman(predicted, labels):
@@ -83,8 +80,7 @@ def ranks(values):
     return (last - (counts - 1) / 2)[inverse]
 
 
-METRICS = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "pearson": pearson}
-METRICS["spearman"] = spearman
+METRICS = {each.__name__: each for each in (accuracy, f1, matthews, pearson, spearman)}
 
 
 def score(task, splits, answers):
@@ -98,13 +94,30 @@ def score(task, splits, answers):
     return scores
 
 
-def majority(labels, is_class, count):
-    """What needs no learning: `count` times the commonest of these labels, or for a regression their mean."""
-    return np.full(count, np.bincount(labels).argmax() if is_class else labels.mean())
+def best_constant(task, splits):
+    """{metric: the best that one answer for all examples scores} on the dev parts: no model."""
+    answers = range(len(task.labels)) if task.labels else [0.0]
+    guesses = ({part: np.full(len(split), a) for part, split in splits.items()} for a in answers)
+    scores = [score(task, splits, guess) for guess in guesses]
+    return {metric: max(each[metric] for each in scores) for metric in scores[0]}
+
+
+def word_overlap(splits):
+    """The dev accuracy of a rule without a model: B follows A if they share so many words.
+
+    How many is chosen on the training part.
+    """
+    def shared(split):
+        pairs = [[set(text.lower().split()) for text in pair] for pair in split.texts]
+        return np.array([len(a & b) / max(1, min(len(a), len(b))) for a, b in pairs])
+
+    train, labels = shared(splits["train"]), splits["train"].labels
+    limit = max(np.unique(train), key=lambda limit: accuracy(train >= limit, labels))
+    return accuracy(shared(splits["dev"]) >= limit, splits["dev"].labels)
 
 
 def summarise(values):
-    """Mean and standard deviation (n - 1) of a list over seeds; the deviation of one value is None."""
+    """Mean and standard deviation (n - 1) of values over seeds; of one value the latter is None."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": deviation, "values": values}
 
@@ -120,11 +133,9 @@ def read_task(key, data_dir=None, predict=False):
 
 
 def collate(rows, machine):
-    """Pad encoded examples to the longest → input_ids, attention_mask (None without padding), segments."""
+    """Pad encoded examples to the longest → ids, mask (None without padding), segments, (B, T)."""
     lengths = [len(ids) for ids, _ in rows]
-    tensors = torch.zeros(
-        2, len(rows), max(lengths), dtype=torch.long
-    )  # [PAD] is 0 in BERT's files
+    tensors = torch.zeros(2, len(rows), max(lengths), dtype=torch.long)  # 0 is BERT's [PAD]
     for i, row in enumerate(rows):
         tensors[:, i, : lengths[i]] = torch.tensor(row)
     mask = None
@@ -135,7 +146,7 @@ def collate(rows, machine):
 
 
 def length_batches(rows, size, rng):
-    """Index arrays of `size` examples of similar length: shuffled, sorted in pools, batches shuffled."""
+    """Index arrays of `size` examples of similar length: shuffled, then sorted within pools."""
     lengths, order = np.array([len(ids) for ids, _ in rows]), rng.permutation(len(rows))
     pools = [order[i : i + POOL * size] for i in range(0, len(order), POOL * size)]
     pools = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
@@ -150,7 +161,6 @@ def padding_share(rows, batches):
 
 
 # The loop.
-
 
 def train_epoch(model, optimizer, rates, batches, rows, labels, machine, bar):
     """A step for each batch, at the next of `rates` → the last loss. Integer labels are classes."""
@@ -189,6 +199,8 @@ def predict(model, rows, machine):
         with machine.autocast():
             logits.append(model(ids, mask, segments).float().cpu())  # (B, K)
     logits = torch.cat(logits).numpy()
+    if not np.isfinite(logits).all():
+        raise UserError("the model's answers are no longer numbers: try a lower --lr")
     answers = logits[:, 0] if logits.shape[1] == 1 else logits.argmax(1)
     restored = np.empty_like(answers)
     restored[order] = answers
@@ -196,7 +208,7 @@ def predict(model, rows, machine):
 
 
 def default_lr(width):
-    """Ours, for three to five epochs: small models want more than BERT-Base, for which 3e-5 is usual."""
+    """Ours, for three to five epochs: small models want more than BERT-Base's usual 3e-5."""
     return 3e-4 if width <= 256 else 1e-4 if width <= 512 else 3e-5
 
 
@@ -209,19 +221,25 @@ class Finetuner:
         self.folder = resolve(options.run)
         self.config = BertConfig.from_hugging_face(self.folder)
         self.encoder = Encoder.from_pretrained(self.folder)
+        self.pooler = read_pooler(self.folder, self.config)  # None: the run has none
         self.tokenizer = load_tokenizer(self.folder)
         self.lr = options.lr or default_lr(self.config.hidden_size)
         check_fits(self.tokenizer, self.config.vocab_size, options.run)
-        limit, length = self.config.max_position_embeddings, options.max_length
-        if length > limit:
-            raise UserError(
-                f"--max-length {length} is more than the {limit} positions of {options.run}"
-            )
+        limit = self.config.max_position_embeddings
+        trained = min(limit, trained_length(self.folder) or limit)
+        self.max_length = options.max_length or min(128, trained)
+        if self.max_length > limit:
+            where = f"the {limit} positions of {options.run}"
+            raise UserError(f"--max-length {self.max_length} is more than {where}")
+        if self.max_length > trained:
+            print(f"--max-length {self.max_length}: pretraining showed {trained} tokens, so that "
+                  "the vectors of the positions after that are as random as at its start")
         local = Path(options.run).is_dir()
         self.out = (Path(options.run) if local else Path("runs") / self.folder.name) / "glue"
+        check_writable(self.out)
 
     def run(self, key):
-        """Fine-tune on a task once a seed, and write its results → the dictionary that was written."""
+        """Fine-tune on a task once a seed, and write its results → the dictionary written."""
         task, options = find_task(key), self.options
         splits = read_task(key, options.data_dir, options.predict)
         train = splits["train"] = splits["train"].first(options.train_examples)
@@ -234,31 +252,29 @@ class Finetuner:
                 values.setdefault(name, []).append(value)
             print(f"{key}, seed {seed}: {in_words(scores)}", flush=True)
             if seed == 0 and options.predict:
-                answer = lambda part, split: predict(  # noqa: E731
-                    model, self.encode(split) if split else rows[part], self.machine
-                )
+                def answer(part, split, model=model):
+                    return predict(model, self.encode(split) if split else rows[part], self.machine)
+
                 write_predictions(self.out, key, task, answer, options.data_dir)
             if options.save:
                 self.save(model, key, seed)
-        guesses = {p: majority(train.labels, bool(task.labels), len(s)) for p, s in splits.items()}
         result = {
-            "task": key,
-            "name": task.name,
-            "built_in": key in BUILT_IN,
+            "task": key, "name": task.name, "built_in": key in BUILT_IN,
             "from_scratch": options.from_scratch,
-            "options": {**asdict(options), "epochs": options.epochs or task.epochs, "lr": self.lr},
+            "options": {**asdict(options), "epochs": options.epochs or task.epochs, "lr": self.lr,
+                        "max_length": self.max_length},
             "train_examples": len(train),
             "scores": {name: summarise(v) for name, v in values.items()},
-            "primary": next(iter(values)),
-            "majority": score(task, splits, guesses),
-            "seconds_per_epoch": float(np.median(seconds)),
-        }
+            "primary": next(iter(values)), "majority": best_constant(task, splits),
+            "seconds_per_epoch": float(np.median(seconds))}
+        if key == "docs-next":
+            result["word_overlap"] = word_overlap(splits)
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / f"{self.file_name(key)}.json", result)
         return result
 
     def train(self, key, rows, splits, seed):
-        """Fine-tune from one seed → model, {metric: value} on dev after the last epoch, seconds an epoch."""
+        """Fine-tune from one seed → model, {metric: value} on dev at the end, seconds an epoch."""
         task, options = find_task(key), self.options
         torch.manual_seed(seed)
         rng = np.random.default_rng(seed)
@@ -269,14 +285,14 @@ class Finetuner:
         steps, seconds = sum(map(len, plan)), 0.0
         rates = (self.lr * warmup_decay((step + 0.5) / steps) for step in range(steps))
         dev, name = [part for part in rows if part.startswith("dev")], f"{key}, seed {seed}"
+        examples, labels = rows["train"], splits["train"].labels
         if seed == 0:
-            print(self.describe(key, rows["train"], plan), flush=True)
+            print(self.describe(key, examples, plan), flush=True)
         with tqdm(total=steps, desc=name, leave=False, dynamic_ncols=True, mininterval=0.3) as bar:
             for epoch, batches in enumerate(plan, 1):
-                started, labels = time.perf_counter(), splits["train"].labels
+                started = time.perf_counter()
                 loss = train_epoch(
-                    model, optimizer, rates, batches, rows["train"], labels, self.machine, bar
-                )
+                    model, optimizer, rates, batches, examples, labels, self.machine, bar)
                 seconds += time.perf_counter() - started
                 if not math.isfinite(loss):
                     advice = f"try a lower --lr than {self.lr:g}"
@@ -291,19 +307,20 @@ class Finetuner:
         model = self.machine.place(SequenceClassifier(self.config, max(1, len(task.labels))))
         if not self.options.from_scratch:
             model.encoder.load_state_dict(self.encoder.state_dict())
+            if self.pooler:
+                model.pooler.load_state_dict(self.pooler)
         return model
 
     def encode(self, split):
         """A split's texts as token ids and segment ids."""
-        return encode(split.texts, self.tokenizer, self.options.max_length)
+        return encode(split.texts, self.tokenizer, self.max_length)
 
     def describe(self, key, train, plan):
         """What a task's training is going to be, as a line of text."""
-        return (
-            f"{key}: {len(train):,} examples, {len(plan)} epochs of {len(plan[0]):,} batches of "
-            f"{self.options.batch_size}, learning rate up to {self.lr:g}, "
-            f"{padding_share(train, plan[0]):.1%} padding, {self.machine}"
-        )
+        padding = f"{padding_share(train, plan[0]):.1%} padding"
+        epochs = f"{len(plan)} epochs of {len(plan[0]):,} batches of {self.options.batch_size}"
+        return (f"{key}: {len(train):,} examples, {epochs}, learning rate up to {self.lr:g}, "
+                f"{padding}, {self.machine}")
 
     def file_name(self, key):
         """Results of a task have its name; those of the control are kept apart."""
@@ -316,9 +333,9 @@ class Finetuner:
         save_tokenizer(self.tokenizer, out)
         kind = "single_label_classification" if task.labels else "regression"
         settings = {**read_json(out / "config.json"), "problem_type": kind}
-        write_json(
-            out / "config.json", settings | (label_names(task.labels) if task.labels else {})
-        )
+        if task.labels:
+            settings |= label_names(task.labels)
+        write_json(out / "config.json", settings)
 
 
 def in_words(scores):
@@ -327,10 +344,7 @@ def in_words(scores):
 
 
 def finetune(options):
-    """Fine-tune a run on a task, or on "all" nine of GLUE → a list of results, and the folder with them.
-
-    Raises UserError before long work.
-    """
+    """Fine-tune a run on a task, or "all" of GLUE → results, their folder. Errors come early."""
     if options.task == "all":
         keys = tasks_in(options.data_dir) if options.data_dir else list(GLUE)
     else:

@@ -1,18 +1,20 @@
-"""The BERT encoder (Devlin et al. 2019, 1810.04805), with a feed-forward network in the layers that you choose.
+"""The BERT encoder (Devlin et al. 2019, 1810.04805), with an FFN in the layers that you choose.
 
-Letters: B sequences in a batch, T tokens in a sequence, C hidden size, H heads, D = C / H the width of a head,
-M positions that are asked for in a sequence, V words in the vocabulary, K labels.
+Letters: B sequences in a batch, T tokens in a sequence, C hidden size, H heads, D = C / H the
+width of a head, M positions that are asked for in a sequence, V words in the vocabulary, K labels.
 
 A block is two sublayers, each followed by a residual and a LayerNorm ("post-norm"):
 
     x = LayerNorm(x + Attention(x))      tokens exchange information
-    x = LayerNorm(x + FFN(x))            each token by itself; the paper calls it the intermediate layer
+    x = LayerNorm(x + FFN(x))            each token by itself, by a feed-forward network
 
-Without its FFN a block is the first line alone: the second is gone whole, with its residual and its LayerNorm. What is
-left keeps each token's own vector (the residual) and mixes in the others'.
+The paper calls the FFN the intermediate layer. Without it a block is the first line alone: the
+second is gone whole, with its residual and its LayerNorm. What is left keeps each token's own
+vector (the residual) and mixes in the others'.
 
-Post-norm is BERT's choice. It keeps every layer's output at the same scale, but a gradient on its way down passes a
-LayerNorm in every layer, which is why training needs a warm-up (Xiong et al. 2020, 2002.04745).
+Post-norm is BERT's choice. It keeps every layer's output at the same scale, but a gradient on its
+way down passes a LayerNorm in every layer, which is why training needs a warm-up (Xiong et al.
+2020, 2002.04745).
 """
 
 import math
@@ -22,22 +24,25 @@ from torch import nn
 from torch.nn import functional as F
 
 from mini_undivided.support.checkpoint import Pretrained
-from mini_undivided.support.config import BertConfig
+from mini_undivided.support.config import BertConfig  # noqa: F401 (users import it from here)
 from mini_undivided.support.errors import UserError
 
 
 def attend(q, k, v, mask=None, dropout=0.0):
     """softmax(Q Kᵀ / √D) V, written out (Vaswani et al. 2017, 1706.03762).
 
-    q (B, H, M, D); k, v (B, H, T, D); mask (B, 1, 1, T), True where a token may be looked at → (B, H, M, D).
-    The dot product of two vectors of D independent numbers of variance 1 has variance D: divided by √D the scores keep
-    a variance of 1, and softmax is not yet so sharp that its gradient vanishes.
+    q (B, H, M, D); k, v (B, H, T, D); mask (B, 1, 1, T), True where a token may be looked at →
+    (B, H, M, D). The dot product of two vectors of D independent numbers of variance 1 has variance
+    D: divided by √D the scores keep a variance of 1, and softmax is not yet so sharp that its
+    gradient vanishes.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, M, T)
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    weights = F.dropout(scores.softmax(dim=-1), dropout)
-    return weights @ v
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(dim=-1)  # 0 where the score is the least number
+    if mask is not None:
+        weights = weights * mask  # for a row that is all padding
+    return F.dropout(weights, dropout) @ v
 
 
 def attend_fast(q, k, v, mask=None, dropout=0.0):
@@ -63,7 +68,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, T, C) → (B, H, T, D)
 
     def forward(self, x, mask=None, positions=None):
-        """x (B, T, C), mask (B, 1, 1, T) → (B, T, C); with `positions` (B, M), only there → (B, M, C)."""
+        """x (B, T, C), mask (B, 1, 1, T) → (B, T, C); at `positions` (B, M) alone → (B, M, C)."""
         asked = x if positions is None else pick(x, positions)
         q, k, v = self.split(self.query(asked)), self.split(self.key(x)), self.split(self.value(x))
         dropout = self.attention_dropout if self.training else 0.0
@@ -79,7 +84,7 @@ def pick(x, positions):
 
 
 class FeedForward(nn.Module):
-    """The feed-forward sublayer: LayerNorm(x + Dropout(W_down · gelu(W_up · x))), on each token by itself."""
+    """The feed-forward sublayer of each token: LayerNorm(x + Dropout(W_down · gelu(W_up · x)))."""
 
     def __init__(self, config):
         super().__init__()
@@ -98,7 +103,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """A layer of BERT: attention, then the FFN if the layer has one. Without it, exactly its attention sublayer."""
+    """A layer of BERT: attention, then the FFN if the layer has one; else attention alone."""
 
     def __init__(self, config, has_ffn):
         super().__init__()
@@ -127,18 +132,17 @@ class Embeddings(nn.Module):
         """input_ids, token_type_ids (B, T) → (B, T, C)."""
         T, limit = input_ids.size(1), self.position.num_embeddings
         if T > limit:
-            raise UserError(
-                f"a sequence of {T} tokens is longer than the model's {limit} positions"
-            )
-        segment = (
-            self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids)
-        )
+            length = f"a sequence of {T} tokens"
+            raise UserError(f"{length} is longer than the model's {limit} positions")
+        segment = self.token_type.weight[0]
+        if token_type_ids is not None:
+            segment = self.token_type(token_type_ids)
         x = self.word(input_ids) + (self.position.weight[:T] + segment)  # (B, T, C)
         return self.dropout(self.norm(x))
 
 
 def initialise(model):
-    """Weights from a normal distribution of deviation `initializer_range` (as `transformers` does), biases 0, norms 1."""
+    """As `transformers`: normal weights of deviation `initializer_range`, biases 0, norms 1."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=model.config.initializer_range)
@@ -155,27 +159,20 @@ class Encoder(Pretrained):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(
-            Block(config, i in config.ffn_layers) for i in range(config.num_hidden_layers)
-        )
+        layers = range(config.num_hidden_layers)
+        self.layers = nn.ModuleList(Block(config, i in config.ffn_layers) for i in layers)
         initialise(self)
 
-    def forward(
-        self,
-        input_ids,
-        attention_mask=None,
-        token_type_ids=None,
-        output_hidden_states=False,
-        positions=None,
-    ):
-        """input_ids, token_type_ids (B, T); attention_mask (B, T), 1 or True for real tokens → states (B, T, C).
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None,
+                output_hidden_states=False, positions=None):
+        """Token ids, mask (1 or True for real tokens) and segment ids, (B, T) → states (B, T, C).
 
-        output_hidden_states: also the list of the embeddings' output and each layer's, (B, T, C) each.
-        positions (B, M): the states at these positions only, (B, M, C); the last layer then computes no others.
+        output_hidden_states: also a list, the embeddings' output and each layer's, (B, T, C) each.
+        positions (B, M): the states there only, (B, M, C); the last layer computes no others.
         """
-        mask = (
-            None if attention_mask is None else attention_mask.bool()[:, None, None, :]
-        )  # (B, 1, 1, T)
+        mask = None
+        if attention_mask is not None:
+            mask = attention_mask.bool()[:, None, None, :]  # (B, T) → (B, 1, 1, T)
         x = self.embeddings(input_ids, token_type_ids)
         states = [x]
         for i, layer in enumerate(self.layers):
@@ -188,9 +185,9 @@ class Encoder(Pretrained):
 class MaskedLM(Pretrained):
     """The encoder and a head that names the masked words.
 
-    The head's output matrix is the matrix of word vectors again ("tied"): a word is likely where the head's vector
-    points in the direction of the word's. A layer (dense, GELU, norm) comes before it, so that the encoder's last
-    states need not be word vectors themselves.
+    The head's output matrix is the matrix of word vectors again ("tied"): a word is likely where
+    the head's vector points in the direction of the word's. A layer (dense, GELU, norm) comes
+    before it, so that the encoder's last states need not be word vectors themselves.
     """
 
     architecture = "BertForMaskedLM"
@@ -213,10 +210,10 @@ class MaskedLM(Pretrained):
 
 
 class SequenceClassifier(Pretrained):
-    """The encoder, BERT's pooler and a linear layer: one of `num_labels` classes, or with num_labels=1 a number.
+    """The encoder, BERT's pooler and a linear layer: `num_labels` classes, or for 1 a number.
 
-    The pooler is a linear map and tanh on [CLS], the token at the front that stands for no word: fine-tuning teaches
-    it to gather from the others what the task needs.
+    The pooler is a linear map and tanh on [CLS], the token at the front that stands for no word:
+    fine-tuning teaches it to gather from the others what the task needs.
     """
 
     architecture = "BertForSequenceClassification"
@@ -238,25 +235,24 @@ class SequenceClassifier(Pretrained):
 
 
 def count_parameters(config, model_class=MaskedLM):
-    """The number of parameters of a model, without building one (a "meta" tensor has a shape and no memory)."""
+    """The number of parameters of a model; "meta" tensors have a shape, but take no memory."""
     with torch.device("meta"):
         return sum(p.numel() for p in model_class(config).parameters())
 
 
 def flops_per_token(config, seq_len, asked=None):
-    """FLOPs of one training step for each of its tokens: two a multiply-add, forward once and backward twice.
+    """FLOPs of a training step for each of its tokens, matrix multiplications only.
 
-    asked: the masked positions of a sequence, where alone the last layer's queries and FFN and the head are computed.
-    Matrix multiplications only; embeddings, norms and activations are lookups and sums.
+    Two for each multiply-add, once forward and twice backward. asked: the number of masked
+    positions in a sequence, where alone the head and the last layer's queries and FFN are computed.
     """
     C, V, L = config.hidden_size, config.vocab_size, config.num_hidden_layers
     share = 1.0 if asked is None else asked / seq_len
     total = 0.0
     for i in range(L):
         here = share if i == L - 1 else 1.0
-        total += 2 * C * C + here * (
-            2 * C * C + 2 * seq_len * C
-        )  # keys and values; queries, output, QKᵀ and ·V
+        # Keys and values; queries, output, QKᵀ and ·V.
+        total += 2 * C * C + here * (2 * C * C + 2 * seq_len * C)
         total += here * 2 * C * config.intermediate_size if i in config.ffn_layers else 0.0
     total += share * (C * C + V * C)  # the head
     return 6 * total

@@ -1,7 +1,6 @@
 """Masked-language-model pretraining: the loss, the step, the loop, and what a run needs to begin.
 
-Letters: B sequences in a micro-batch, T tokens in a sequence, M masked positions in a sequence, V
-words.
+Letters: B sequences in a micro-batch, T tokens and M masked positions in a sequence, V words.
 
 The model sees sequences with some tokens hidden and names them: the loss is the cross entropy
 
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from mini_undivided.data import IGNORE, validation_batches
 from mini_undivided.support import run_directory, setup
+from mini_undivided.support.checkpoint import restore_state
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import write_json
 from mini_undivided.support.machine import Machine
@@ -36,7 +36,6 @@ QUICK_TOKENS, FULL_TOKENS = 2**15, 2**18  # of the validation part: during the r
 
 # The step.
 
-
 def masked_loss(model, batch):
     """The cross entropy in nats, summed over the masked places of a batch."""
     logits = model(batch.input_ids, positions=batch.positions)  # (B, M, V)
@@ -45,12 +44,12 @@ def masked_loss(model, batch):
 
 
 def train_step(model, optimizer, batches, masked, machine):
-    """One step of the optimizer over micro-batches that are on the device → the summed loss, still there.
+    """One step of the optimizer over micro-batches → the summed loss, like them on the device.
 
-    `masked` is the number of masked places over all micro-batches and processes. The sum of all losses
-    is divided by it, so that how a batch is split changes nothing: a mean of micro-batch means would
-    give places in a micro-batch with few of them more weight. DDP averages gradients over processes,
-    hence the factor `machine.world`.
+    `masked` is the number of masked places over all micro-batches and processes. The sum of all
+    losses is divided by it, so that how a batch is split changes nothing: a mean of micro-batch
+    means would give places in a micro-batch with few of them more weight. DDP averages gradients
+    over processes, hence the factor `machine.world`.
     """
     total = torch.zeros((), device=machine.device)
     for i, batch in enumerate(batches):
@@ -67,20 +66,18 @@ def train_step(model, optimizer, batches, masked, machine):
 
 
 def adamw(model, lr, weight_decay=0.01):
-    """AdamW (Loshchilov & Hutter, 1711.05101), with no decay on biases and LayerNorms (one-dimensional)."""
+    """AdamW (Loshchilov & Hutter, 1711.05101), with no decay on biases and LayerNorms."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
-    ]
+    groups = [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+              {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-6, fused=True)
 
 
 def warmup_decay(progress, warmup=WARMUP):
-    """The factor on the peak learning rate: a line up over the share `warmup` of the run, then down to 0.
+    """The factor on the peak learning rate: up in a line until `warmup`, then down to 0.
 
-    Adam's first steps are almost as large as the learning rate whatever the gradient, and a post-norm
-    model that is pushed far at the start does not recover: hence the line up.
+    Adam's first steps are almost as large as the learning rate whatever the gradient, and a
+    post-norm model that is pushed far at the start does not recover: hence the line up.
     """
     if progress < warmup:
         return progress / warmup
@@ -95,7 +92,6 @@ def set_learning_rate(optimizer, lr):
 
 # The loop.
 
-
 @dataclass
 class State:
     """How far a run is. A checkpoint keeps it beside weights, optimizer and random states."""
@@ -109,9 +105,13 @@ class State:
     smooth: float | None = None  # the loss that the progress bar shows
 
 
+STATE_FORM = {"step": int, "tokens": int, "progress": float, "validated": int, "seconds": float,
+              "training_seconds": float, "smooth": (float, type(None))}  # in a checkpoint
+
+
 @dataclass
 class Window:
-    """The steps since losses were last read. On a GPU reading one makes the CPU wait, so ten are read at once."""
+    """The steps since losses were last read: on a GPU ten, since reading makes the CPU wait."""
 
     losses: list = field(default_factory=list)
     masked: int = 0
@@ -125,12 +125,8 @@ class Trainer:
     """The state of a run, and its loop (`train`)."""
 
     def __init__(self, options, machine, model, stages, valid_set):
-        self.options, self.machine, self.stages, self.valid_set = (
-            options,
-            machine,
-            stages,
-            valid_set,
-        )
+        self.options, self.machine = options, machine
+        self.stages, self.valid_set = stages, valid_set
         self.out, self.state, self.window = Path(options.out), State(), Window()
         self.model = machine.place(model)
         self.optimizer = adamw(self.model, options.lr)
@@ -139,12 +135,10 @@ class Trainer:
         self.parallel = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.parallel = machine.distribute(self.parallel)
         if machine.world > 1:
-            torch.manual_seed(
-                options.seed + machine.rank
-            )  # from here on only dropout draws from it
+            torch.manual_seed(options.seed + machine.rank)  # from here on for dropout alone
 
     def train(self):
-        """Train to the end, or to the first Ctrl-C or SIGTERM; save in both cases → "finished" or "interrupted"."""
+        """Train to the end → "finished", or to the first Ctrl-C or SIGTERM → "interrupted"."""
         state, read_every = self.state, 10 if self.machine.on_gpu else 1
         self.started, self.saved = time.perf_counter() - state.seconds, time.perf_counter()
         self.model.train()
@@ -172,19 +166,15 @@ class Trainer:
         return next(s for s in self.stages if self.state.progress < s.end or s is self.stages[-1])
 
     def agree(self, masked, stop):
-        """What all processes need to know before a step → masked places in all, stop?, save?
-
-        Read the clock, too: that of the first process counts.
-        """
+        """Agree with all processes, by the first one's clock → all masked places, stop?, save?"""
         now, first = time.perf_counter(), self.machine.is_first
         self.state.seconds = now - self.started
         if self.options.minutes is not None:
             self.state.progress = min(1.0, self.state.seconds / (60 * self.options.minutes))
         save = now - self.saved > SAVE_SECONDS
-        shared = torch.tensor(
-            [masked, stop, save * first, self.state.progress * first], dtype=torch.float64
-        )
-        masked, stop, save, self.state.progress = self.machine.add_up(shared).tolist()
+        numbers = [masked, stop, save * first, self.state.progress * first]
+        shared = self.machine.add_up(torch.tensor(numbers, dtype=torch.float64))
+        masked, stop, save, self.state.progress = shared.tolist()
         return max(1, int(masked)), bool(stop), bool(save)
 
     def take_step(self, batch, masked):
@@ -203,17 +193,18 @@ class Trainer:
             self.state.progress = self.state.step / self.options.steps
 
     def read_losses(self, bar):
-        """Read the losses since the last time; their mean goes to log and bar. UserError if it is not finite."""
+        """Read the last losses; their mean goes to log and bar. UserError if it is not finite."""
         window, state = self.window, self.state
         if not window.losses:
             return
         total = self.machine.add_up(torch.stack(window.losses).sum().cpu())
         loss, seconds = total.item() / window.masked, time.perf_counter() - window.since
         if not math.isfinite(loss):
+            saved = run_directory.has_checkpoint(self.out)
             raise UserError(
-                f"the loss became {loss} at step {state.step:,} with a learning rate of {window.lr:.2e}: "
-                f"try a lower --lr or --dtype float32; the last checkpoint stays in {self.out}"
-            )
+                f"the loss became {loss} at step {state.step:,} with a learning rate of "
+                f"{window.lr:.2e}: try a lower --lr or --dtype float32"
+                + f"; the last checkpoint stays in {self.out}" * saved)
         state.training_seconds += seconds
         state.tokens += window.tokens
         speed = window.tokens / seconds
@@ -236,64 +227,59 @@ class Trainer:
     def quick_validation(self, bar):
         """Validate on a part of the validation part, and say so above the bar."""
         self.state.validated = int(self.state.progress * VALIDATIONS)
-        loss, accuracy = self.validate(QUICK_TOKENS)
+        scores = self.validate(QUICK_TOKENS)
         if self.machine.is_first:
-            figures = f"validation loss {loss:.3f}, masked accuracy {accuracy:.1%}"
-            bar.write(f"step {self.state.step:,}: {figures}")
+            bar.write(f"step {self.state.step:,}: validation loss {scores['validation_loss']:.3f}, "
+                      f"masked accuracy {scores['validation_accuracy']:.1%}")
 
     @torch.inference_mode()
     def validate(self, limit):
-        """Loss and accuracy on at most `limit` tokens of the validation part; they also go to the log."""
+        """Loss and accuracy on at most `limit` tokens of the validation part, which are logged.
+
+        Accuracy is given over all places that have to be named, and over those that show [MASK]: at
+        the others the answer may stand there.
+        """
         self.model.eval()
-        sums = torch.zeros(3, dtype=torch.float64)  # loss, right answers, places
+        sums = torch.zeros(5, dtype=torch.float64)  # loss; right and places, of all and at [MASK]
         count, machine = max(1, limit // self.options.seq_len), self.machine
         for batch in validation_batches(self.valid_set, count, machine.rank, machine.world):
             batch = batch.move(machine)
             with machine.autocast():
                 logits = self.model(batch.input_ids, positions=batch.positions)  # (B, M, V)
             logits, labels = logits.float().flatten(0, 1), batch.labels.flatten()  # (B M, V), (B M)
+            shown = batch.input_ids.gather(1, batch.positions).flatten()  # (B, M) → (B M)
             loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-            right = (logits.argmax(-1) == labels).sum()
-            sums += torch.stack([loss, right, (labels != IGNORE).sum()]).cpu().double()
+            right, used = logits.argmax(-1) == labels, labels != IGNORE
+            hidden = used & (shown == self.valid_set.mask)
+            counts = (right & used, used, right & hidden, hidden)
+            sums += torch.stack([loss, *(each.sum() for each in counts)]).cpu().double()
         self.model.train()
-        loss, right, places = machine.add_up(sums).tolist()
-        self.log({"validation_loss": loss / places, "validation_accuracy": right / places})
-        return loss / places, right / places
+        loss, right, places, right_hidden, hidden = machine.add_up(sums).tolist()
+        scores = {"validation_loss": loss / places, "validation_accuracy": right / places,
+                  "accuracy_at_mask": right_hidden / max(1, hidden)}
+        self.log(scores)
+        return scores
 
     def result(self):
         """Validate on the whole validation part → the figures of a finished run, for train.json."""
-        loss, accuracy = self.validate(FULL_TOKENS)
-        return {
-            "step": self.state.step,
-            "tokens": self.state.tokens,
-            "validation_loss": loss,
-            "validation_accuracy": accuracy,
-            "tokens_per_second": self.state.tokens / self.state.training_seconds,
-            "seconds": self.state.seconds,
-            "peak_memory_bytes": self.machine.peak_memory(),
-        }
+        scores, state = self.validate(FULL_TOKENS), self.state
+        return {"step": state.step, "tokens": state.tokens, **scores,
+                "tokens_per_second": state.tokens / state.training_seconds,
+                "seconds": state.seconds, "peak_memory_bytes": self.machine.peak_memory()}
 
     def save(self):
         """Write the checkpoint: what --resume reads first, then the weights that others read."""
         random = self.machine.gather(self.machine.random_state())
         if self.machine.is_first:
-            weights, optimizer = self.model.state_dict(), self.optimizer.state_dict()
-            state = {
-                "model": weights,
-                "optimizer": optimizer,
-                "random": random,
-                **asdict(self.state),
-            }
+            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+                     "random": random, **asdict(self.state)}
             run_directory.write_state(self.out, state)
             self.model.save_pretrained(self.out)
         self.saved = time.perf_counter()
 
     def load(self):
         """Go on from training_state.pt, as if there had been no interruption."""
-        saved = run_directory.read_state(self.out)
-        self.model.load_state_dict(saved.pop("model"))
-        self.optimizer.load_state_dict(saved.pop("optimizer"))
-        random = saved.pop("random")
+        random, saved = restore_state(self.out, self.model, self.optimizer, STATE_FORM)
         self.machine.set_random_state(random[self.machine.rank % len(random)])
         self.state = State(**saved)
         if self.machine.is_first:
@@ -306,19 +292,24 @@ class Trainer:
 def pretrain(options, resume=False, announce=None):
     """Pretrain as PretrainOptions say → the dictionary that train.json holds.
 
-    announce: called as announce(record, trainer, tokenizer) in the first process before training begins.
-    Raises UserError before any long work.
+    announce: called as announce(record, trainer, tokenizer) in the first process before training
+    begins. Raises UserError before any long work.
     """
-    out = Path(options.out)
+    out, claim = Path(options.out or ""), None
     setup.check(options, resume)
     machine = Machine.start(options.device, options.dtype)
     torch.manual_seed(options.seed)
-    corpus, tokenizer, tokens = machine.in_turn(lambda: setup.prepare_text(options))
+    before = run_directory.read_record(out) if resume else None
+    corpus, tokenizer, tokens = machine.in_turn(lambda: setup.prepare_text(options, before))
     valid_set = setup.check_sequences(tokens, options.seq_len, tokenizer)
     model = setup.make_model(options, tokenizer)
     stages = setup.make_stages(options, machine, model.config, tokens.train, tokenizer)
     trainer = Trainer(options, machine, model, stages, valid_set)
-    record = setup.make_record(options, machine, corpus, tokens, model.config, stages, valid_set)
+    record = setup.make_record(
+        options, machine, corpus, tokens, tokenizer, model.config, stages, valid_set)
+    if machine.is_first:
+        claim = run_directory.claim(out)  # from here on nobody else writes there
+        setup.check_free(out, resume)
     if resume:
         trainer.load()
     if machine.is_first:
@@ -328,11 +319,14 @@ def pretrain(options, resume=False, announce=None):
             save_tokenizer(tokenizer, out)
             (out / "log.jsonl").unlink(missing_ok=True)
         write_json(out / "train.json", record)
-    record["status"] = trainer.train()
-    if record["status"] == "finished":
-        record["result"] = {**trainer.result(), "unigram_entropy": record["unigram_entropy"]}
-    if machine.is_first:
-        write_json(out / "train.json", record)
+    try:
+        record["status"] = trainer.train()
+        if record["status"] == "finished":
+            record["result"] = {**trainer.result(), "baseline": record["baseline"]}
+        if machine.is_first:
+            write_json(out / "train.json", record)
+    finally:
+        run_directory.release(claim)
     del trainer  # DDP has to go before the process group does
     machine.close()
     return record

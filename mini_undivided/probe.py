@@ -1,12 +1,11 @@
 """Linear probes: what can be read off a layer by a linear classifier trained on frozen features?
 
-Letters: L layers with the embeddings' output, N examples, C hidden size, K classes, B texts in a
-batch, T tokens.
+Letters: L layers with the embeddings', N examples, C hidden size, K classes, B texts, T tokens.
 
 A probe minimises  mean loss(W x + b, label) + λ/2 |W|²,  with the encoder left as it is. Its score
 alone says little, so beside it stand controls: the majority class; the same probe on the untrained
-encoder; the embeddings' layer; and, for tags of words, a control task with random tags (Hewitt & Liang
-2019, 1909.03368), which only a probe that learns words by heart can solve.
+encoder; the embeddings' layer; and, for tags of words, a control task with random tags (Hewitt &
+Liang 2019, 1909.03368), which only a probe that learns words by heart can solve.
 """
 
 from collections import Counter
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mini_undivided.cka import text_means
-from mini_undivided.glue import METRICS, collate, majority, read_task
+from mini_undivided.glue import METRICS, collate, read_task
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.tasks import find_task
 from mini_undivided.support.treebank import read_treebank
@@ -34,25 +33,19 @@ BATCH = 32  # texts in a forward pass
 
 # The probe.
 
-
 def fit(features, labels, classes, strengths=STRENGTHS, steps=200):
-    """Fit a linear probe on each layer at once, for each strength λ in turn, to convergence.
+    """Fit linear probes on all layers at once → for each λ (W (L, C, K), b (L, 1, K)).
 
-    features (L, N, C); labels (N,) class numbers, or floats with classes = 0. The loss is the mean cross
-    entropy, or half the mean squared error; L-BFGS minimises it. → [(W (L, C, K), b (L, 1, K)), …]
+    features (L, N, C); labels (N,) class numbers, or floats with classes = 0. The loss is the mean
+    cross entropy, or half the mean squared error; L-BFGS minimises it, to convergence.
     """
     L, _, C = features.shape
     W = torch.zeros(L, C, max(1, classes), device=features.device, requires_grad=True)
     b = torch.zeros(L, 1, max(1, classes), device=features.device, requires_grad=True)
     fits = []
+    settings = {"max_iter": steps, "tolerance_grad": 1e-4, "tolerance_change": 1e-9}
     for strength in strengths:
-        optimizer = torch.optim.LBFGS(
-            [W, b],
-            max_iter=steps,
-            tolerance_grad=1e-4,
-            tolerance_change=1e-9,
-            line_search_fn="strong_wolfe",
-        )
+        optimizer = torch.optim.LBFGS([W, b], line_search_fn="strong_wolfe", **settings)
 
         def closure(strength=strength, optimizer=optimizer):
             optimizer.zero_grad()
@@ -74,18 +67,16 @@ def losses(logits, labels, classes):
 
 
 def probe(features, labels, classes, metric="accuracy"):
-    """Train on part "train", choose λ on "valid", score on "test", each layer by itself → L scores.
+    """Train on "train", choose λ on "valid", score on "test", each layer by itself.
 
-    features {part: (L, N, C)}; labels {part: array}. Features are standardised by their mean and
-    deviation on "train".
+    features {part: (L, N, C)}, standardised by their statistics on "train"; labels {part: array}.
+    → {"valid": L scores, "test": L scores}.
     """
     train = features["train"]
     mean, deviation = train.mean(1, keepdim=True), train.std(1, keepdim=True)
     scaled = {part: (x - mean) / deviation.clamp(min=1e-6) for part, x in features.items()}
     targets = torch.as_tensor(labels["train"], device=mean.device)
-    offset = (
-        0.0 if classes else targets.mean().item()
-    )  # a regression's penalty starts from the mean
+    offset = 0.0 if classes else targets.mean().item()  # a regression starts from the mean
     fits = fit(scaled["train"], targets if classes else (targets - offset).float(), classes)
     scores = {part: [] for part in ("valid", "test")}  # by strength, then by layer
     for W, b in fits:
@@ -94,18 +85,18 @@ def probe(features, labels, classes, metric="accuracy"):
             answers = (logits.argmax(-1) if classes else logits[..., 0] + offset).cpu().numpy()
             scores[part].append([METRICS[metric](layer, labels[part]) for layer in answers])
     best = np.argmax(scores["valid"], axis=0)  # (L,): of equally good strengths the strongest
-    return [scores["test"][choice][layer] for layer, choice in enumerate(best)]
+    chosen = list(enumerate(best))
+    return {part: [table[i][layer] for layer, i in chosen] for part, table in scores.items()}
 
 
 # Tasks.
 
-
 @dataclass
 class ProbeTask:
-    """What to read off. texts: {part: texts}, labels: {part: array}; a text is a tuple of one or two strings.
+    """What to read off. texts: {part: tuples of one or two strings}, labels: {part: array}.
 
-    For tags of words a text is a list of words, and labels are a tag for each word of the texts in turn.
-    A regression has float labels.
+    For tags of words a text is a list of words, and labels are a tag for each word of the texts in
+    turn. A regression has float labels.
     """
 
     name: str
@@ -123,9 +114,9 @@ class ProbeTask:
         return 1 + max(int(labels.max()) for labels in parts)
 
     def control(self, seed):
-        """Labels of the control task: each kind of word always gets the same tag, drawn by its frequency.
+        """Labels of the control task: each different word has one tag, drawn by frequency.
 
-        The score on the real tags minus the score on these is the selectivity: what the layer itself
+        The score on the real tags minus that on these is the selectivity: what the layer itself
         makes easy.
         """
         rng = np.random.default_rng(seed)
@@ -136,7 +127,7 @@ class ProbeTask:
 
 
 def split(texts, labels):
-    """Shuffle: 60 % for training, 20 % for validation, 20 % for the test → texts, labels {part: …}."""
+    """Shuffle and cut: 60 % for training, 20 % each for validation and test → texts, labels."""
     order, labels = np.random.default_rng(0).permutation(len(texts)), np.asarray(labels)
     cuts = np.split(order, [len(order) * 3 // 5, len(order) * 4 // 5])
     parts = dict(zip(PARTS, cuts, strict=True))
@@ -145,10 +136,7 @@ def split(texts, labels):
 
 
 def text_tasks(sentences, examples):
-    """Three tasks after Conneau et al. 2018 (1805.01070), from `examples` different sentences at most.
-
-    Raises UserError if they are too few.
-    """
+    """Three tasks after Conneau et al. 2018 (1805.01070). UserError if the sentences are few."""
     rng = np.random.default_rng(0)
     sentences = [sentences[i] for i in rng.permutation(len(sentences))[:examples]]
     if len(sentences) < 100:
@@ -166,19 +154,18 @@ def length_task(sentences):
 
 
 def content_task(sentences):
-    """Which of ten words of middling frequency is in the sentence? Sentences with exactly one of them."""
+    """Which of ten words of middling frequency is in the sentence? Exactly one of them is."""
     bags = [{w.strip(".,;:!?()\"'").lower() for w in sentence.split()} for sentence in sentences]
     counts = Counter(w for words in bags for w in sorted(words) if w.isalpha() and len(w) > 2)
     chosen = [word for word, _ in counts.most_common(50 + WORDS)[-WORDS:]]  # beyond "the" and "and"
     rows = [(s, words & set(chosen)) for s, words in zip(sentences, bags, strict=True)]
     rows = [((s,), chosen.index(*words)) for s, words in rows if len(words) == 1]
-    return ProbeTask(
-        "word content", *split([text for text, _ in rows], [label for _, label in rows])
-    )
+    texts, labels = [text for text, _ in rows], [label for _, label in rows]
+    return ProbeTask("word content", *split(texts, labels))
 
 
 def shift_task(sentences):
-    """Have two neighbouring words been swapped? In half of the sentences, never the first or last word."""
+    """Have two neighbouring words been swapped? In half of the sentences, in their inside."""
     rng, texts, labels = np.random.default_rng(0), [], []
     for sentence in sentences:
         words = sentence.split()
@@ -196,8 +183,8 @@ def shift_task(sentences):
 def treebank_task(folder, examples):
     """Universal part-of-speech tags from a folder of CoNLL-U files.
 
-    Whole sentences are drawn until they hold `examples` words for training, a quarter for validation,
-    as many for the test.
+    Whole sentences are drawn until they hold `examples` words for training, a quarter for
+    validation, as many for the test.
     """
     rng, tags, texts, labels = np.random.default_rng(0), {}, {}, {}
     limits = {"train": examples, "valid": examples // 4, "test": examples}
@@ -226,10 +213,9 @@ def glue_task(key, data_dir, examples):
 
 # Features.
 
-
 @torch.inference_mode()
 def text_features(encoder, texts, tokenizer, machine, length, cls=False, bar=None):
-    """Features of texts: the mean over a text's tokens, or with `cls` its [CLS] → (L, N, C) on the CPU."""
+    """Features of texts: a text's mean over its tokens, or with `cls` its [CLS] → (L, N, C)."""
     rows = encode(texts, tokenizer, length)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))  # longest first: the rest fits
     L, C = encoder.config.num_hidden_layers + 1, encoder.config.hidden_size
@@ -248,19 +234,18 @@ def text_features(encoder, texts, tokenizer, machine, length, cls=False, bar=Non
 
 @torch.inference_mode()
 def word_features(encoder, texts, tokenizer, machine, length, bar=None):
-    """Features of the words of texts, lists of words: each word's first sub-word → (L, N, C), words kept.
+    """Features of the words of texts: each word's first sub-word → (L, N, C), numbers of the words.
 
-    A word is dropped if it lies further away than `length` tokens, or holds nothing that the tokenizer
-    keeps.
+    texts: lists of words. A word is dropped if it lies beyond `length` tokens, or holds nothing
+    that the tokenizer keeps.
     """
     encodings = tokenizer.encode_batch(texts, is_pretokenized=True)
     starts = np.cumsum([0, *map(len, texts)])
     features, kept = [], []
     for i in range(0, len(texts), BATCH):
         batch = encodings[i : i + BATCH]
-        ids, mask, segments = collate(
-            [(e.ids[:length], e.type_ids[:length]) for e in batch], machine
-        )
+        cut = [(encoding.ids[:length], encoding.type_ids[:length]) for encoding in batch]
+        ids, mask, segments = collate(cut, machine)
         rows, columns = [], []
         for row, encoding in enumerate(batch):
             first = {}
@@ -278,9 +263,9 @@ def word_features(encoder, texts, tokenizer, machine, length, bar=None):
 
 
 def task_features(encoder, tasks, tokenizer, machine, length, cls=False):
-    """Features of all tasks, each different text seen once → for each task {part: (L, N, C)}, {part: kept}.
+    """Features of all tasks, each different text seen once → a list of ({part: (L, N, C)}, kept).
 
-    `kept` are the numbers of the examples that have features: all, but for words.
+    `kept`: {part: numbers of the examples that have features}, for words perhaps not all.
     """
     words = sum(len(part) for task in tasks if task.words for part in task.texts.values())
     different = (text for t in tasks if not t.words for part in t.texts.values() for text in part)
@@ -293,8 +278,8 @@ def task_features(encoder, tasks, tokenizer, machine, length, cls=False):
             features, kept = {}, {}
             for part, texts in task.texts.items():
                 if task.words:
-                    found = word_features(encoder, texts, tokenizer, machine, length, bar)
-                    features[part], kept[part] = found
+                    features[part], kept[part] = word_features(
+                        encoder, texts, tokenizer, machine, length, bar)
                 else:
                     features[part] = every[:, [place[text] for text in texts]]
                     kept[part] = np.arange(len(texts))
@@ -303,7 +288,6 @@ def task_features(encoder, tasks, tokenizer, machine, length, cls=False):
 
 
 # All of it.
-
 
 def draw(features, labels, seed):
     """The share of the training examples that a seed trains on; the other parts are kept whole."""
@@ -317,9 +301,9 @@ def draw(features, labels, seed):
 def run_probes(encoder, untrained, tasks, tokenizer, machine, length, seeds=3, cls=False):
     """Probe an encoder and its untrained twins on tasks.
 
-    untrained: a function, seed → Encoder with fresh weights. A seed draws the training examples, the
-    untrained weights, and the tags of the control task. → {task: {"metric", "majority", "examples",
-    "trained", "untrained" and for tags "control": {"mean": [L], "std": [L]} over seeds}}.
+    untrained: a function, seed → Encoder with fresh weights. A seed draws the training examples,
+    the untrained weights, and the tags of the control task. → {task: {"metric", "majority",
+    "examples", "trained", "untrained", for tags "control": {"mean": [L], "std": [L]} over seeds}}.
     """
     trained = task_features(encoder, tasks, tokenizer, machine, length, cls)
     scores = [{"trained": [], "untrained": [], "control": []} for _ in tasks]
@@ -341,16 +325,19 @@ def run_probes(encoder, untrained, tasks, tokenizer, machine, length, seeds=3, c
 
 
 def summary(task, scores):
-    """What is kept of a task's scores, lists over seeds of lists over layers."""
-    train, test = task.labels["train"], task.labels["test"]
-    guess = majority(train, bool(task.classes), len(test))
-    result = {
-        "metric": task.metric,
-        "majority": METRICS[task.metric](guess, test),
-        "examples": {part: len(labels) for part, labels in task.labels.items()},
-    }
-    for name, values in scores.items():
-        if values:
+    """What is kept of a task's scores, lists over seeds of {"valid", "test": list over layers}.
+
+    "majority" is the best that one answer for all scores on the test part.
+    """
+    test = task.labels["test"]
+    answers = range(task.classes) if task.classes else [0.0]
+    constant = max(METRICS[task.metric](np.full(len(test), answer), test) for answer in answers)
+    result = {"metric": task.metric, "majority": constant,
+              "examples": {part: len(labels) for part, labels in task.labels.items()}}
+    for name, seeds in scores.items():
+        if seeds:
+            values, valid = ([seed[part] for seed in seeds] for part in ("test", "valid"))
             spread = np.std(values, axis=0, ddof=1).tolist() if len(values) > 1 else None
-            result[name] = {"mean": np.mean(values, axis=0).tolist(), "std": spread}
+            result[name] = {"mean": np.mean(values, axis=0).tolist(), "std": spread,
+                            "valid": np.mean(valid, axis=0).tolist()}
     return result

@@ -27,7 +27,7 @@ from tokenizers import (
 from tqdm import tqdm
 
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import atomic, read_json, write_json
+from mini_undivided.support.files import atomic, read_json, reading, write_json
 from mini_undivided.support.run_directory import resolve
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -42,17 +42,22 @@ def assemble(model, cased=False):
     return tokenizer
 
 
-def finish(tokenizer, source):
-    """Register the special tokens and [CLS] A [SEP] B [SEP]; UserError if one is not in the vocabulary."""
+def check_special(tokenizer, source):
+    """Raise UserError if the vocabulary lacks a special token."""
     missing = [token for token in SPECIAL if tokenizer.token_to_id(token) is None]
     if missing:
         needed = ", ".join(SPECIAL)
         raise UserError(f"the vocabulary of {source} has no {missing[0]}; BERT needs {needed}")
+
+
+def finish(tokenizer, source):
+    """Register the special tokens and [CLS] A [SEP] B [SEP]; UserError if one is missing."""
+    check_special(tokenizer, source)
+    ids = sorted(tokenizer.get_vocab().values())
+    if ids != list(range(len(ids))) or len(ids) == len(SPECIAL):
+        raise UserError(f"the vocabulary of {source} has gaps in its numbers, or no words at all")
     tokenizer.add_special_tokens(list(SPECIAL))
-    cls, sep = (
-        ("[CLS]", tokenizer.token_to_id("[CLS]")),
-        ("[SEP]", tokenizer.token_to_id("[SEP]")),
-    )
+    cls, sep = ((token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = processors.BertProcessing(sep, cls)
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -60,7 +65,7 @@ def finish(tokenizer, source):
 
 
 def train_tokenizer(documents, vocab_size, cased=False):
-    """Train a WordPiece vocabulary of at most `vocab_size` entries on an iterable of strings → Tokenizer.
+    """Train a WordPiece vocabulary of at most `vocab_size` entries on strings → Tokenizer.
 
     Training starts from single characters and joins, again and again, the pair of pieces that is
     most frequent. The same documents give the same vocabulary each time. They are held in memory.
@@ -70,13 +75,8 @@ def train_tokenizer(documents, vocab_size, cased=False):
     # The library numbers the characters in the order of a hash table, which also decides between
     # pairs that are equally frequent. With them as its first entries, nothing is left to chance.
     first = [*SPECIAL, *alphabet(documents, tokenizer)]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        limit_alphabet=0,
-        special_tokens=first,
-        show_progress=False,
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, min_frequency=2, limit_alphabet=0,
+                                        special_tokens=first, show_progress=False)
     bar = tqdm(documents, desc="vocabulary", unit=" documents", leave=False, mininterval=0.5)
     tokenizer.train_from_iterator(bar, trainer)
     return finish(assemble(word_pieces(tokenizer.get_vocab()), cased), "the trained tokenizer")
@@ -97,41 +97,52 @@ def alphabet(documents, tokenizer, limit=1000):
 
 
 def word_pieces(vocabulary):
-    """The WordPiece model of a vocabulary; like BERT's, it gives up on words of over 100 characters."""
+    """A WordPiece model; like BERT's, it gives up on words of more than 100 characters."""
     return models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100)
 
 
 def load_tokenizer(path, cased=False):
     """Open a tokenizer: a vocab.txt, a tokenizer.json, or a folder (or hub id) with one of them.
 
-    `cased` is for a vocab.txt alone; "do_lower_case" in a tokenizer_config.json beside it overrides it.
+    `cased` is for a vocab.txt without "do_lower_case" in a tokenizer_config.json beside it.
     """
     path = Path(path) if Path(path).exists() else resolve(path)
     folder = path if path.is_dir() else path.parent
     if path.is_dir():
         files = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).exists()]
         if not files:
-            raise UserError(
-                f"{folder} holds no tokenizer: neither tokenizer.json nor vocab.txt is there"
-            )
+            missing = "neither tokenizer.json nor vocab.txt is there"
+            raise UserError(f"{folder} holds no tokenizer: {missing}")
         path = files[0]
-    try:
-        if path.suffix == ".json":
-            return finish(Tokenizer.from_file(str(path)), path)
-        words = [line.rstrip("\r\n") for line in path.open(encoding="utf-8", newline="\n")]
-    except UserError:
-        raise
-    except Exception as error:  # the library raises a bare Exception
-        raise UserError(f"{path} is not a tokenizer that can be read ({error})") from None
     settings = folder / "tokenizer_config.json"
+    if path.suffix == ".json":
+        if cased:
+            raise UserError(f"--cased is for a vocab.txt: {path} says itself what it does")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+            check_special(tokenizer, path)
+            tokenizer.encode("a word, a \u2603")  # a file that is damaged inside may fail here only
+        except UserError:
+            raise
+        except BaseException as error:  # the library raises bare exceptions, and panics
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise UserError(f"{path} is not a tokenizer that can be read ({error})") from None
+        return finish(tokenizer, path)
+    with reading(path), open(path, encoding="utf-8-sig", newline="\n") as file:
+        words = [line.rstrip("\r\n") for line in file]
+    twice = [word for word, count in Counter(words).items() if count > 1]
+    if twice:
+        line = len(words) - words[::-1].index(twice[0])
+        raise UserError(f'{path}, line {line}: "{twice[0]}" stands there twice')
     if settings.exists():
-        cased = not read_json(settings).get("do_lower_case", True)
+        cased = not read_json(settings, {"do_lower_case?": bool}).get("do_lower_case", True)
     vocabulary = {word: i for i, word in enumerate(words)}
     return finish(assemble(word_pieces(vocabulary), cased), path)
 
 
 def save_tokenizer(tokenizer, directory):
-    """Write tokenizer.json, and the tokenizer_config.json that `AutoTokenizer.from_pretrained` needs."""
+    """Write tokenizer.json, and the tokenizer_config.json that `AutoTokenizer` needs."""
     Path(directory).mkdir(parents=True, exist_ok=True)
     with atomic(Path(directory) / "tokenizer.json") as temporary:
         tokenizer.save(str(temporary))
@@ -142,7 +153,7 @@ def save_tokenizer(tokenizer, directory):
 
 
 def encode(texts, tokenizer, max_length):
-    """Token ids and segment ids of each text, a tuple of one or two strings: [CLS] A [SEP] (B [SEP]).
+    """Token ids and segment ids of each text, (A,) or (A, B): [CLS] A [SEP], and then B [SEP].
 
     The segment ids are 0 up to the first [SEP] and 1 after it. What is longer than `max_length`
     tokens is cut, the longer of two strings first.
@@ -168,15 +179,21 @@ def ordinary_ids(tokenizer):
     return np.setdiff1d(np.arange(tokenizer.get_vocab_size()), special_ids(tokenizer))
 
 
+def opens_word(tokenizer):
+    """For each id whether a word begins with it: an array of bool, False for pieces with "##"."""
+    opens = np.ones(tokenizer.get_vocab_size(), dtype=bool)
+    opens[[i for piece, i in tokenizer.get_vocab().items() if piece.startswith("##")]] = False
+    return opens
+
+
 def same_tokenizer(a, b):
     """Whether two tokenizers turn every text into the same ids."""
     return a.to_str() == b.to_str()
 
 
 def check_fits(tokenizer, vocab_size, source):
-    """Raise UserError if the tokenizer has more entries than a model with `vocab_size` embeddings."""
-    if tokenizer.get_vocab_size() > vocab_size:
-        raise UserError(
-            f"{source}: its tokenizer has {tokenizer.get_vocab_size():,} entries but its model has "
-            f"{vocab_size:,} embeddings; the two do not belong together"
-        )
+    """Raise UserError if the tokenizer has more entries than the model has embeddings."""
+    entries = tokenizer.get_vocab_size()
+    if entries > vocab_size:
+        raise UserError(f"{source}: its tokenizer has {entries:,} entries but its model has "
+                        f"{vocab_size:,} embeddings; the two do not belong together")

@@ -2,9 +2,10 @@
 
     python tests/benchmark.py [--quick] [--only step|tokenise|finetune|growth] [--compile]
 
-Contenders run in turn (A B A B …), each round of each in a process of its own, on equal work: the same sizes, batch,
-text and precision. Tables show the median, with the least and the most in brackets; ratios are of the medians.
-With a GPU, the training step is in bfloat16 and compiled on both sides, at sequences of 128 and of 512.
+Contenders run in turn (A B A B …), each round of each in a process of its own, on equal work: the
+same sizes, batch, text and precision. Tables show the median, with the lowest and the highest in
+brackets; ratios are of the medians. With a GPU, the training step is in bfloat16 and compiled on
+both sides, at sequences of 128 and of 512.
 """
 
 import argparse
@@ -25,8 +26,12 @@ STEP_SIZES = {
     "12 × 768": (12, 768, 12, 30522, 8),
 }
 GROWTH_SIZES = {  # layers, width, heads: those of Turc et al. 2019
-    "tiny": (2, 128, 2), "mini": (4, 256, 4), "small": (4, 512, 8), "medium": (8, 512, 8), "base": (12, 768, 12),
-}  # fmt: skip
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+}
 FINETUNE = {
     "SST-2": (2.4, 0.65, 3, 64),
     "MRPC": (3.95, 0.27, 25, 100),
@@ -58,7 +63,7 @@ def in_turn(contenders, rounds):
 
 
 def say(what=""):
-    """What is going on, on a line of the terminal that the next one overwrites."""
+    """Say what is going on, on a line of the terminal that the next one overwrites."""
     print(f"\r{what:70}\r", file=sys.stderr, end="", flush=True)
 
 
@@ -109,42 +114,96 @@ def step_section(args):
         results = in_turn(contenders, args.rounds)
         ours, theirs, without = (results[contender] for contender in contenders)
         pace = [middle(each, "tokens_per_second") for each in (ours, theirs, without)]
-        speed.append([name, *(spread(each, "tokens_per_second") for each in (ours, theirs, without)),
-                      f"{pace[0] / pace[1]:.2f}", f"{pace[2] / pace[0]:.2f}"])  # fmt: skip
+        speed.append(
+            [
+                name,
+                *(spread(each, "tokens_per_second") for each in (ours, theirs, without)),
+                f"{pace[0] / pace[1]:.2f}",
+                f"{pace[2] / pace[0]:.2f}",
+            ]
+        )
         ratio = middle(ours, "peak_bytes") / middle(theirs, "peak_bytes")
         memory = [f"{middle(each, 'peak_bytes') / 1e6:,.0f}" for each in (ours, theirs, without)]
         for label, each in (("with FFNs", ours), ("no FFN", without)):
             mfu = f"{middle(each, 'mfu'):.0%}" if each[0]["mfu"] else "–"
-            use.append([name, label, *(spread(each, key, 1e9) for key in ("flops_per_second", "matrix_rate")),
-                        f"{middle(each, 'use'):.2f}", mfu, f"{middle(each, 'loader_share'):.2%}",
-                        f"{middle(each, 'first_seconds'):.1f}"])  # fmt: skip
+            use.append(
+                [
+                    name,
+                    label,
+                    *(spread(each, key, 1e9) for key in ("flops_per_second", "matrix_rate")),
+                    f"{middle(each, 'use'):.2f}",
+                    mfu,
+                    f"{middle(each, 'loader_share'):.2%}",
+                    f"{middle(each, 'first_seconds'):.1f}",
+                ]
+            )
         speed[-1] += [" / ".join(memory), f"{ratio:.2f}"]
-    table("Training step: tokens/s, and peak memory of the process in MB",
-          ["layers × width", "ours", "transformers", "ours, no FFN", "ours / transformers", "no FFN / with",
-           "memory: ours / transformers / no FFN", "ours / transformers"], speed)  # fmt: skip
-    table("Ours against the machine's own matrix multiplications of these shapes, in GFLOP/s",
-          ["layers × width", "", "the step", "products alone", "share", "MFU", "batch and masking", "first step, s"],
-          use)  # fmt: skip
+    table(
+        "Training step: tokens/s, and peak memory of the process in MB",
+        [
+            "layers × width",
+            "ours",
+            "transformers",
+            "ours, no FFN",
+            "ours / transformers",
+            "no FFN / with",
+            "memory: ours / transformers / no FFN",
+            "ours / transformers",
+        ],
+        speed,
+    )
+    table(
+        "Ours against the machine's own matrix multiplications of these shapes, in GFLOP/s",
+        [
+            "layers × width",
+            "",
+            "the step",
+            "products alone",
+            "share",
+            "MFU",
+            "batch and masking",
+            "first step, s",
+        ],
+        use,
+    )
     if args.quick and not has_gpu():
         print("\n12 × 768 is left out by --quick.")
 
 
 def tokenise_section(args):
-    """Our path from text to token file, against the tokenizers library's own batch calls on the same text in memory."""
+    """Our path from text to token file, against the tokenizers library alone.
+
+    The library's own batch calls get the same text from memory.
+    """
     with tempfile.TemporaryDirectory() as folder:
         spec = write_text(folder, (4 if args.quick else 50) * 10**6)
-        contenders = {name: (worker, spec) for name, worker in
-                      (("ours, to disk", "our_tokens"), ("encode_batch", "their_tokens"),
-                       ("encode_batch_fast", "their_fast_tokens"))}  # fmt: skip
+        contenders = {
+            name: (worker, spec)
+            for name, worker in (
+                ("ours, to disk", "our_tokens"),
+                ("encode_batch", "their_tokens"),
+                ("encode_batch_fast", "their_fast_tokens"),
+            )
+        }
         results = in_turn(contenders, args.rounds)
     ours = middle(results["ours, to disk"], "bytes_per_second")
-    rows = [[name, spread(each, "bytes_per_second", 1e6, 2), f"{ours / middle(each, 'bytes_per_second'):.2f}",
-             f"{middle(each, 'peak_bytes') / 1e6:,.0f}"] for name, each in results.items()]  # fmt: skip
+    rows = [
+        [
+            name,
+            spread(each, "bytes_per_second", 1e6, 2),
+            f"{ours / middle(each, 'bytes_per_second'):.2f}",
+            f"{middle(each, 'peak_bytes') / 1e6:,.0f}",
+        ]
+        for name, each in results.items()
+    ]
     table("Tokenising: MB/s", ["", "MB/s", "ours / this", "peak memory, MB"], rows)
 
 
 def finetune_section(args):
-    """An epoch of fine-tuning on sentences as long as those of SST-2 and MRPC, against a plain loop with padding."""
+    """An epoch of fine-tuning, against a plain loop with padding.
+
+    The sentences are as long as those of SST-2 and MRPC.
+    """
     rows = []
     for name, lengths in FINETUNE.items():
         spec = {
@@ -157,14 +216,26 @@ def finetune_section(args):
         )
         ours, theirs = results.values()
         ratio = middle(ours, "examples_per_second") / middle(theirs, "examples_per_second")
-        rows.append([name, *(spread(each, "examples_per_second") for each in (ours, theirs)), f"{ratio:.2f}",
-                     *(f"{middle(each, 'padding'):.1%}" for each in (ours, theirs))])  # fmt: skip
-    table("Fine-tuning 4 × 256, batch 32: examples/s, and the share of padding",
-          ["as long as", "ours", "transformers", "ratio", "padding: ours", "transformers"], rows)  # fmt: skip
+        rows.append(
+            [
+                name,
+                *(spread(each, "examples_per_second") for each in (ours, theirs)),
+                f"{ratio:.2f}",
+                *(f"{middle(each, 'padding'):.1%}" for each in (ours, theirs)),
+            ]
+        )
+    table(
+        "Fine-tuning 4 × 256, batch 32: examples/s, and the share of padding",
+        ["as long as", "ours", "transformers", "ratio", "padding: ours", "transformers"],
+        rows,
+    )
 
 
 def growth_section(args):
-    """How the cost of a training step grows with model and sequence, and that of tokenising with the corpus."""
+    """How the cost of a training step grows with model and sequence.
+
+    And how that of tokenising grows with the corpus.
+    """
     names, lengths = (
         list(GROWTH_SIZES)[: 2 if args.quick else None],
         (64, 128) if args.quick else (64, 128, 256, 512),
@@ -187,8 +258,12 @@ def growth_section(args):
                 [f"{name} {layers} × {width}" + (", no FFN" if ffn_layers == [] else ""), *cells]
             )
     say()
-    table("Training, 2,048 tokens a batch, vocabulary 8,192: tokens/s / peak memory in MB, by sequence length",
-          ["model", *map(str, lengths)], rows)  # fmt: skip
+    table(
+        "Training, 2,048 tokens a batch, vocabulary 8,192: "
+        "tokens/s / peak memory in MB, by sequence length",
+        ["model", *map(str, lengths)],
+        rows,
+    )
     rows = []
     for megabytes in (1, 4) if args.quick else (1, 10, 100, 1000):
         say(f"a corpus of {megabytes} MB")
@@ -201,7 +276,10 @@ def growth_section(args):
 
 
 def write_text(folder, size):
-    """Write words of Zipf's frequencies as a text file of about `size` bytes, and a tokenizer for it → their paths."""
+    """Write a text file of about `size` bytes, and a tokenizer for it → their paths.
+
+    The frequencies of its words are Zipf's.
+    """
     from mini_undivided.tokenizer import save_tokenizer, train_tokenizer
 
     chance = random.Random(0)
@@ -257,25 +335,32 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     first, times = time_steps(step, seconds, machine.device.type)
     peak_bytes = machine.peak_memory()
     step_seconds = statistics.median(times)
-    found = {
+    result = {
         "tokens_per_second": batch_size * T / step_seconds,
         "peak_bytes": peak_bytes,
         "first_seconds": first,
     }
     if not products:
-        return found
+        return result
     shapes = matrix_products(config, batch_size, T, training.sequences.places)
     flops = flops_per_token(config, T, training.sequences.places) * batch_size * T
     assert abs(sum(count * 6 * b * m * k * n for count, b, m, k, n in shapes) / flops - 1) < 1e-6
     alone, peak = time_products(shapes, machine), machine.peak_flops()
     return {
-        **found, "flops_per_second": flops / step_seconds, "matrix_rate": flops / alone, "use": alone / step_seconds,
-        "mfu": peak and flops / step_seconds / peak, "loader_share": statistics.median(loading) / step_seconds,
-    }  # fmt: skip
+        **result,
+        "flops_per_second": flops / step_seconds,
+        "matrix_rate": flops / alone,
+        "use": alone / step_seconds,
+        "mfu": peak and flops / step_seconds / peak,
+        "loader_share": statistics.median(loading) / step_seconds,
+    }
 
 
 def their_step(size, seconds, compile):
-    """What a user of `transformers` writes: its collator, its model with labels, torch.optim.AdamW."""
+    """What a user of `transformers` writes.
+
+    Its collator, its model with labels, and torch.optim.AdamW.
+    """
     import torch
     from transformers import (
         BertConfig,
@@ -291,9 +376,8 @@ def their_step(size, seconds, compile):
     rows = torch.from_numpy(tokens[: len(tokens) // (T - 2) * (T - 2)].astype("int64")).view(
         -1, T - 2
     )
-    rows = torch.nn.functional.pad(
-        torch.nn.functional.pad(rows, (1, 0), value=2), (0, 1), value=3
-    )  # [CLS] … [SEP]
+    # [CLS] … [SEP]
+    rows = torch.nn.functional.pad(torch.nn.functional.pad(rows, (1, 0), value=2), (0, 1), value=3)
     config = BertConfig(**step_config(size))
     torch.manual_seed(0)
     model = BertForMaskedLM(config).to(device).train()
@@ -356,7 +440,10 @@ def random_text(vocabulary):
 
 
 def time_steps(step, seconds, device):
-    """Seconds of the first step, which compiles and takes its memory; and of each after it, for at least three."""
+    """Seconds of the first step, and of each step after it, of which there are at least three.
+
+    The first step compiles and takes its memory.
+    """
     import torch
 
     group = 10 if device == "cuda" else 1  # a GPU is waited for once in ten steps, as in training
@@ -377,7 +464,10 @@ def time_steps(step, seconds, device):
 
 
 def matrix_products(config, B, T, M):
-    """The forward matrix multiplications of a step, the last layer's at M places: (count, b, m, k, n), b of (m, k) (k, n)."""
+    """The forward matrix multiplications of a step, the last layer's at M places.
+
+    Each is (count, b, m, k, n): b products of (m, k) and (k, n).
+    """
     C, H, inner = config.hidden_size, config.num_attention_heads, config.intermediate_size
     products = [(1, 1, B * M, C, C), (1, 1, B * M, C, config.vocab_size)]
     for layer in range(config.num_hidden_layers):
@@ -390,7 +480,10 @@ def matrix_products(config, B, T, M):
 
 
 def time_products(products, machine):
-    """Seconds that the products take alone, with the two of each one's backward pass, at their best of a few tries."""
+    """Seconds that the products take alone, at their best of a few tries.
+
+    Each one comes with the two of its backward pass.
+    """
     import torch
 
     total = 0.0
@@ -440,7 +533,10 @@ def our_tokens(text, tokenizer):
 
 
 def their_tokens(text, tokenizer, call="encode_batch"):
-    """The library alone, called with 2 MB at a time of text that lies in memory; what it returns is dropped."""
+    """The library alone, called with 2 MB of text in memory at a time.
+
+    What it returns is dropped.
+    """
     from mini_undivided.corpus import open_corpus
     from mini_undivided.support.token_files import batches
     from mini_undivided.tokenizer import load_tokenizer
@@ -501,7 +597,10 @@ def our_finetune(size, lengths, count):
 
 
 def their_finetune(size, lengths, count):
-    """The loop of `transformers`' examples: a shuffled DataLoader, each batch padded to its longest, dropout 0.1."""
+    """The loop of `transformers`' examples.
+
+    A shuffled DataLoader, each batch padded to its longest sequence, and dropout 0.1.
+    """
     import torch
     from transformers import (
         BertConfig,

@@ -1,4 +1,4 @@
-"""What all tests share: a cache of their own, and no more threads than a small machine has."""
+"""What all tests share: a cache of their own, a fixed seed, and small corpora and runs."""
 
 import json
 import os
@@ -18,7 +18,7 @@ NOUNS = "fox hen owl cat dog bee ant cow pig elk".split()
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache():
-    """Gathered text and token files go to a folder that the session leaves behind nowhere."""
+    """The session's gathered text and token files go to a folder that is deleted at its end."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MINI_UNDIVIDED_CACHE"] = folder
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,7 +33,10 @@ def seeded():
 
 @pytest.fixture
 def inputs():
-    """(input_ids, attention_mask, token_type_ids), each (B, T), with padding at the end of four of five sequences."""
+    """(input_ids, attention_mask, token_type_ids), each (B, T).
+
+    Four of the five sequences have padding at their end.
+    """
     generator = torch.Generator().manual_seed(11)
     input_ids = torch.randint(V, (B, T), generator=generator)
     segments = torch.randint(SIZES["type_vocab_size"], (B, T), generator=generator)
@@ -53,27 +56,37 @@ def tale(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def farm(tmp_path_factory):
-    """A corpus of different sentences, a document each."""
+    """A corpus of different sentences, one document per file."""
     folder, rng = tmp_path_factory.mktemp("text"), np.random.default_rng(0)
     verbs = "sees hears meets likes".split()
     for i in range(260):
         sentences = [
-            f"The {rng.choice(NOUNS)} {rng.choice(verbs)} the {rng.choice(NOUNS)} and number {rng.integers(99)} of them"
-            + " again" * int(rng.integers(7)) + "."
+            f"The {rng.choice(NOUNS)} {rng.choice(verbs)} the {rng.choice(NOUNS)} "
+            f"and number {rng.integers(99)} of them" + " again" * int(rng.integers(7)) + "."
             for _ in range(20)
-        ]  # fmt: skip
+        ]
         (folder / f"{i}.txt").write_text(" ".join(sentences))
     return str(folder)
 
 
 @pytest.fixture(scope="session")
 def three(farm, tmp_path_factory):
-    """Three finished runs of a second: full, without FFNs, and another seed of full with another depth of training."""
+    """Three finished runs of a second each: full, without FFNs, and full with another seed."""
     folder = tmp_path_factory.mktemp("runs")
     base = PretrainOptions(
-        out="", corpus=[farm], vocab_size=120, layers=2, hidden_size=24, heads=3, ffn_size=41, seq_len=33,
-        batch_tokens=33 * 6, steps=9, lr=1e-2, device="cpu",
-    )  # fmt: skip
+        out="",
+        corpus=[farm],
+        vocab_size=120,
+        layers=2,
+        hidden_size=24,
+        heads=3,
+        ffn_size=41,
+        seq_len=33,
+        batch_tokens=33 * 6,
+        steps=9,
+        lr=1e-2,
+        device="cpu",
+    )
     for name, changed in {"full": {}, "noffn": {"ffn_layers": []}, "twin": {"seed": 1}}.items():
         pretrain(replace(base, out=str(folder / name), **changed))
     return folder

@@ -1,4 +1,7 @@
-"""What the tests of several modules share: small odd sizes, and models of `transformers` to compare with."""
+"""What the tests of several modules share.
+
+Small odd sizes, models of `transformers` to compare with, and the arguments of a short run.
+"""
 
 import torch
 import transformers
@@ -11,9 +14,14 @@ from mini_undivided.support import options
 # Odd and mutually distinct, so that a transposed axis or a mistaken size cannot pass.
 B, T, C, H, L, V, LABELS = 5, 13, 36, 3, 4, 99, 7
 SIZES = {
-    "vocab_size": V, "hidden_size": C, "num_hidden_layers": L, "num_attention_heads": H, "intermediate_size": 41,
-    "max_position_embeddings": 37, "type_vocab_size": 6,
-}  # fmt: skip
+    "vocab_size": V,
+    "hidden_size": C,
+    "num_hidden_layers": L,
+    "num_attention_heads": H,
+    "intermediate_size": 41,
+    "max_position_embeddings": 37,
+    "type_vocab_size": 6,
+}
 LENGTHS = torch.tensor([13, 1, 8, 12, 9])
 
 
@@ -22,7 +30,10 @@ def config(**changes):
 
 
 def scatter(module):
-    """Weights large enough that every part of the model shows in its output; biases and norms too."""
+    """Make weights so large that every part of the model shows in its output.
+
+    Biases and norms are moved too.
+    """
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -60,11 +71,32 @@ def assert_close(ours, reference, real=None):
 
 def small_run(text, out, *more):
     """The arguments of a run of train.py that takes a second."""
-    return ["--corpus", text, "--out", out, "--layers", 2, "--hidden-size", 24, "--heads", 3, "--vocab-size", 200,
-            "--seq-len", 21, "--batch-tokens", 210, "--steps", 11, "--device", "cpu", *more]  # fmt: skip
+    return [
+        "--corpus",
+        text,
+        "--out",
+        out,
+        "--layers",
+        2,
+        "--hidden-size",
+        24,
+        "--heads",
+        3,
+        "--vocab-size",
+        200,
+        "--seq-len",
+        21,
+        "--batch-tokens",
+        210,
+        "--steps",
+        11,
+        "--device",
+        "cpu",
+        *more,
+    ]
 
 
 def train_options(*arguments):
-    """What train.py makes of arguments, without running it."""
+    """The options that train.py makes of its arguments, without running it."""
     typed = train.parser().parse_args([str(argument) for argument in arguments])
     return options.train_options(vars(typed))

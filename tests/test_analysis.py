@@ -1,4 +1,4 @@
-"""The analysis of runs: what it refuses, and what it needs not."""
+"""The analysis of runs: what it compares, what it does without, and what it refuses."""
 
 import sys
 from dataclasses import replace
@@ -13,7 +13,6 @@ from mini_undivided.report.analysis import Analysis, short_names
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.support.options import AnalyzeOptions, PretrainOptions
-from mini_undivided.support.tasks import GLUE
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,18 +21,21 @@ NOUNS = "fox hen owl cat dog bee ant cow pig elk".split()
 
 
 def options(three, *names, **changed):
-    """Options of an analysis of a few seconds."""
-    made = AnalyzeOptions(
+    """The options of an analysis that takes a few seconds."""
+    base = AnalyzeOptions(
         [str(three / name) for name in names or ("full", "noffn")],
         seeds=1,
         examples=150,
         device="cpu",
     )
-    return replace(made, **changed)
+    return replace(base, **changed)
 
 
 def test_every_option_changes_the_numbers(three, tmp_path, monkeypatch):
-    """Examples, per sentence, ceiling, seeds, [CLS], another corpus, a GLUE task: each changes what is written."""
+    """Every option changes the numbers that are written.
+
+    Examples, per sentence, ceiling, another corpus, seeds, [CLS] and a GLUE task.
+    """
     for name in ("plot_cka", "plot_collapse", "plot_probes"):
         monkeypatch.setattr(figures, name, lambda *_: None)  # most of the time that this takes
     (tmp_path / "SST-2").mkdir()
@@ -48,8 +50,12 @@ def test_every_option_changes_the_numbers(three, tmp_path, monkeypatch):
     other.write_text("".join(f'{{"text": "{row}"}}\n' for row in rows))
     plain = options(three, out=str(tmp_path / "out"))
     base = Analysis(plain).cka()
-    for change in ({"examples": 120}, {"per_sentence": True, "examples": 300}, {"ceiling": str(three / "twin")},
-                   {"corpus": [str(other)]}):  # fmt: skip
+    for change in (
+        {"examples": 120},
+        {"per_sentence": True, "examples": 300},
+        {"ceiling": str(three / "twin")},
+        {"corpus": [str(other)]},
+    ):
         assert Analysis(replace(plain, **change)).cka() != base, change
     base = Analysis(plain).probe()
     for change in ({"seeds": 2}, {"cls": True}, {"task": ["sst2"], "data_dir": str(tmp_path)}):
@@ -57,20 +63,35 @@ def test_every_option_changes_the_numbers(three, tmp_path, monkeypatch):
 
 
 def test_models_of_different_depth_are_compared(three, farm, tmp_path):
-    """Two layers against three: the matrix is not square, the report still has a row for each layer of the first."""
+    """Models of two and of three layers can be compared.
+
+    The matrix is not square, and the report still has a row for each layer of the first model.
+    """
     deep = PretrainOptions(
-        out=str(tmp_path / "deep"), corpus=[farm], tokenizer=str(three / "full"), layers=3, hidden_size=36, heads=3,
-        ffn_size=41, seq_len=33, batch_tokens=33 * 6, steps=3, device="cpu",
-    )  # fmt: skip
+        out=str(tmp_path / "deep"),
+        corpus=[farm],
+        tokenizer=str(three / "full"),
+        layers=3,
+        hidden_size=36,
+        heads=3,
+        ffn_size=41,
+        seq_len=33,
+        batch_tokens=33 * 6,
+        steps=3,
+        device="cpu",
+    )
     pretrain.pretrain(deep)
-    made = options(three, out=str(tmp_path / "out"))
-    found = Analysis(replace(made, runs=[made.runs[0], deep.out])).cka()
-    assert np.shape(found["values"]["deep"]["block"]) == (3, 4)
-    assert len(tables.cka_table(found).splitlines()) == 2 + 3
+    base = options(three, out=str(tmp_path / "out"))
+    result = Analysis(replace(base, runs=[base.runs[0], deep.out])).cka()
+    assert np.shape(result["values"]["deep"]["block"]) == (3, 4)
+    assert len(tables.cka_table(result).splitlines()) == 2 + 3
 
 
 def test_runs_without_a_record_are_read_too(three, tmp_path):
-    """A Hugging Face directory has no train.json: its columns stay empty, and the text has to be named or is docs."""
+    """A Hugging Face directory, which has no train.json, is read too.
+
+    Its columns stay empty, and the text has to be named or is docs.
+    """
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((three / "full" / name).read_bytes())
     analysis = Analysis(
@@ -82,7 +103,10 @@ def test_runs_without_a_record_are_read_too(three, tmp_path):
 
 
 def test_names_of_runs():
-    """Folder names, or paths where these are alike; the same run twice is refused."""
+    """Runs are named by their folders, or by their paths if two folders have the same name.
+
+    The same run given twice is refused.
+    """
     assert short_names(["runs/a", "runs/b"]) == ["a", "b"]
     assert short_names(["x/a", "y/a"]) == ["x/a", "y/a"]
     with pytest.raises(UserError, match="a run is given twice"):
@@ -90,9 +114,24 @@ def test_names_of_runs():
 
 
 def test_bad_runs_are_refused(three, farm, tmp_path):
-    """Other tokenizers, a run that is still written, too few examples, tasks that do not exist: a sentence each."""
-    other = PretrainOptions(out=str(tmp_path / "other"), corpus=[farm], vocab_size=100, layers=1, hidden_size=24, heads=3,
-                             ffn_size=41, seq_len=33, batch_tokens=33 * 6, steps=1, device="cpu")  # fmt: skip
+    """What cannot be analysed is refused in one sentence.
+
+    Different tokenizers, a run that is still being written, too few examples, a task that does not
+    exist, and --data-dir without --task.
+    """
+    other = PretrainOptions(
+        out=str(tmp_path / "other"),
+        corpus=[farm],
+        vocab_size=100,
+        layers=1,
+        hidden_size=24,
+        heads=3,
+        ffn_size=41,
+        seq_len=33,
+        batch_tokens=33 * 6,
+        steps=1,
+        device="cpu",
+    )
     pretrain.pretrain(other)
     out = str(tmp_path / "out")
     with pytest.raises(
@@ -115,9 +154,8 @@ def test_bad_runs_are_refused(three, farm, tmp_path):
 
 
 def test_without_matplotlib_the_numbers_are_still_written(three, tmp_path, monkeypatch, capsys):
-    """A machine without matplotlib gets the JSON and a line that says what is missing."""
+    """A machine without matplotlib gets the JSON, and a line that says what is missing."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     Analysis(options(three, out=str(tmp_path))).cka()
     assert {path.name for path in tmp_path.iterdir()} == {"cka.json"}
     assert "matplotlib is not installed: no figure was drawn" in capsys.readouterr().out
-    assert figures.pyplot() is None and GLUE

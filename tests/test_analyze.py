@@ -19,7 +19,7 @@ NOUNS = "fox hen owl cat dog bee ant cow pig elk".split()
 
 
 def run(*arguments, cwd=ROOT):
-    """Run analyze.py → the finished process, output as text."""
+    """Run analyze.py → the finished process, with its output as text."""
     command = [sys.executable, str(ROOT / "analyze.py"), *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -27,16 +27,38 @@ def run(*arguments, cwd=ROOT):
 
 
 def test_the_whole_report(three, tmp_path):
-    """Two runs and a ceiling: tables on the terminal and in report.md, figures that differ from blank, numbers as JSON."""
+    """Two runs and a ceiling give tables, figures and JSON.
+
+    The tables are on the terminal and in report.md, the figures are not blank, and the numbers are
+    in cka.json, probe.json and report.json.
+    """
     write_json(three / "noffn" / "train.json", {**read_json(three / "noffn" / "train.json")})
-    result = {"name": "RTE", "from_scratch": False, "scores": {"accuracy": {"mean": 0.612, "std": 0.013}},
-              "majority": {"accuracy": 0.527}}  # fmt: skip
+    result = {
+        "name": "RTE",
+        "from_scratch": False,
+        "scores": {"accuracy": {"mean": 0.612, "std": 0.013}},
+        "majority": {"accuracy": 0.527},
+    }
     (three / "noffn" / "glue").mkdir(exist_ok=True)
     write_json(three / "noffn" / "glue" / "rte.json", result)
     write_treebank(tmp_path, 60)
     out = tmp_path / "out"
-    done = run(three / "full", three / "noffn", "--ceiling", three / "twin", "--conllu", tmp_path, "--examples", 150,
-               "--seeds", 2, "--out", out, "--device", "cpu")  # fmt: skip
+    done = run(
+        three / "full",
+        three / "noffn",
+        "--ceiling",
+        three / "twin",
+        "--conllu",
+        tmp_path,
+        "--examples",
+        150,
+        "--seeds",
+        2,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+    )
     assert done.returncode == 0, done.stderr
     written = {path.name for path in out.iterdir()}
     assert written == {
@@ -50,8 +72,20 @@ def test_the_whole_report(three, tmp_path):
     }
     text = (out / "report.md").read_text()
     assert text.strip() in done.stdout
-    for words in ("noffn has", "of full's parameters", "0 of 2", "2 of 2", "61.2 ± 1.3", "52.7", "another seed of full has",
-                  "part of speech", "selectivity", "![CKA](cka-noffn.png)", "MFLOPs a token", "twin (ceiling)"):  # fmt: skip
+    for words in (
+        "noffn has",
+        "of full's parameters",
+        "0 of 2",
+        "2 of 2",
+        "61.2 ± 1.3",
+        "52.7",
+        "another seed of full has",
+        "part of speech",
+        "selectivity",
+        "![CKA](cka-noffn.png)",
+        "MFLOPs a token",
+        "twin (ceiling)",
+    ):
         assert words in text, words
     for name in written:
         if name.endswith(".png"):
@@ -63,19 +97,16 @@ def test_the_whole_report(three, tmp_path):
     assert shapes == {"block": (3, 3), "attention": (2, 2)}
     assert alike["rows"] > 256 and set(alike["values"]) == {"noffn", "twin (ceiling)", "untrained"}
     probes = read_json(out / "probe.json")
-    assert (
-        len(probes["full"]["sentence length"]["trained"]["mean"]) == 3
-        and "control" in probes["noffn"]["part of speech"]
-    )
+    assert len(probes["full"]["sentence length"]["trained"]["mean"]) == 3
+    assert "control" in probes["noffn"]["part of speech"]
     facts = read_json(out / "report.json")["runs"]
     trained = read_json(three / "full" / "train.json")
-    assert facts[0]["validation_loss"] == trained["result"]["validation_loss"] and facts[1][
-        "glue"
-    ] == [result]
+    assert facts[0]["validation_loss"] == trained["result"]["validation_loss"]
+    assert facts[1]["glue"] == [result]
 
 
 def test_one_alone(three, tmp_path):
-    """cka and probe write their own files only; probe takes a single run."""
+    """cka and probe write only their own files, and probe takes a single run."""
     done = run(
         "cka",
         three / "full",
@@ -112,9 +143,13 @@ def test_one_alone(three, tmp_path):
 
 
 def test_fill(three):
-    """The likeliest words, one line a [MASK]; a sentence without one is refused."""
+    """fill prints the likeliest words, one line for each [MASK].
+
+    A sentence without a [MASK] is refused.
+    """
     done = run("fill", three / "noffn", "the [MASK] and the [MASK] .")
-    assert done.returncode == 0 and [line[:8] for line in done.stdout.splitlines()] == [
+    assert done.returncode == 0
+    assert [line[:8] for line in done.stdout.splitlines()] == [
         "[MASK] 1",
         "[MASK] 2",
     ]
@@ -123,7 +158,7 @@ def test_fill(three):
 
 
 def test_every_option_reaches_the_analysis():
-    """The flags of the three commands are together the fields of AnalyzeOptions."""
+    """The flags of report, cka and probe together are the fields of AnalyzeOptions."""
     commands = analyze.parser()._subparsers._group_actions[0].choices
     flags = {
         name: {action.dest for action in parser._actions} - {"help"}
@@ -158,7 +193,10 @@ def test_wrong_things_typed(arguments, sentence, tmp_path):
 
 def test_help_answers_without_loading_pytorch():
     """--help names the commands, and imports neither torch nor numpy."""
-    code = "import sys, analyze; analyze.parser().format_help(); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    code = (
+        "import sys, analyze; analyze.parser().format_help(); "
+        "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "False"]
     assert all(name in analyze.parser().format_help() for name in analyze.COMMANDS)

@@ -23,7 +23,10 @@ def biased(a, b):
 
 
 def hsic_of_features(a, b):
-    """The unbiased HSIC written with features only, without any n × n matrix (Song et al. 2012, eq. 5, expanded)."""
+    """The unbiased HSIC written with features only, without any n × n matrix.
+
+    Song et al. 2012, eq. 5, expanded.
+    """
     n = len(a)
     a2, b2 = a.square().sum(1), b.square().sum(1)  # the diagonals of both Gram matrices
     trace = (a.T @ b).square().sum() - a2 @ b2
@@ -37,12 +40,20 @@ def hsic_of_features(a, b):
 def encoder(layers=3, width=24, seed=0, **kwargs):
     """A small encoder with fresh weights, large enough that its layers differ."""
     torch.manual_seed(seed)
-    made = Encoder(BertConfig(vocab_size=97, hidden_size=width, num_hidden_layers=layers, num_attention_heads=3,
-                              intermediate_size=41, **kwargs)).eval()  # fmt: skip
+    model = Encoder(
+        BertConfig(
+            vocab_size=97,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=3,
+            intermediate_size=41,
+            **kwargs,
+        )
+    ).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.mul_(8 if parameter.dim() > 1 else 1)
-    return made
+    return model
 
 
 def batches(count=23, seed=0):
@@ -65,7 +76,10 @@ def test_gram_form_equals_feature_form(n, widths):
 
 
 def test_centred_gram_matrices():
-    """Rows, columns and diagonal are 0 in every layer, and adding a constant to the features changes nothing."""
+    """The rows, columns and diagonal of every layer's centred matrix are 0.
+
+    Adding a constant to the features changes nothing.
+    """
     x = torch.stack([gaussian(19, 7), gaussian(19, 7, 1)])
     centred = cka.centre(x)
     assert centred.sum(1).abs().max() < 1e-10 and centred.sum(2).abs().max() < 1e-10
@@ -74,7 +88,10 @@ def test_centred_gram_matrices():
 
 
 def test_what_changes_cka_and_what_does_not():
-    """1 with itself; the same after a rotation, a scaling, a shift; less after a stretch of one direction."""
+    """CKA ignores rotation, scaling and shift, but not a stretch of one direction.
+
+    It is 1 for a layer with itself, and symmetric.
+    """
     a, b = gaussian(83, 13), gaussian(83, 13) + 0.7 * gaussian(83, 13, 1)
     turn, _ = torch.linalg.qr(gaussian(13, 13, 2))
     assert cka.cka(a, a) == pytest.approx(1, abs=1e-12)
@@ -87,7 +104,7 @@ def test_what_changes_cka_and_what_does_not():
 
 
 def test_unrelated_layers_give_zero_where_the_plain_form_gives_much():
-    """Width 768 at n = 256: 0 ± 0.02, while the biased form says 0.7."""
+    """Unrelated features of width 768 at n = 256 give 0 ± 0.02, while the biased form gives 0.7."""
     for seed in range(3):
         a, b = gaussian(256, 768, 2 * seed), gaussian(256, 768, 2 * seed + 1)
         assert abs(cka.cka(a, b)) < 0.02
@@ -95,21 +112,28 @@ def test_unrelated_layers_give_zero_where_the_plain_form_gives_much():
 
 
 def test_minibatches_do_not_drift():
-    """The mean over many minibatches is near the value on all rows, whatever the size of a minibatch."""
+    """The mean over many minibatches is close to the value on all rows.
+
+    That holds whatever the size of a minibatch.
+    """
     a = gaussian(4096, 31) * torch.linspace(0.2, 3, 31)
     b = a[:, 14:] + 1.5 * gaussian(4096, 17, 1)
     whole = cka.cka(a, b)
     for n in (16, 64, 512):
-        found = cka.CKA()
+        estimate = cka.CKA()
         for x, y in zip(a.split(n), b.split(n), strict=True):
-            found.add(cka.centre(x[None]), cka.centre(y[None]))
-        assert found.rows == 4096
-        assert found.value().item() == pytest.approx(whole, abs=0.03)
+            estimate.add(cka.centre(x[None]), cka.centre(y[None]))
+        assert estimate.rows == 4096
+        assert estimate.value().item() == pytest.approx(whole, abs=0.03)
     assert 0.2 < whole < 0.8
 
 
 def test_equal_depth():
-    """The diagonal for models of one depth; for others the layer at the same share of the depth, ends with ends."""
+    """Layers are paired at equal depth.
+
+    That is the diagonal for models of one depth; for others, the layer at the same share of the
+    depth, and ends with ends.
+    """
     square = np.arange(9).reshape(3, 3)
     assert [value for *_, value in cka.equal_depth(square)] == [0, 4, 8]
     assert [(i, j) for i, j, _ in cka.equal_depth(np.zeros((3, 7)))] == [(0, 0), (1, 3), (2, 6)]
@@ -117,21 +141,24 @@ def test_equal_depth():
 
 
 def test_outputs_are_the_layers_of_one_forward_pass():
-    """Block outputs are the encoder's hidden states; attention outputs what the FFN is given, without one the block's."""
+    """Block outputs are the encoder's hidden states.
+
+    Attention outputs are what the FFN is given; without an FFN, they are the block's output.
+    """
     model = encoder(ffn_layers=[1])
     ids, mask, segments = next(batches())
-    found = cka.layer_outputs(model, ids, mask, segments)
+    outputs = cka.layer_outputs(model, ids, mask, segments)
     _, layers = model(ids, mask, segments, output_hidden_states=True)
-    assert all(torch.equal(a, b) for a, b in zip(found["block"], layers, strict=True))
-    assert len(found["attention"]) == 3
+    assert all(torch.equal(a, b) for a, b in zip(outputs["block"], layers, strict=True))
+    assert len(outputs["attention"]) == 3
     for i, layer in enumerate(model.layers):
-        after = layer.ffn(found["attention"][i]) if i == 1 else found["attention"][i]
+        after = layer.ffn(outputs["attention"][i]) if i == 1 else outputs["attention"][i]
         assert torch.allclose(after, layers[i + 1], atol=1e-6)
     assert not any(layer.attention._forward_hooks for layer in model.layers)
 
 
 def test_rows_leave_padding_out():
-    """What stands on padding changes no text's row, which is the mean of its real tokens."""
+    """A text's row is the mean of its real tokens, whatever the padding holds."""
     torch.manual_seed(0)
     x, mask = torch.randn(5, 13, 7), torch.arange(13) < torch.tensor([3, 13, 4, 9, 1])[:, None]
     garbage = x.masked_fill(~mask[..., None], 99.0)
@@ -141,7 +168,7 @@ def test_rows_leave_padding_out():
 
 
 def test_padding_changes_nothing_in_the_end():
-    """The same texts, once padded to 13 and once to 29 tokens, give the same CKA."""
+    """The same texts, padded once to 13 and once to 29 tokens, give the same CKA."""
     models = {"a": encoder(), "b": encoder(seed=1)}
     pad = torch.nn.functional.pad
     wide = [(pad(i, (0, 16), value=55), pad(m, (0, 16)), pad(s, (0, 16))) for i, m, s in batches()]
@@ -154,7 +181,10 @@ def test_padding_changes_nothing_in_the_end():
 
 
 def test_compare_gives_every_layer_against_every_layer():
-    """Models of other depth and width: matrices of all pairs, 1 for a copy, and equal to cka() on the rows themselves."""
+    """Models of different depth and width are compared layer by layer.
+
+    There is a matrix of all pairs, 1 for a copy, and equal to cka() on the rows themselves.
+    """
     first, deep = encoder(), encoder(layers=5, width=36, seed=1)
     values, shapes, rows = cka.compare({"a": first, "copy": first, "deep": deep}, batches(), n=32)
     assert values["deep"]["block"].shape == (4, 6) and values["deep"]["attention"].shape == (3, 5)
@@ -170,7 +200,7 @@ def test_compare_gives_every_layer_against_every_layer():
 
 
 def test_one_forward_pass_of_each(monkeypatch):
-    """Each encoder reads each batch once, all of them the same rows in the same order."""
+    """Each encoder reads each batch once, and all of them the same rows in the same order."""
     seen, forward = [], Encoder.forward
 
     def spy(self, ids, *args, **kwargs):
@@ -185,7 +215,10 @@ def test_one_forward_pass_of_each(monkeypatch):
 
 
 def test_per_text_is_another_question():
-    """Means of texts are other rows than tokens: as many as texts, and other values."""
+    """The means of texts are other rows than tokens.
+
+    There are as many as texts, and the values differ.
+    """
     models = {"a": encoder(), "b": encoder(seed=1)}
     tokens, _, many = cka.compare(models, batches(), n=16)
     texts, _, few = cka.compare(models, batches(), per_text=True, n=16)
@@ -194,22 +227,27 @@ def test_per_text_is_another_question():
 
 
 def test_memory_stays_bounded():
-    """However many batches, no more rows wait than a few minibatches and a batch."""
+    """However many batches there are, few rows wait at once.
+
+    Never more than a minibatch and a batch.
+    """
     pool, most = cka.Pool(8), 0
     for i in range(200):
         pool.add("a", torch.full((2, 13, 3), float(i)))
         pool.add("b", torch.full((2, 13, 5), float(i)))
         for minibatch in pool.take(64):
             assert minibatch["a"].shape == (2, 8, 3) and minibatch["a"].dtype == torch.float64
-            assert torch.equal(
-                minibatch["a"][0, :, 0], minibatch["b"][1, :, 4]
-            )  # the same rows of both
+            # the same rows of both
+            assert torch.equal(minibatch["a"][0, :, 0], minibatch["b"][1, :, 4])
         most = max(most, pool.size)
     assert most < 64 + 13
 
 
 def test_rows_of_a_minibatch_are_mixed():
-    """A minibatch is not made of one text's tokens: the rows of several batches are shuffled together."""
+    """A minibatch is not made of one text's tokens.
+
+    The rows of several batches are shuffled together.
+    """
     pool = cka.Pool(8)
     for i in range(16):
         pool.add("a", torch.full((1, 8, 1), float(i)))
@@ -218,7 +256,10 @@ def test_rows_of_a_minibatch_are_mixed():
 
 
 def test_too_few_rows():
-    """Fewer rows than one minibatch, or a minibatch too small for the estimator: an error that says how many."""
+    """Fewer rows than one minibatch are an error that says how many there are.
+
+    So is a minibatch that is too small for the estimator.
+    """
     models = {"a": encoder(), "b": encoder(seed=1)}
     rows = sum(int(mask.sum()) for _, mask, _ in batches(2))
     with pytest.raises(UserError, match=f"needs 256 tokens at least, but there are {rows}"):
@@ -228,7 +269,10 @@ def test_too_few_rows():
 
 
 def test_collapse_of_planted_tokens():
-    """Equal tokens: distance 0, cosine 1. Orthogonal ones: cosine 0, distance sqrt(1 - 1/T). Padding plays no part."""
+    """Equal tokens have distance 0 and cosine 1, orthogonal ones sqrt(1 - 1/T) and 0.
+
+    Padding plays no part.
+    """
     mask = torch.tensor([[True] * 4 + [False] * 2])
     same, orthogonal = torch.ones(1, 6, 7), torch.eye(6, 7)[None].clone()
     orthogonal[0, 4:] = 99
@@ -238,14 +282,14 @@ def test_collapse_of_planted_tokens():
 
 
 def test_collapse_equals_its_definition():
-    """Written out with loops over texts and pairs of tokens."""
+    """Rank collapse equals its definition, written as loops over texts and pairs of tokens."""
     torch.manual_seed(0)
     x, lengths = torch.randn(3, 11, 5) + 0.4, (11, 2, 6)
     mask = torch.arange(11) < torch.tensor(lengths)[:, None]
-    found = cka.collapse([x], mask)[0]  # (2, B)
+    measures = cka.collapse([x], mask)[0]  # (2, B)
     for i, length in enumerate(lengths):
         tokens = x[i, :length]
-        assert found[0, i].item() == pytest.approx(
+        assert measures[0, i].item() == pytest.approx(
             ((tokens - tokens.mean(0)).norm() / tokens.norm()).item(), rel=1e-5
         )
         pairs = [
@@ -253,4 +297,4 @@ def test_collapse_equals_its_definition():
             for j, a in enumerate(tokens)
             for b in tokens[j + 1 :]
         ]
-        assert found[1, i].item() == pytest.approx(torch.stack(pairs).mean().item(), abs=1e-5)
+        assert measures[1, i].item() == pytest.approx(torch.stack(pairs).mean().item(), abs=1e-5)

@@ -1,4 +1,7 @@
-"""Corpora: the same text whatever the form of the file, nothing lost, and every file that cannot be read is named."""
+"""Corpora: the same text whatever the form of the file, with nothing lost.
+
+Every file that cannot be read is named.
+"""
 
 import gzip
 import json
@@ -31,7 +34,7 @@ def read(*names):
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_byte_order_marks_and_line_ends_change_nothing(tmp_path, mark, end, packed):
-    """With and without a byte-order mark, with LF and CRLF, plain and gzipped, a file holds the same document."""
+    """Byte-order marks, line ends and gzip do not change a document."""
     content = mark + TEXT.replace("\n", end).encode()
     path = write(
         tmp_path / ("a.txt.gz" if packed else "a.txt"),
@@ -41,14 +44,17 @@ def test_byte_order_marks_and_line_ends_change_nothing(tmp_path, mark, end, pack
 
 
 def test_jsonl_is_a_document_a_line(tmp_path):
-    """Other fields, blank lines, a byte-order mark and a missing last line end do no harm; empty texts are left out."""
+    """Each line of a .jsonl file is a document, and empty texts are left out.
+
+    Other fields, blank lines, a byte-order mark and a missing last line end do no harm.
+    """
     rows = [{"text": TEXT, "id": 3}, {"text": ""}, {"text": " \n"}, {"id": 4, "text": "Another."}]
     lines = "\r\n\r\n".join(json.dumps(row) for row in rows)
     assert read(write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + lines.encode())) == [TEXT, "Another."]
 
 
 def test_a_text_file_is_a_document(tmp_path):
-    """Blank lines do not end a document, the end of its file does."""
+    """Blank lines do not end a document; the end of its file does."""
     paths = [write(tmp_path / f"{name}.txt", f"{name}\n\n\n{name}") for name in "abc"]
     assert read(*paths) == [f"{name}\n\n\n{name}" for name in "abc"]
 
@@ -57,7 +63,10 @@ def test_a_text_file_is_a_document(tmp_path):
 
 
 def test_files_folders_and_globs(tmp_path):
-    """A folder is searched to its bottom, in alphabetical order; a glob takes what it says; other files are left."""
+    """A folder is searched to its bottom, in alphabetical order.
+
+    A glob takes what it says, and other files are left alone.
+    """
     for name in ("b.txt", "a/z.jsonl", "a/c.txt", "d/e/f.txt.gz", "readme.md", "a/data.csv"):
         content = json.dumps({"text": name}) if name.endswith("jsonl") else name
         write(tmp_path / name, gzip.compress(content.encode()) if name.endswith("gz") else content)
@@ -69,7 +78,7 @@ def test_files_folders_and_globs(tmp_path):
 
 
 def test_reading_again_gives_the_same(tmp_path):
-    """A corpus can be gone through any number of times, in a fixed order."""
+    """A corpus can be read any number of times, in a fixed order."""
     for i in range(9):
         write(tmp_path / f"{i}.txt", f"document {i}")
     corpus = open_corpus([str(tmp_path)])
@@ -78,7 +87,10 @@ def test_reading_again_gives_the_same(tmp_path):
 
 
 def test_the_fingerprint_follows_the_text(tmp_path):
-    """The same bytes elsewhere have the same fingerprint; one changed character has another."""
+    """The same bytes in another place have the same fingerprint.
+
+    One changed character gives another.
+    """
     paths = [
         write(tmp_path / folder / "a.txt", text)
         for folder, text in (("x", "ab"), ("y", "ab"), ("z", "ac"))
@@ -104,7 +116,10 @@ def test_the_fingerprint_follows_the_text(tmp_path):
     ],
 )
 def test_a_long_document_comes_in_pieces_that_lose_nothing(tmp_path, monkeypatch, unit, name, end):
-    """The pieces of a long document, put together, are the document; none is longer than PIECE."""
+    """The pieces of a long document, put together, are the document.
+
+    None is longer than PIECE.
+    """
     monkeypatch.setattr(corpora, "PIECE", 97)
     monkeypatch.setattr(corpora, "BLOCK", 251)
     text = unit * (1 + 3000 // len(unit)) + "The end"
@@ -130,7 +145,7 @@ def test_pieces_end_where_a_line_or_a_word_does():
 
 
 def test_one_document_in_twenty_is_held_out(tmp_path):
-    """A share of 1/20, spread over the corpus, and always the same."""
+    """One document in twenty is held out, always the same ones, spread over the corpus."""
     rows = [json.dumps({"text": str(i)}) for i in range(400)]
     corpus = open_corpus([write(tmp_path / "a.jsonl", "\n".join(rows))])
     held = [int(text) for text in corpora.held_out(corpus)]
@@ -143,6 +158,7 @@ def test_one_document_in_twenty_is_held_out(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
 def test_text_that_is_not_utf8_is_an_error_that_names_file_and_line(tmp_path, name):
+    """Text that is not UTF-8 is an error that names the file and the line."""
     lines = [json.dumps({"text": f"line {i}"}).encode() for i in range(1, 2001)]
     lines[1233] = b'{"text": "caf\xe9"}'  # Latin-1, in line 1,234
     content = b"\n".join(lines)
@@ -157,6 +173,7 @@ def test_text_that_is_not_utf8_is_an_error_that_names_file_and_line(tmp_path, na
     ['{"text": "cut', '{"words": "no text"}', '"a string"', "3", '{"text": 3}', '{"text": ["a"]}'],
 )
 def test_json_without_a_text_is_an_error_that_names_file_and_line(tmp_path, line):
+    """A line that is not JSON with a text is an error that names the file and the line."""
     path = write(tmp_path / "a.jsonl", '{"text": "good"}\n\n' + line + '\n{"text": "good"}\n')
     with pytest.raises(UserError, match="line 3.*text") as error:
         read(path)
@@ -164,7 +181,7 @@ def test_json_without_a_text_is_an_error_that_names_file_and_line(tmp_path, line
 
 
 def test_a_broken_gzip_file_is_an_error(tmp_path):
-    """Cut short, damaged inside, or no gzip at all."""
+    """A gzip file that is cut short, damaged inside, or not gzip at all is an error."""
     whole = gzip.compress(b"some words " * 1000)
     for content in (whole[:-9], whole[:30] + b"\0\0\0\0" + whole[34:], b"plain text"):
         path = write(tmp_path / "a.txt.gz", content)
@@ -177,7 +194,10 @@ def test_a_broken_gzip_file_is_an_error(tmp_path):
     [["missing.txt"], ["missing/*.txt"], ["folder"], ["other.csv"], ["present.txt", "gone.txt"]],
 )
 def test_what_is_not_there_is_an_error_that_names_it(tmp_path, names):
-    """Also a folder without text files, and a file of another kind; and one missing path of several."""
+    """A path with nothing to read is an error that names it.
+
+    So is a folder without text files, a file of another kind, or one missing path among several.
+    """
     (tmp_path / "folder").mkdir()
     write(tmp_path / "other.csv", "a,b")
     write(tmp_path / "present.txt", "here")
@@ -186,12 +206,14 @@ def test_what_is_not_there_is_an_error_that_names_it(tmp_path, names):
 
 
 def test_an_empty_corpus_is_an_error(tmp_path):
+    """A corpus whose files are all empty is an error that names them."""
     paths = [write(tmp_path / name, "") for name in ("a.txt", "b.txt")]
     with pytest.raises(UserError, match="a.txt .*b.txt is empty"):
         open_corpus(paths)
 
 
 def test_the_hub_and_paths_cannot_be_mixed(tmp_path):
+    """A dataset of the hub together with a path is an error."""
     with pytest.raises(UserError, match="not both"):
         open_corpus(["hf:some/set", write(tmp_path / "a.txt", "text")])
 
@@ -201,7 +223,10 @@ def test_the_hub_and_paths_cannot_be_mixed(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A stand-in for the `datasets` library: what was asked of it, and the rows or the error that it gives."""
+    """A stand-in for the `datasets` library.
+
+    It keeps what was asked of it, and gives its rows or raises its error.
+    """
     stand_in = types.SimpleNamespace(asked=None, rows=[{"text": "One."}, {"text": "x " * 9000}])
 
     def load_dataset(*args, **kwargs):
@@ -218,7 +243,10 @@ def hub(monkeypatch):
     "name, asked", [("hf:a/b", ("a/b", None)), ("hf:a/b:en", ("a/b", "en")), ("hf:c", ("c", None))]
 )
 def test_a_dataset_of_the_hub_is_streamed(hub, name, asked):
-    """NAME and CONFIG reach the library, streaming; long texts come in pieces as from files."""
+    """NAME and CONFIG reach the library, and the dataset is streamed.
+
+    Long texts come in pieces, as they do from files.
+    """
     corpus = open_corpus([name])
     texts = list(corpus)
     assert hub.asked == (asked, {"split": "train", "streaming": True})
@@ -231,12 +259,14 @@ def test_a_dataset_of_the_hub_is_streamed(hub, name, asked):
 
 
 def test_a_dataset_without_text_is_an_error(hub):
+    """A dataset without a text field is an error that names the fields it has."""
     hub.rows = [{"question": "?", "answer": "!"}]
     with pytest.raises(UserError, match='hf:a/b has no field "text"; it has question, answer'):
         read("hf:a/b")
 
 
 def test_a_dataset_that_the_hub_does_not_give_is_an_error(hub):
+    """A failure of the hub is an error that names the dataset and the cause."""
     hub.rows = ConnectionError("no network")
     with pytest.raises(UserError, match="hf:a/b .*no network"):
         read("hf:a/b")
@@ -246,15 +276,18 @@ def test_a_dataset_that_the_hub_does_not_give_is_an_error(hub):
 
 
 def test_sentences_are_whole_sentences():
-    """Cut at full stops before a capital and at blank lines, not inside; short ones are left out."""
+    """Text is cut into sentences at full stops before a capital and at blank lines.
+
+    It is not cut inside a sentence, and short sentences are left out.
+    """
     text = (
-        "This is the first of three sentences. Is (version 2.5 of) this the\nsecond one? Too short. "
-        + "\n\n"
-        + ('He said: "This is one that ends in a quotation." And the last has no full stop')
+        "This is the first of three sentences. Is (version 2.5 of) this the\nsecond one? "
+        "Too short. \n\n"
+        'He said: "This is one that ends in a quotation." And the last has no full stop'
     )
     assert corpora.sentences(text) == [
         "This is the first of three sentences.",
         "Is (version 2.5 of) this the second one?",
-        'He said: "This is one that ends in a quotation.',
+        'He said: "This is one that ends in a quotation."',
         "And the last has no full stop",
     ]

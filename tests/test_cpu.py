@@ -10,21 +10,19 @@ import pytest
 import torch
 from helpers import SIZES, B, L, T, config, scatter
 
-from mini_undivided.model import (
-    Encoder,
-)  # fmt: skip
+from mini_undivided.model import Encoder
 from mini_undivided.support import cpu
 
 
 def test_memory_is_kept_on_glibc_and_nothing_happens_elsewhere(monkeypatch):
-    """It takes effect on Linux with glibc; on another system it is silent."""
+    """Memory is kept on Linux with glibc; on any other system nothing happens."""
     assert cpu.keep_memory() == ("glibc" in " ".join(platform.libc_ver()))
     monkeypatch.setattr(sys, "platform", "darwin")
     assert cpu.keep_memory() is False
 
 
 def test_a_step_that_is_repeated_faults_no_memory_in():
-    """With freed blocks kept, taking the same large block again touches no new page of the system's."""
+    """With freed blocks kept, taking the same large block again touches no new page of memory."""
     program = """if True:
         import resource, sys, torch
         from mini_undivided.support import cpu
@@ -38,26 +36,28 @@ def test_a_step_that_is_repeated_faults_no_memory_in():
 
 
 def test_onednn_multiplies_as_mkl_does():
-    """Where oneDNN takes MKL's place, products of every size and layout, and their gradients, are those of float64.
+    """If oneDNN takes MKL's place, its products and their gradients are those of float64.
 
-    In a process of its own, since what is registered holds for a whole process. That oneDNN is used, and only for
-    large products of float32, is read from the profile.
+    That holds for every size and layout. The check runs in a process of its own, since what is
+    registered holds for a whole process. The profile shows that oneDNN is used, and only for large
+    products of float32.
     """
     program = """if True:
         import warnings; warnings.simplefilter("error")
         import torch
         from torch.nn import functional as F
         from mini_undivided.support import cpu
-        if not torch.backends.mkldnn.is_available() or not hasattr(torch.library, "get_kernel"): raise SystemExit(0)
+        if not torch.backends.mkldnn.is_available() or not hasattr(torch.library, "get_kernel"):
+            raise SystemExit(0)
         cpu.mkl_is_slow = lambda: True
         torch.manual_seed(0)
 
         def largest(t):
             return t.abs().max().item() if t.numel() else 0.0
 
-        def check(found, wanted, what):
-            assert found.shape == wanted.shape and found.dtype == torch.float32, what
-            error = largest(found - wanted)
+        def check(product, wanted, what):
+            assert product.shape == wanted.shape and product.dtype == torch.float32, what
+            error = largest(product - wanted)
             assert error <= 1e-5 * max(1.0, largest(wanted)), (what, error)
 
         def used(work):
@@ -69,10 +69,12 @@ def test_onednn_multiplies_as_mkl_does():
         assert not used(lambda: linear(x))
         assert cpu.multiply_with_onednn() is True and cpu.multiply_with_onednn() is True
         assert used(lambda: linear(x)) and used(lambda: x[0] @ torch.randn(301, 999))
-        assert not used(lambda: small(x[..., :3])) and not used(lambda: x.double() @ torch.randn(301, 999).double())
+        assert not used(lambda: small(x[..., :3]))
+        assert not used(lambda: x.double() @ torch.randn(301, 999).double())
         assert not used(lambda: x[0] @ torch.randn(301, 1998)[:, ::2])
 
-        for M, K, N in [(217, 301, 203), (2000, 64, 96), (90, 300, 1700), (5000, 129, 33), (1, 3, 5), (0, 3, 5), (7, 0, 5)]:
+        large = [(217, 301, 203), (2000, 64, 96), (90, 300, 1700), (5000, 129, 33)]
+        for M, K, N in [*large, (1, 3, 5), (0, 3, 5), (7, 0, 5)]:
             a, b, c = torch.randn(M, K), torch.randn(K, N), torch.randn(N)
             strided = torch.randn(M, 2 * K)[:, ::2], torch.randn(K, 2 * N)[:, ::2]
             for left in (a, a.t().contiguous().t(), strided[0], a[:1].expand(M, K) if M else a):
@@ -80,14 +82,16 @@ def test_onednn_multiplies_as_mkl_does():
                     wanted = left.double() @ right.double()
                     check(left @ right, wanted, (M, K, N, left.stride(), right.stride()))
                     check(torch.addmm(c, left, right), c + wanted, "addmm")
-                    check(torch.addmm(c, left, right, beta=2, alpha=3), 2 * c + 3 * wanted, "scaled")
+                    scaled = torch.addmm(c, left, right, beta=2, alpha=3)
+                    check(scaled, 2 * c + 3 * wanted, "scaled")
                     check(torch.addmm(wanted.float(), left, right), 2 * wanted, "matrix")
             inputs = [t.clone().requires_grad_() for t in (a, b.t(), c)]
             doubles = [t.detach().double().requires_grad_() for t in inputs]
             weights = torch.randn(M, N)
             (F.linear(*inputs) * weights).sum().backward()
             (F.linear(*doubles) * weights).sum().backward()
-            for found, wanted in zip(inputs, doubles): check(found.grad, wanted.grad, (M, K, N, "gradient"))
+            for single, double in zip(inputs, doubles):
+                check(single.grad, double.grad, (M, K, N, "gradient"))
     """
     done = subprocess.run(
         [sys.executable, "-c", program], check=False, stderr=subprocess.PIPE, text=True
@@ -98,11 +102,19 @@ def test_onednn_multiplies_as_mkl_does():
 @pytest.mark.parametrize("width", ["AVX512", "AVX2", "DEFAULT"])
 @pytest.mark.parametrize(
     "cpuinfo, slow",
-    [("vendor_id\t: AuthenticAMD\ncpu family\t: 26\n", True), ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\n", False),
-     ("vendor_id\t: GenuineIntel\ncpu family\t: 26\n", False), ("Features\t: asimd\n", False), (None, False)],
-)  # fmt: skip
+    [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\n", True),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\n", False),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 26\n", False),
+        ("Features\t: asimd\n", False),
+        (None, False),
+    ],
+)
 def test_only_zen_5_has_a_slow_mkl(monkeypatch, tmp_path, width, cpuinfo, slow):
-    """An older processor of AMD's, another maker's, or a system without /proc/cpuinfo keeps MKL: nothing is registered."""
+    """Only AMD's Zen 5 with AVX-512 gets oneDNN; elsewhere nothing is registered.
+
+    An older processor by AMD, another maker's, or a system without /proc/cpuinfo keeps MKL.
+    """
     path = tmp_path / "cpuinfo"
     if cpuinfo is not None:
         path.write_text(cpuinfo)
@@ -117,7 +129,10 @@ def test_only_zen_5_has_a_slow_mkl(monkeypatch, tmp_path, width, cpuinfo, slow):
 
 @pytest.mark.performance
 def test_a_saving_ffn_stores_its_inner_vectors_once(inputs):
-    """What the backward pass needs of a layer's FFN is kept before the GELU, and not after it too."""
+    """The backward pass keeps an FFN's inner vectors only once.
+
+    They are kept before the GELU, and not after it too.
+    """
     inner, stored = SIZES["intermediate_size"], []
 
     def keep(tensor):
@@ -130,7 +145,10 @@ def test_a_saving_ffn_stores_its_inner_vectors_once(inputs):
 
 
 def test_saving_memory_changes_no_number(inputs):
-    """Output and gradients are bit for bit those of the plain model, and so are the names of the weights."""
+    """Output and gradients are bit for bit those of the plain model.
+
+    The names of the weights are the same too.
+    """
     plain = scatter(
         Encoder(config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
     ).train()
@@ -145,7 +163,10 @@ def test_saving_memory_changes_no_number(inputs):
 
 
 def test_importing_changes_nothing_and_the_tricks_can_be_switched_off():
-    """After importing every module nothing is registered; MINI_UNDIVIDED_CPU=plain leaves it so, and says MKL."""
+    """Importing every module registers nothing, and starting a machine does.
+
+    With MINI_UNDIVIDED_CPU=plain, starting one registers nothing either and does not name oneDNN.
+    """
     program = """if True:
         import importlib, pkgutil, sys, mini_undivided
         for module in pkgutil.walk_packages(mini_undivided.__path__, "mini_undivided."):
@@ -157,17 +178,21 @@ def test_importing_changes_nothing_and_the_tricks_can_be_switched_off():
         called = []
         cpu.keep_memory = lambda: called.append(1)
         machine = Machine.start("cpu")
-        print(hasattr(cpu.multiply_with_onednn, "library"), len(called), machine.matmul, "|", machine)
+        registered = hasattr(cpu.multiply_with_onednn, "library")
+        print(registered, len(called), machine.matmul, "|", machine)
     """
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.library, "get_kernel"):
         pytest.skip("this PyTorch has no oneDNN to register")
     said = []
     for setting in ({}, {"MINI_UNDIVIDED_CPU": "plain"}):
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                              env={**os.environ, **setting})  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **setting},
+        )
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
-    assert (
-        said[0].startswith("True 1 oneDNN | cpu,") and "matrix multiplication by oneDNN" in said[0]
-    )
+    assert said[0].startswith("True 1 oneDNN | cpu,")
+    assert "matrix multiplication by oneDNN" in said[0]
     assert said[1].startswith("False 0 ") and "oneDNN" not in said[1]

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from mini_undivided import corpus, data
@@ -11,12 +12,18 @@ from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import cache_dir, read_json
 from mini_undivided.tokenizer import same_tokenizer, special_ids, train_tokenizer
 
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
+WORDS = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa "
+    "lambda mu nu xi omicron pi rho sigma tau"
+).split()
 
 
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory):
-    """170 documents of random Greek letters' names, with an emoji (an unknown word) here and there."""
+    """170 documents of random names of Greek letters.
+
+    Here and there is an emoji, an unknown word.
+    """
     rng = np.random.default_rng(5)
     path = tmp_path_factory.mktemp("text") / "greek.jsonl"
     rows = [" ".join(rng.choice([*WORDS, "\U0001f600"], size=97)) for _ in range(170)]
@@ -33,7 +40,10 @@ def parts(text_file):
 
 
 def test_tokens_are_the_documents_in_order_with_separators(parts):
-    """The token files hold each document's ids and a [SEP], every twentieth document in the validation file."""
+    """The token files hold each document's ids and a [SEP], in order.
+
+    Every twentieth document is in the validation file.
+    """
     source, tokenizer, tokens = parts
     sep = tokenizer.token_to_id("[SEP]")
     expected = {True: [], False: []}
@@ -45,13 +55,15 @@ def test_tokens_are_the_documents_in_order_with_separators(parts):
 
 
 def test_a_mask_that_a_document_spells_out_is_not_a_mask(tmp_path, parts):
-    """Text with "[MASK]" in it brings no special id into the token file, except the [SEP] at the end."""
+    """A document that spells out "[MASK]" brings no special id into the token file.
+
+    Only the [SEP] at its end is one.
+    """
     (tmp_path / "a.txt").write_text("alpha [MASK] beta [CLS] " * 7)
     tokens = data.tokenize(corpus.open_corpus([str(tmp_path / "a.txt")]), parts[1])
     mask = parts[1].token_to_id("[MASK]")
-    assert mask not in tokens.train and parts[1].encode("[MASK]", add_special_tokens=False).ids == [
-        mask
-    ]
+    assert mask not in tokens.train
+    assert parts[1].encode("[MASK]", add_special_tokens=False).ids == [mask]
 
 
 def test_token_files_are_cached_by_content(tmp_path, parts, monkeypatch):
@@ -68,19 +80,25 @@ def test_token_files_are_cached_by_content(tmp_path, parts, monkeypatch):
 
 
 def test_sequences_are_packed_full(parts):
-    """Sequence i is [CLS], the file's i-th 19 tokens, [SEP]: nothing is lost between two sequences, nothing padded."""
+    """Sequence i is [CLS], the file's i-th 19 tokens and [SEP].
+
+    Nothing is lost between two sequences, and nothing is padded.
+    """
     _, tokenizer, tokens = parts
     sequences = data.Sequences(tokens.train, 21, tokenizer)
     ids = sequences.read(np.arange(len(sequences)))
     assert ids.shape == (len(tokens.train) // 19, 21)
-    assert set(ids[:, 0]) == {tokenizer.token_to_id("[CLS]")} and set(ids[:, -1]) == {
-        tokenizer.token_to_id("[SEP]")
-    }
+    assert set(ids[:, 0]) == {tokenizer.token_to_id("[CLS]")}
+    assert set(ids[:, -1]) == {tokenizer.token_to_id("[SEP]")}
     assert ids[:, 1:-1].ravel().tolist() == tokens.train[: len(sequences) * 19].tolist()
 
 
 def test_masking_shares_and_special_tokens(parts):
-    """Over 100,000 picks: 80 % [MASK], 10 % random ordinary, 10 % kept; exactly round(0.15 n) a sequence; no specials."""
+    """Of the picked tokens 80 % become [MASK], 10 % a random word, and 10 % are kept.
+
+    Counted over 100,000 picks. Exactly round(0.15 n) of a sequence's n ordinary tokens are picked,
+    and special tokens are neither picked nor drawn.
+    """
     _, tokenizer, tokens = parts
     sequences = data.Sequences(tokens.train, 37, tokenizer)
     mask, special = tokenizer.token_to_id("[MASK]"), special_ids(tokenizer)
@@ -98,9 +116,8 @@ def test_masking_shares_and_special_tokens(parts):
         )
         ordinary = (~np.isin(original, special)).sum(1)
         assert (used.sum(1) == np.rint(0.15 * ordinary)).all()
-        assert (batch.labels.numpy()[used] == before[used]).all() and not np.isin(
-            before[used], special
-        ).any()
+        assert (batch.labels.numpy()[used] == before[used]).all()
+        assert not np.isin(before[used], special).any()
         assert all(
             len(set(p[u])) == u.sum() for p, u in zip(batch.positions.numpy(), used, strict=True)
         )
@@ -114,29 +131,33 @@ def test_masking_shares_and_special_tokens(parts):
     assert picks > 100_000
     assert abs(to_mask / picks - 0.8) < 0.005
     ordinary_words = tokenizer.get_vocab_size() - 5
-    assert (
-        abs(kept / picks - (0.1 + 0.1 / ordinary_words)) < 0.005
-    )  # a random word is sometimes the same one
-    assert (
-        not set(drawn) & set(special) and len(set(drawn)) == ordinary_words
-    )  # every ordinary word may come
+    # a random word is sometimes the same one
+    assert abs(kept / picks - (0.1 + 0.1 / ordinary_words)) < 0.005
+    # every ordinary word may come
+    assert not set(drawn) & set(special) and len(set(drawn)) == ordinary_words
 
 
 def test_masks_are_new_at_each_visit_but_reproducible(parts):
-    """Two visits of a sequence have other masks; the same step of the same seed has the same."""
+    """Two visits of a sequence have different masks.
+
+    The same step of the same seed has the same masks.
+    """
     _, tokenizer, tokens = parts
     sequences = data.Sequences(tokens.train[: 19 * 7], 21, tokenizer)
     first, again, other_seed = (data.TrainingData(sequences, 7, seed) for seed in (0, 0, 1))
     a, b = first.batch(0), first.batch(1)
-    assert torch.equal(a.labels, again.batch(0).labels) and torch.equal(
-        a.input_ids, again.batch(0).input_ids
-    )
+    assert torch.equal(a.labels, again.batch(0).labels)
+    assert torch.equal(a.input_ids, again.batch(0).input_ids)
     assert not torch.equal(a.labels, b.labels)
     assert not torch.equal(a.labels, other_seed.batch(0).labels)
 
 
 def test_each_epoch_visits_every_sequence_once(parts):
-    """Batches of 5 over 23 sequences: any 23 visits in a row that begin an epoch are a permutation; the next differs."""
+    """Every epoch visits every sequence once, in another order than the epoch before.
+
+    In batches of 5 over 23 sequences, the first 23 visits are a permutation, and so are the next
+    23.
+    """
     _, tokenizer, tokens = parts
     training = data.TrainingData(data.Sequences(tokens.train[: 19 * 23], 21, tokenizer), 5, 3)
     visits = np.concatenate([training.indices(np.arange(i, i + 5)) for i in range(0, 46, 5)])[:46]
@@ -158,7 +179,10 @@ def test_processes_share_the_batch_of_one(parts):
 
 
 def test_validation_masks_never_change(parts):
-    """Validation batches are the same each time, spread over the file, and split over processes without loss."""
+    """Validation batches are the same each time, and spread over the file.
+
+    Split over processes, nothing is lost.
+    """
     _, tokenizer, tokens = parts
     sequences = data.Sequences(tokens.train, 11, tokenizer)
     one = list(data.validation_batches(sequences, 150))
@@ -172,19 +196,53 @@ def test_validation_masks_never_change(parts):
     assert torch.equal(halves[1][0].labels, one[1].labels)
 
 
-def test_unigram_entropy_is_scipys(parts):
-    """The entropy of the ordinary tokens, special ones left out, is what scipy says."""
-    from scipy.stats import entropy
+def test_the_baseline_without_context_is_exact():
+    """Loss and accuracy are those of the joint distribution of what is shown and what was there.
 
+    The entropy of the ordinary tokens, special ones left out, is what scipy says; and a simulation
+    of the masking agrees.
+    """
     is_special = np.zeros(13, dtype=bool)
     is_special[:5] = True
-    tokens = np.random.default_rng(0).integers(0, 12, size=501)
-    counts = np.bincount(tokens[tokens >= 5])
-    assert data.unigram_entropy(tokens, is_special) == pytest.approx(entropy(counts))
+    tokens = np.random.default_rng(0).choice(12, p=np.arange(1, 13) / 78, size=501)
+    counts = np.bincount(tokens[tokens >= 5], minlength=13)[5:]
+    p, V = counts / counts.sum(), 8
+    baseline = data.context_free_baseline(tokens, is_special)
+    assert baseline["unigram_entropy"] == pytest.approx(scipy.stats.entropy(counts))
+    joint = np.zeros((V + 1, V))  # P(shown, original); the last row is [MASK]
+    joint[V] = 0.8 * p
+    joint[:V] += 0.1 * p / V
+    joint[range(V), range(V)] += 0.1 * p
+    posterior = joint / joint.sum(1, keepdims=True)
+    loss = -(joint * np.log(np.where(joint > 0, posterior, 1))).sum()
+    assert baseline["loss"] == pytest.approx(loss) and loss < baseline["unigram_entropy"]
+    assert baseline["accuracy"] == pytest.approx(joint.max(1).sum())
+    assert baseline["accuracy_at_mask"] == pytest.approx(p.max())
+    rng = np.random.default_rng(1)
+    original, fate = rng.choice(V, p=p, size=200_000), rng.random(200_000)
+    shown = np.where(fate < 0.8, V, np.where(fate < 0.9, rng.integers(V, size=200_000), original))
+    assert -np.log(posterior[shown, original]).mean() == pytest.approx(loss, abs=0.02)
+    right = (joint.argmax(1)[shown] == original).mean()
+    assert right == pytest.approx(baseline["accuracy"], abs=0.01)
+
+
+def test_no_two_random_streams_meet():
+    """Order, masks and validation masks differ for every seed, epoch and step, large ones included."""
+    numbers = [0, 1, 2, 3, 2**31 - 1]
+    firsts = [
+        data.stream(purpose, seed, number).integers(2**63)
+        for purpose in (data.ORDER, data.MASKS, data.VALIDATION)
+        for seed in numbers
+        for number in numbers
+    ]
+    assert len(set(firsts)) == len(firsts) == 75
 
 
 def test_trained_tokenizer_is_cached_and_ignores_held_out_text(tmp_path):
-    """Training twice gives the same file without training; a word that only the held-out document has is not learned."""
+    """Training a tokenizer twice gives the same file, the second time without training.
+
+    A word that only the held-out document has is not learned.
+    """
     path = tmp_path / "a.jsonl"
     texts = ["plain words here again"] * 30
     texts[10] = "zyzzyva " * 50  # document 10 is held out
@@ -197,13 +255,14 @@ def test_trained_tokenizer_is_cached_and_ignores_held_out_text(tmp_path):
 
 
 def test_a_failed_tokenisation_leaves_nothing_behind(tmp_path, parts, monkeypatch):
-    """An error on the way leaves no token file that a later run would take for whole."""
+    """An error on the way leaves no token file that a later run would take for complete."""
     (tmp_path / "bad.txt").write_bytes(b"alpha beta \xff\xfe gamma")
     source = corpus.open_corpus([str(tmp_path / "bad.txt")])
     with pytest.raises(UserError, match="bad.txt is not UTF-8"):
         data.tokenize(source, parts[1])
     leftovers = [p for p in cache_dir().rglob("*.tmp")]
-    assert not leftovers and not any(
+    assert not leftovers
+    assert not any(
         (folder / "about.json").exists() and read_json(folder / "about.json")["documents"] == 0
         for folder in cache_dir().glob("tokens-*")
     )

@@ -1,10 +1,13 @@
-"""The docs corpus: prose without code, cached where the environment says."""
+"""The docs corpus: prose without code."""
 
 from mini_undivided.support.docs import clean
 
 
 def test_cleaning_keeps_prose_and_drops_code():
-    """Paragraphs stay, without their markup; examples, signatures, tables and lists of parameters go."""
+    """Cleaning keeps paragraphs, without their markup.
+
+    Examples, signatures, tables and lists of parameters go.
+    """
     text = """func(a, b=None, *, c=3) -> int
 
     Return the sum of ``a`` and *b* as it is

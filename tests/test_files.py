@@ -14,7 +14,10 @@ def names(folder):
 
 
 def test_atomic_writes_the_whole_file_or_leaves_the_old(tmp_path):
-    """The old content stays until the block ends, and for good where it ends in an error; nothing else is left."""
+    """The old content stays until the block ends, and for good if it ends in an error.
+
+    No other file is left over.
+    """
     path = tmp_path / "a.txt"
     with atomic(path) as temporary:
         temporary.write_text("old")
@@ -30,7 +33,7 @@ def test_atomic_writes_the_whole_file_or_leaves_the_old(tmp_path):
 
 
 def test_a_kill_while_writing_leaves_the_previous_file(tmp_path):
-    """A process that dies without warning in the middle of a write does not damage the file that was there."""
+    """A process that dies in the middle of a write leaves the previous file intact."""
     write_json(tmp_path / "a.json", {"step": 1})
     program = (
         "import os, sys; from mini_undivided.support.files import atomic\n"
@@ -43,6 +46,7 @@ def test_a_kill_while_writing_leaves_the_previous_file(tmp_path):
 
 
 def test_json_comes_back(tmp_path):
+    """What was written as JSON comes back the same, and letters stay readable."""
     value = {"name": "café", "sizes": [1, 2.5, None, True]}
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json") == value
@@ -51,6 +55,7 @@ def test_json_comes_back(tmp_path):
 
 @pytest.mark.parametrize("content", [None, b"", b'{"a": 1', b"\xff\xfe"])
 def test_missing_or_broken_json_is_an_error_that_names_it(tmp_path, content):
+    """A JSON file that is missing or cannot be read is an error that names it."""
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=str(tmp_path / "config.json")):
@@ -58,6 +63,7 @@ def test_missing_or_broken_json_is_an_error_that_names_it(tmp_path, content):
 
 
 def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
+    """The cache is MINI_UNDIVIDED_CACHE, or else a folder in XDG_CACHE_HOME."""
     monkeypatch.setenv("MINI_UNDIVIDED_CACHE", str(tmp_path / "here"))
     assert cache_dir() == tmp_path / "here" and (tmp_path / "here").is_dir()
     monkeypatch.delenv("MINI_UNDIVIDED_CACHE")

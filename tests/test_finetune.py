@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments, cwd=ROOT):
-    """Run finetune.py → the finished process, output as text."""
+    """Run finetune.py → the finished process, with its output as text."""
     command = [sys.executable, str(ROOT / "finetune.py"), *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -56,7 +56,10 @@ def data_dir(tmp_path_factory):
 
 
 def test_a_task_from_start_to_table(encoder, data_dir):
-    """One line before, one a seed, a table with mean, deviation and majority, and where the results are."""
+    """A task prints its plan, a line for each seed, a table, and where the results are.
+
+    The table has the mean, the deviation and the majority.
+    """
     done = run(
         encoder,
         "--task",
@@ -71,14 +74,24 @@ def test_a_task_from_start_to_table(encoder, data_dir):
         "cpu",
     )
     assert done.returncode == 0, done.stderr
-    for word in ("sst2: 21 examples, 1 epochs of 1 batches of 32", "sst2, seed 0: accuracy", "sst2, seed 1: accuracy",
-                 "±", "66.7", f"written to {encoder}/glue: ", "sst2.json"):  # fmt: skip
+    for word in (
+        "sst2: 21 examples, 1 epochs of 1 batches of 32",
+        "sst2, seed 0: accuracy",
+        "sst2, seed 1: accuracy",
+        "±",
+        "66.7",
+        f"written to {encoder}/glue: ",
+        "sst2.json",
+    ):
         assert word in done.stdout, word
     assert read_json(encoder / "glue" / "sst2.json")["options"]["seeds"] == 2
 
 
 def test_all_takes_what_is_there(encoder, data_dir):
-    """--task all says which tasks the folder lacks, and prints no average without them; --from-scratch is kept apart."""
+    """--task all says which tasks the folder lacks, and prints no average without them.
+
+    The results of --from-scratch are kept apart.
+    """
     done = run(
         encoder,
         "--task",
@@ -92,16 +105,17 @@ def test_all_takes_what_is_there(encoder, data_dir):
         "cpu",
     )
     assert done.returncode == 0, done.stderr
-    assert (
-        "left out: MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI" in done.stdout
-        and "average" not in done.stdout
-    )
+    assert "left out: MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI" in done.stdout
+    assert "average" not in done.stdout
     assert (encoder / "glue" / "cola-from-scratch.json").exists()
 
 
 def test_help_answers_without_loading_pytorch():
     """--help names every task, and imports neither torch nor numpy."""
-    code = "import sys, finetune as f; f.parser().format_help(); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    code = (
+        "import sys, finetune as f; f.parser().format_help(); "
+        "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "False"]
     from mini_undivided.support.tasks import TASKS
@@ -111,7 +125,7 @@ def test_help_answers_without_loading_pytorch():
 
 
 def test_every_option_reaches_the_loop():
-    """Each flag is a field of FinetuneOptions, and the other way round."""
+    """The flags are exactly the fields of FinetuneOptions."""
     from dataclasses import fields
 
     from mini_undivided.support.options import FinetuneOptions

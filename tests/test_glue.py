@@ -1,4 +1,4 @@
-"""GLUE: metrics against the libraries, files with their traps, and a loop that learns what it should and no more."""
+"""GLUE: metrics against the libraries, and a loop that learns what it should and no more."""
 
 import json
 import zipfile
@@ -32,7 +32,10 @@ CPU = Machine(torch.device("cpu"), torch.float32)
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """An encoder with two layers, an FFN in the first only, and a tokenizer that knows the words of these tests."""
+    """An encoder with two layers, an FFN in the first only, and its tokenizer.
+
+    The tokenizer knows the words of these tests.
+    """
     folder = tmp_path_factory.mktemp("run")
     tokenizer = train_tokenizer([" ".join([*COLOURS, *BEASTS, "the a is not , . \" '"])] * 5, 150)
     torch.manual_seed(1)
@@ -43,7 +46,10 @@ def run_dir(tmp_path_factory):
 
 
 def lively(model):
-    """The model with larger weights than fresh ones: what it says then depends on what it reads."""
+    """Make a model's weights larger than fresh ones → the model.
+
+    What it says then depends on what it reads.
+    """
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(10 if parameter.dim() > 1 else 1)
@@ -59,7 +65,7 @@ def write(folder, name, *lines, head="", end="\n"):
 
 
 def sentences(count, seed=0):
-    """Sentences and their label: is the beast red or blue?"""
+    """Sentences with their label: whether the beast is red or blue."""
     rng = np.random.default_rng(seed)
     pairs = [(COLOURS[rng.integers(5)], BEASTS[rng.integers(7)]) for _ in range(count)]
     return [
@@ -80,8 +86,12 @@ def data_dir(tmp_path_factory):
             "sentence\tlabel",
             *(f"{text}\t{label}" for text, label in rows),
         )
-        write(folder, f"STS-B/{part}.tsv", "sentence1\tsentence2\tscore",
-              *(f"{text}\tthe fox\t{4.5 if label else 0.5}" for text, label in rows))  # fmt: skip
+        write(
+            folder,
+            f"STS-B/{part}.tsv",
+            "sentence1\tsentence2\tscore",
+            *(f"{text}\tthe fox\t{4.5 if label else 0.5}" for text, label in rows),
+        )
     write(
         folder,
         "SST-2/test.tsv",
@@ -117,7 +127,10 @@ def data_dir(tmp_path_factory):
 
 @pytest.mark.parametrize("seed", range(7))
 def test_metrics_equal_the_libraries(seed):
-    """Accuracy, F1 and Matthews are scikit-learn's, Pearson and Spearman scipy's, ties in the ranks included."""
+    """Accuracy, F1 and Matthews are scikit-learn's, Pearson and Spearman scipy's.
+
+    That includes ties in the ranks.
+    """
     rng = np.random.default_rng(seed)
     count = int(rng.integers(3, 57))
     a, b = rng.integers(0, 2, count), rng.integers(0, 2, count)
@@ -132,7 +145,10 @@ def test_metrics_equal_the_libraries(seed):
 
 @pytest.mark.parametrize("answer", [0, 1])
 def test_metrics_of_one_answer_for_all(answer):
-    """One class predicted, or one value: what the libraries say where they say something, else 0, never nan."""
+    """If one answer is given for all examples, the metrics are never nan.
+
+    They are what the libraries say if these say something, and else 0.
+    """
     labels = np.array([1, 0, 1, 1, 0])
     same = np.full(5, answer)
     assert glue.f1(same, labels) == pytest.approx(
@@ -143,12 +159,15 @@ def test_metrics_of_one_answer_for_all(answer):
     assert glue.f1(np.zeros(3, int), np.zeros(3, int)) == 0
 
 
-# Files.
+# Built-in tasks.
 
 
 @pytest.fixture
 def held_out(monkeypatch):
-    """23 documents of three libraries in place of this machine's own; every sentence names its document."""
+    """23 documents of three libraries in place of this machine's own.
+
+    Every sentence names its document.
+    """
     documents = [
         (
             BUILT_IN["docs-library"].labels[i % 3],
@@ -164,11 +183,13 @@ def held_out(monkeypatch):
 
 
 def test_built_in_tasks_keep_documents_apart(held_out):
-    """Labels are right, the same each time, and no document is in both parts."""
+    """Labels are right and the same each time, and no document is in both parts."""
     for key in BUILT_IN:
-        found, again = glue.read_task(key), glue.read_task(key)
-        assert all(found[part].texts == again[part].texts for part in found)
-        of = {part: {texts[0].split()[1] for texts in split.texts} for part, split in found.items()}
+        splits, again = glue.read_task(key), glue.read_task(key)
+        assert all(splits[part].texts == again[part].texts for part in splits)
+        of = {
+            part: {texts[0].split()[1] for texts in split.texts} for part, split in splits.items()
+        }
         assert of["train"] & of["dev"] == set() and len(of["train"]) + len(of["dev"]) == 23
     for split in glue.read_task("docs-library").values():
         assert all(
@@ -189,7 +210,10 @@ def test_built_in_tasks_keep_documents_apart(held_out):
 
 
 def test_encoding_equals_transformers(run_dir):
-    """[CLS] A [SEP] B [SEP] with segments, cut to 13 tokens from the longer text, as transformers' tokenizer does."""
+    """Texts and pairs are encoded as by the tokenizer of transformers.
+
+    That is [CLS] A [SEP] B [SEP] with segments, cut to 13 tokens from the longer text.
+    """
     tokenizer = load_tokenizer(run_dir)
     theirs = transformers.BertTokenizerFast(tokenizer_object=tokenizer)
     texts = [
@@ -207,21 +231,26 @@ def test_encoding_equals_transformers(run_dir):
 
 
 def test_batches_hold_every_example_once_and_pad_little():
-    """Each example in one batch, no batch too large, lengths alike in a batch; another order in the next epoch."""
+    """Each example is in one batch, and the lengths in a batch are similar.
+
+    No batch is too large, and the next epoch has another order.
+    """
     rng = np.random.default_rng(0)
     rows = [([7] * int(n), [0] * int(n)) for n in rng.integers(3, 60, 517)]
     first, second = glue.length_batches(rows, 13, rng), glue.length_batches(rows, 13, rng)
     assert sorted(np.concatenate(first).tolist()) == list(range(517))
-    assert max(map(len, first)) == 13 and [b.tolist() for b in first] != [
-        b.tolist() for b in second
-    ]
+    assert max(map(len, first)) == 13
+    assert [b.tolist() for b in first] != [b.tolist() for b in second]
     shuffled = np.array_split(rng.permutation(517), 40)
     assert glue.padding_share(rows, first) < 0.05 < 0.3 < glue.padding_share(rows, shuffled)
     assert glue.padding_share([([1] * 3, [])], [[0]]) == 0
 
 
 def test_collate_pads_and_masks():
-    """Ids and segments are padded with 0, the mask is True on real tokens, and None where nothing was padded."""
+    """Ids and segments are padded with 0, and the mask is True on real tokens.
+
+    It is None if nothing was padded.
+    """
     ids, mask, segments = glue.collate([([2, 5, 3], [0, 0, 1]), ([2, 3], [0, 0])], CPU)
     assert ids.tolist() == [[2, 5, 3], [2, 3, 0]] and segments.tolist() == [[0, 0, 1], [0, 0, 0]]
     assert mask.tolist() == [[True] * 3, [True, True, False]]
@@ -229,7 +258,10 @@ def test_collate_pads_and_masks():
 
 
 def test_predictions_come_in_the_order_of_the_examples(run_dir):
-    """Sorting by length for speed does not show: each example gets the answer that it gets alone."""
+    """Sorting by length for speed does not show in the predictions.
+
+    Each example gets the answer that it gets alone.
+    """
     model = SequenceClassifier.from_pretrained(run_dir, num_labels=3)
     lively(model.classifier)
     rng = np.random.default_rng(0)
@@ -246,8 +278,8 @@ def test_predictions_come_in_the_order_of_the_examples(run_dir):
 
 
 def options(run_dir, data_dir, **changed):
-    """Options of a fine-tuning of a second."""
-    made = FinetuneOptions(
+    """The options of a fine-tuning that takes a second."""
+    base = FinetuneOptions(
         str(run_dir),
         "sst2",
         data_dir=str(data_dir),
@@ -257,18 +289,21 @@ def options(run_dir, data_dir, **changed):
         max_length=29,
         device="cpu",
     )
-    return replace(made, **changed)
+    return replace(base, **changed)
 
 
 def test_a_planted_task_is_learned_and_written(run_dir, data_dir, capsys):
-    """ "Is the beast red or blue?" comes out right; the JSON holds every seed, their mean and deviation, and the majority."""
+    """Whether the beast is red or blue is learned and written.
+
+    The JSON holds every seed, their mean and deviation, and the majority.
+    """
     (result,), out = glue.finetune(
         options(run_dir, data_dir, seeds=2, epochs=6, lr=1e-2, task="sst2")
     )
-    found = result["scores"]["accuracy"]
-    assert found["mean"] > 0.95 and len(found["values"]) == 2
-    assert found["mean"] == pytest.approx(np.mean(found["values"]))
-    assert found["std"] == pytest.approx(np.std(found["values"], ddof=1))
+    accuracy = result["scores"]["accuracy"]
+    assert accuracy["mean"] > 0.95 and len(accuracy["values"]) == 2
+    assert accuracy["mean"] == pytest.approx(np.mean(accuracy["values"]))
+    assert accuracy["std"] == pytest.approx(np.std(accuracy["values"], ddof=1))
     labels = glue_files.read_folder(GLUE["sst2"], data_dir, ("dev",))["dev"].labels
     assert result["majority"]["accuracy"] == pytest.approx(max(labels.mean(), 1 - labels.mean()))
     assert read_json(out / "sst2.json") == json.loads(json.dumps(result))
@@ -278,7 +313,10 @@ def test_a_planted_task_is_learned_and_written(run_dir, data_dir, capsys):
 
 
 def test_a_regression_is_learned_and_scored_by_correlation(run_dir, data_dir):
-    """STS-B: scores from the squared error, Pearson and Spearman; the majority baseline has no correlation."""
+    """STS-B is learned from the squared error, and scored by Pearson and Spearman.
+
+    The majority baseline has no correlation.
+    """
     (result,), _ = glue.finetune(options(run_dir, data_dir, lr=1e-2, epochs=5, task="stsb"))
     assert result["scores"]["pearson"]["mean"] > 0.8 and result["scores"]["spearman"]["mean"] > 0.5
     assert result["majority"] == {"pearson": 0, "spearman": 0}
@@ -297,10 +335,21 @@ def test_a_seed_gives_the_same_model_bit_for_bit(run_dir, data_dir):
 
 
 def test_every_option_changes_the_result(run_dir, data_dir):
-    """Epochs, learning rate, batch size, length, training examples, from scratch: no two give the same weights."""
+    """No two of these options give the same weights.
+
+    Epochs, learning rate, batch size, length, training examples, from scratch and dtype.
+    """
     seen = {}
-    changes = [{}, {"epochs": 2}, {"lr": 1e-3}, {"batch_size": 17}, {"max_length": 7}, {"train_examples": 97},
-               {"from_scratch": True}, {"dtype": "bfloat16"}]  # fmt: skip
+    changes = [
+        {},
+        {"epochs": 2},
+        {"lr": 1e-3},
+        {"batch_size": 17},
+        {"max_length": 8},
+        {"train_examples": 97},
+        {"from_scratch": True},
+        {"dtype": "bfloat16"},
+    ]
     for change in changes:
         tuner = glue.Finetuner(options(run_dir, data_dir, **{"epochs": 1, **change}))
         splits = glue.read_task("sst2", str(data_dir), False)
@@ -313,7 +362,10 @@ def test_every_option_changes_the_result(run_dir, data_dir):
 
 
 def test_evaluation_leaves_training_untouched(run_dir, data_dir, monkeypatch):
-    """Each epoch trains with dropout and evaluates without; evaluating more often changes no weight."""
+    """Each epoch trains with dropout and evaluates without.
+
+    Evaluating more often changes no weight.
+    """
     modes, predict = [], glue.predict
     forward = SequenceClassifier.forward
 
@@ -336,14 +388,23 @@ def test_evaluation_leaves_training_untouched(run_dir, data_dir, monkeypatch):
 
 
 def test_predictions_are_laid_out_for_the_server(run_dir, data_dir, tmp_path, monkeypatch):
-    """index and prediction, a row an example, labels by name, scores in 0 to 5, MNLI with AX, all in one zip."""
+    """The predictions are in one zip, laid out for the GLUE server.
+
+    Each file has index and prediction, one row per example, labels by name and scores from 0 to 5;
+    MNLI has AX too.
+    """
     out = glue.Finetuner(options(run_dir, data_dir)).out
     for key in ("sst2", "stsb", "mnli"):
         glue.finetune(options(run_dir, data_dir, predict=True, epochs=2, lr=1e-2, task=key))
     with zipfile.ZipFile(out / "submission.zip") as archive:
         files = {name: archive.read(name).decode().splitlines() for name in archive.namelist()}
     assert {name: len(lines) - 1 for name, lines in files.items()} == {
-        "AX.tsv": 1, "MNLI-m.tsv": 7, "MNLI-mm.tsv": 5, "SST-2.tsv": 31, "STS-B.tsv": 2}  # fmt: skip
+        "AX.tsv": 1,
+        "MNLI-m.tsv": 7,
+        "MNLI-mm.tsv": 5,
+        "SST-2.tsv": 31,
+        "STS-B.tsv": 2,
+    }
     for lines in files.values():
         assert lines[0] == "index\tprediction"
         assert [line.split("\t")[0] for line in lines[1:]] == [
@@ -355,7 +416,10 @@ def test_predictions_are_laid_out_for_the_server(run_dir, data_dir, tmp_path, mo
 
 
 def test_a_saved_model_opens_in_transformers(run_dir, data_dir, tmp_path):
-    """--save: with all its FFNs a fine-tuned model gives the same logits there, and it knows its labels' names."""
+    """With --save and all its FFNs, a fine-tuned model opens in transformers.
+
+    It gives the same logits there, and knows its labels' names.
+    """
     tokenizer = load_tokenizer(run_dir)
     MaskedLM(BertConfig(tokenizer.get_vocab_size(), 24, 2, 3, 41, 64)).save_pretrained(tmp_path)
     save_tokenizer(tokenizer, tmp_path)
@@ -377,7 +441,11 @@ def test_a_saved_model_opens_in_transformers(run_dir, data_dir, tmp_path):
 
 
 def test_bad_runs_are_refused(run_dir, data_dir, tmp_path):
-    """No weights, a tokenizer of another vocabulary, a run that is being written, too long a text: a sentence each."""
+    """What cannot be fine-tuned is refused in one sentence.
+
+    No weights, a tokenizer of another vocabulary, a run that is still being written, too long a
+    text, a folder without any task, and a loss that is not finite.
+    """
     config = BertConfig(
         vocab_size=31,
         hidden_size=24,

@@ -1,4 +1,4 @@
-"""GLUE's files with their traps, its copy on the hub, and the GLUE server's zip."""
+"""GLUE's files with their traps, its copy on the hub, and the names of its tasks."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def write(folder, name, *lines, head="", end="\n"):
 
 
 def sentences(count, seed=0):
-    """Sentences and their label: is the beast red or blue?"""
+    """Sentences with their label: whether the beast is red or blue."""
     rng = np.random.default_rng(seed)
     pairs = [(COLOURS[rng.integers(5)], BEASTS[rng.integers(7)]) for _ in range(count)]
     return [
@@ -41,8 +41,12 @@ def data_dir(tmp_path_factory):
             "sentence\tlabel",
             *(f"{text}\t{label}" for text, label in rows),
         )
-        write(folder, f"STS-B/{part}.tsv", "sentence1\tsentence2\tscore",
-              *(f"{text}\tthe fox\t{4.5 if label else 0.5}" for text, label in rows))  # fmt: skip
+        write(
+            folder,
+            f"STS-B/{part}.tsv",
+            "sentence1\tsentence2\tscore",
+            *(f"{text}\tthe fox\t{4.5 if label else 0.5}" for text, label in rows),
+        )
     write(
         folder,
         "SST-2/test.tsv",
@@ -74,19 +78,25 @@ def data_dir(tmp_path_factory):
 
 
 def test_cola_has_no_header_in_train_and_dev_but_in_test(tmp_path):
-    """The first line of train.tsv is an example, that of test.tsv is not; labels are in the second column."""
+    """The first line of CoLA's train.tsv is an example, that of test.tsv is not.
+
+    Labels are in the second column.
+    """
     for part in ("train", "dev"):
         write(tmp_path, f"CoLA/{part}.tsv", "gj04\t1\t\tThe fox is.", "gj04\t0\t*\tIs fox the.")
     write(tmp_path, "CoLA/test.tsv", "index\tsentence", "0\tThe fox.")
-    found = glue_files.read_folder(GLUE["cola"], tmp_path, ("train", "dev", "test"))
-    assert found["train"].texts == [("The fox is.",), ("Is fox the.",)] and found[
-        "dev"
-    ].labels.tolist() == [1, 0]
-    assert found["test"].texts == [("The fox.",)] and found["test"].labels is None
+    splits = glue_files.read_folder(GLUE["cola"], tmp_path, ("train", "dev", "test"))
+    assert splits["train"].texts == [("The fox is.",), ("Is fox the.",)]
+    assert splits["dev"].labels.tolist() == [1, 0]
+    assert splits["test"].texts == [("The fox.",)] and splits["test"].labels is None
 
 
 def test_mrpc_with_mark_quotes_and_no_last_newline(tmp_path):
-    """A byte-order mark is no part of the header; quotation marks stay, and join no lines; the last row counts."""
+    """MRPC is read correctly in spite of its traps.
+
+    A byte-order mark is no part of the header; quotation marks stay, and join no lines; the last
+    row counts, though it has no line end.
+    """
     header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
     rows = ['1\t12\t13\t" The fox said .\tHe said " so', '0\t14\t15\tHe said\t" No']
     for part in ("train", "dev"):
@@ -97,17 +107,27 @@ def test_mrpc_with_mark_quotes_and_no_last_newline(tmp_path):
 
 
 def test_mnli_has_named_labels_and_two_dev_files(data_dir):
-    """The dev files' 16 columns are found by name; matched and mismatched stay apart."""
-    found = glue_files.read_folder(GLUE["mnli"], data_dir, ("train", "dev", "test"))
-    assert {part: len(split) for part, split in found.items()} == {
-        "train": 41, "dev_matched": 7, "dev_mismatched": 5, "test_matched": 7, "test_mismatched": 5,
-    }  # fmt: skip
-    assert set(found["train"].labels.tolist()) == {0, 2}
+    """The 16 columns of MNLI's dev files are found by name.
+
+    Matched and mismatched stay apart.
+    """
+    splits = glue_files.read_folder(GLUE["mnli"], data_dir, ("train", "dev", "test"))
+    assert {part: len(split) for part, split in splits.items()} == {
+        "train": 41,
+        "dev_matched": 7,
+        "dev_mismatched": 5,
+        "test_matched": 7,
+        "test_mismatched": 5,
+    }
+    assert set(splits["train"].labels.tolist()) == {0, 2}
 
 
 @pytest.mark.parametrize("task", GLUE.values(), ids=lambda task: task.name)
 def test_every_task_is_read_by_its_columns(task, tmp_path):
-    """For all nine: texts from the right columns in the right order, labels by name, Windows line ends or not."""
+    """All nine tasks have their texts from the right columns, in the right order.
+
+    Labels go by name, with Windows line ends or not.
+    """
     names = task.plain or ("index", *task.texts[::-1], task.label)
     label = task.labels[-1] if task.labels else "3.25"
     values = {column: f"text of {column}" for column in task.texts} | {
@@ -139,7 +159,10 @@ def test_every_task_is_read_by_its_columns(task, tmp_path):
     ],
 )
 def test_broken_files_are_named_with_their_line(lines, sentence, tmp_path):
-    """A ragged row, an unknown label, a missing column, an empty file: one sentence with file and line."""
+    """A broken file is an error in one sentence, with the file and the line.
+
+    A ragged row, an unknown label, a missing column and an empty file.
+    """
     write(tmp_path, "SST-2/train.tsv", "sentence\tlabel", "red\t1")
     write(tmp_path, "SST-2/dev.tsv", *lines)
     with pytest.raises(UserError, match="dev.tsv") as caught:
@@ -148,7 +171,10 @@ def test_broken_files_are_named_with_their_line(lines, sentence, tmp_path):
 
 
 def test_other_broken_files(tmp_path):
-    """A score that is no number, bytes that are not UTF-8, a task that is not there: named, with what was looked for."""
+    """Other broken files are errors too, and a missing task says what was looked for.
+
+    A score that is no number, bytes that are not UTF-8, and a task that is not there.
+    """
     for score in ("high", "nan"):
         path = write(tmp_path, "s.tsv", "sentence1\tsentence2\tscore", f"a\tb\t{score}")
         with pytest.raises(
@@ -163,7 +189,10 @@ def test_other_broken_files(tmp_path):
 
 
 def test_the_broken_rows_of_qqp_are_left_out_and_said(tmp_path, capsys):
-    """The official QQP holds a few ragged rows: left out where labels are read, an error where a prediction is due."""
+    """The few ragged rows of the official QQP are left out, with a message.
+
+    They are left out when labels are read, and an error when predictions are due.
+    """
     path = write(
         tmp_path, "train.tsv", "question1\tquestion2\tis_duplicate", "a\tb\t1", "broken", "c\td\t0"
     )
@@ -174,7 +203,10 @@ def test_the_broken_rows_of_qqp_are_left_out_and_said(tmp_path, capsys):
 
 
 def test_the_hub_gives_the_same_as_the_files(monkeypatch):
-    """read_hub asks for the right configuration and parts, and takes its own names of the columns."""
+    """read_hub asks for the right configuration and parts.
+
+    It takes the hub's own names of the columns.
+    """
     import datasets
 
     asked = []
@@ -184,26 +216,29 @@ def test_the_hub_gives_the_same_as_the_files(monkeypatch):
         return {"premise": ["a", "c"], "hypothesis": ["b", "d"], "label": [2, 0]}
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    found = glue_files.read_hub("mnli", ("train", "dev", "test"))
+    splits = glue_files.read_hub("mnli", ("train", "dev", "test"))
     assert [split for *_, split in asked] == [
-        "train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"]  # fmt: skip
-    assert {(path, key) for path, key, _ in asked} == {("nyu-mll/glue", "mnli")}
-    assert found["train"].texts == [("a", "b"), ("c", "d")] and found["train"].labels.tolist() == [
-        2,
-        0,
+        "train",
+        "validation_matched",
+        "validation_mismatched",
+        "test_matched",
+        "test_mismatched",
     ]
-    assert list(found) == [
+    assert {(path, key) for path, key, _ in asked} == {("nyu-mll/glue", "mnli")}
+    assert splits["train"].texts == [("a", "b"), ("c", "d")]
+    assert splits["train"].labels.tolist() == [2, 0]
+    assert list(splits) == [
         "train",
         "dev_matched",
         "dev_mismatched",
         "test_matched",
         "test_mismatched",
     ]
-    assert found["test_matched"].labels is None
+    assert splits["test_matched"].labels is None
 
 
 def test_no_network_is_said_with_a_way_out(monkeypatch):
-    """Where the hub does not answer, the error names --data-dir and the built-in tasks."""
+    """If the hub does not answer, the error names --data-dir and the built-in tasks."""
     import datasets
 
     def load(*_, **__):
@@ -215,7 +250,10 @@ def test_no_network_is_said_with_a_way_out(monkeypatch):
 
 
 def test_a_typing_error_gets_the_nearest_name():
-    """A task that does not exist: the nearest one is named; a name like no other gets the list."""
+    """For a task that does not exist, the nearest name is suggested.
+
+    A name unlike any other gets the whole list.
+    """
     for typed, meant in (
         ("cloa", "cola"),
         ("STS-B", "stsb"),

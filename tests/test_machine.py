@@ -1,4 +1,4 @@
-"""What a run runs on: the choices of "auto", the learning rate, the optimiser, and errors that say what is missing."""
+"""What a run runs on: the choices of "auto", errors that say what is missing, memory and speed."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from mini_undivided.support.machine import Machine
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Make this machine look as if it had a GPU, or bfloat16 on it, or neither."""
+    """Make this machine look as if it had a GPU, with or without bfloat16, or none."""
 
     def look(cuda=False, mps=False, bfloat16=False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
@@ -35,18 +35,18 @@ def machine(monkeypatch):
     ],
 )
 def test_auto_takes_the_best_that_is_there(machine, has, device, dtype):
-    """CUDA before MPS before the CPU; bfloat16 only where a GPU has it, and not where it is emulated."""
+    """CUDA comes before MPS, and MPS before the CPU.
+
+    bfloat16 is chosen only if a GPU supports it, and not if it is emulated.
+    """
     machine(**has)
-    found = Machine.start()
-    assert (found.device, found.dtype, found.rank, found.world) == (
-        torch.device(device),
-        dtype,
-        0,
-        1,
-    )
+    chosen = Machine.start()
+    assert (chosen.device, chosen.dtype) == (torch.device(device), dtype)
+    assert (chosen.rank, chosen.world) == (0, 1)
 
 
 def test_what_is_asked_for_counts(machine):
+    """The device and the precision that are asked for are the ones used."""
     machine(cuda=True, mps=True, bfloat16=True)
     assert Machine.start("cpu").dtype == torch.float32
     assert Machine.start("cpu", "bfloat16").dtype == torch.bfloat16
@@ -56,13 +56,17 @@ def test_what_is_asked_for_counts(machine):
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_a_device_that_is_not_there_is_an_error(machine, device):
+    """A device that is not there is an error that names it, and suggests --device cpu."""
     machine()
     with pytest.raises(UserError, match=f"--device {device}.*--device cpu"):
         Machine.start(device)
 
 
 def test_autocast_is_of_the_dtype():
-    """Products are in bfloat16 where that was chosen, and in float32 otherwise; the weights stay float32."""
+    """Products are in bfloat16 if that was chosen, and in float32 otherwise.
+
+    Outside autocast they stay in float32.
+    """
     a = torch.ones(3, 5)
     for dtype in (torch.float32, torch.bfloat16):
         with Machine(torch.device("cpu"), dtype).autocast():
@@ -71,23 +75,22 @@ def test_autocast_is_of_the_dtype():
 
 
 def test_moving_to_the_cpu_copies_nothing():
+    """Moving a tensor to the CPU returns the tensor itself."""
     a = torch.ones(3)
     assert Machine(torch.device("cpu"), torch.float32).move(a) is a
 
 
 def test_a_machine_says_what_it_is():
+    """A machine names its device, precision, threads and number of processes."""
     text = str(Machine(torch.device("cpu"), torch.bfloat16, rank=1, world=3))
     assert "cpu" in text and "bfloat16" in text and "3 processes" in text and "threads" in text
-
-
-# Training
 
 
 # Memory and speed
 
 
 def test_peak_memory_is_in_bytes():
-    """At least a block that was just touched, and less than a terabyte."""
+    """Peak memory is at least a block that was just touched, and less than a terabyte."""
     cpu = Machine(torch.device("cpu"), torch.float32)
     block = torch.ones(50_000_000, dtype=torch.uint8)
     assert block.numel() < cpu.peak_memory() < 1e12
@@ -95,12 +98,23 @@ def test_peak_memory_is_in_bytes():
 
 @pytest.mark.parametrize(
     "name, peak",
-    [("NVIDIA H200", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("Tesla T4", None),
-     ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA A10G", 70e12), ("NVIDIA A10", 125e12), ("NVIDIA L4", 121e12),
-     ("NVIDIA L40S", 362e12)],
-)  # fmt: skip
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("Tesla T4", None),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+    ],
+)
 def test_the_peak_is_that_of_the_gpus_name(monkeypatch, name, peak):
-    """The most precise name counts; an unknown GPU, another precision or a CPU has no peak."""
+    """The peak is that of the most precise name that fits the GPU's.
+
+    An unknown GPU, another precision or a CPU has no peak.
+    """
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     gpu = Machine(torch.device("cuda:0"), torch.bfloat16)
     assert gpu.peak_flops() == peak

@@ -1,4 +1,4 @@
-"""The model against `transformers`: the same numbers at every layer, the same files, and FFNs that are really gone."""
+"""The model against `transformers`: the same numbers at every layer, and FFNs really gone."""
 
 import math
 
@@ -34,7 +34,7 @@ from mini_undivided.model import (
     attend_fast,
     count_parameters,
     flops_per_token,
-)  # fmt: skip
+)
 from mini_undivided.support import checkpoint
 from mini_undivided.support.errors import UserError
 
@@ -43,7 +43,10 @@ from mini_undivided.support.errors import UserError
 
 @torch.no_grad()
 def test_hidden_states_are_transformers_at_every_layer(tmp_path, inputs):
-    """Every layer's states equal BertModel's at every real token, with padding and segments."""
+    """Every layer's states equal BertModel's at every real token.
+
+    The batch has padding and segments.
+    """
     reference, folder = saved_by_them(tmp_path, "BertModel")
     final, layers = Encoder.from_pretrained(folder)(*inputs, output_hidden_states=True)
     expected = reference(*inputs, output_hidden_states=True)
@@ -55,19 +58,24 @@ def test_hidden_states_are_transformers_at_every_layer(tmp_path, inputs):
 
 @torch.no_grad()
 def test_without_mask_and_segments(tmp_path, inputs):
-    """Left out, the mask is all ones and the segments all zeros, as in transformers."""
+    """If they are left out, the mask is all ones and the segments all zeros.
+
+    That is as in transformers.
+    """
     reference, folder = saved_by_them(tmp_path, "BertModel")
     assert_close(Encoder.from_pretrained(folder)(inputs[0]), reference(inputs[0]).last_hidden_state)
 
 
 @torch.no_grad()
 def test_masked_lm_logits_are_transformers(tmp_path, inputs):
+    """MaskedLM gives the logits of BertForMaskedLM."""
     reference, folder = saved_by_them(tmp_path, "BertForMaskedLM")
     assert_close(MaskedLM.from_pretrained(folder)(*inputs), reference(*inputs).logits, inputs[1])
 
 
 @torch.no_grad()
 def test_classifier_logits_are_transformers(tmp_path, inputs):
+    """SequenceClassifier gives the logits of BertForSequenceClassification."""
     reference, folder = saved_by_them(tmp_path, "BertForSequenceClassification", num_labels=LABELS)
     assert_close(
         SequenceClassifier.from_pretrained(folder, num_labels=LABELS)(*inputs),
@@ -87,7 +95,10 @@ def test_gradients_are_transformers(tmp_path, inputs):
 
 
 def test_the_head_and_the_lookup_share_one_matrix(inputs):
-    """The word vectors' gradient is that of the lookup plus that of the head's output, each taken alone."""
+    """The word vectors' gradient is that of the lookup plus that of the head's output.
+
+    Each of the two is taken alone.
+    """
     mlm = scatter(MaskedLM(config()))
     word = mlm.encoder.embeddings.word.weight
     (total,) = torch.autograd.grad(mlm(*inputs).square().mean(), word)
@@ -103,11 +114,13 @@ def test_the_head_and_the_lookup_share_one_matrix(inputs):
 
 
 def test_positions_pick_from_the_full_logits(inputs):
-    """`positions` gives the full logits at these places, repeated and unordered ones too, and the same gradients."""
+    """`positions` gives the full logits at these places, and the same gradients.
+
+    Places may be repeated and in any order.
+    """
     mlm = scatter(MaskedLM(config(ffn_layers=[1, L - 1])))
-    positions = torch.stack(
-        [torch.randperm(T)[:6] % LENGTHS[i] for i in range(B)]
-    )  # (B, 6), real tokens
+    # (B, 6), real tokens
+    positions = torch.stack([torch.randperm(T)[:6] % LENGTHS[i] for i in range(B)])
     some, full = mlm(*inputs, positions=positions), mlm(*inputs)
     picked = full.gather(1, positions[:, :, None].expand(-1, -1, V))
     assert_close(some, picked)
@@ -119,7 +132,10 @@ def test_positions_pick_from_the_full_logits(inputs):
 
 @torch.no_grad()
 def test_padding_is_never_seen(inputs):
-    """What stands in the padding changes nothing at the real tokens; a boolean mask is the same as one of numbers."""
+    """What the padding holds changes nothing at the real tokens.
+
+    A boolean mask does the same as one of numbers.
+    """
     encoder = scatter(Encoder(config()))
     input_ids, mask, segments = inputs
     other = torch.where(mask.bool(), input_ids, (input_ids + 1) % V)
@@ -131,7 +147,10 @@ def test_padding_is_never_seen(inputs):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("padded", [False, True])
 def test_fused_attention_is_the_written_out_one(dropout, padded):
-    """`attend_fast` equals softmax(QKᵀ/√D)V, with padding and with the same dropped weights for the same seed."""
+    """`attend_fast` equals softmax(QKᵀ/√D)V, with padding too.
+
+    For the same seed, it drops the same weights.
+    """
     M, D = 4, 12
     q, k, v = torch.randn(B, H, M, D), torch.randn(B, H, T, D), torch.randn(B, H, T, D)
     mask = (torch.arange(T) < LENGTHS[:, None])[:, None, None, :] if padded else None
@@ -144,7 +163,10 @@ def test_fused_attention_is_the_written_out_one(dropout, padded):
 
 
 def test_dropout_only_in_training(inputs):
-    """Each of the two dropouts acts in train() and not in eval(); with both at 0 the two modes are equal."""
+    """Each of the two dropouts acts in train() and not in eval().
+
+    With both at 0 the two modes are equal.
+    """
     for hidden, attention in ((0.5, 0.0), (0.0, 0.5), (0.0, 0.0)):
         encoder = scatter(
             Encoder(config(hidden_dropout_prob=hidden, attention_probs_dropout_prob=attention))
@@ -157,6 +179,7 @@ def test_dropout_only_in_training(inputs):
 
 
 def test_a_sequence_longer_than_the_positions_is_an_error():
+    """A sequence with more tokens than positions is an error that names both numbers."""
     encoder = Encoder(config(max_position_embeddings=T))
     assert encoder(torch.zeros(1, T, dtype=torch.long)).shape == (1, T, C)
     with pytest.raises(UserError, match=f"{T + 1} tokens .* {T} positions"):
@@ -169,7 +192,10 @@ def test_a_sequence_longer_than_the_positions_is_an_error():
 @torch.no_grad()
 @pytest.mark.parametrize("kept", [[], [1], [0, 3]])
 def test_a_layer_without_ffn_is_its_attention_sublayer(tmp_path, inputs, kept):
-    """With FFNs cut, each layer equals transformers' attention sublayer alone: no residual and no norm is left over."""
+    """A layer without its FFN equals transformers' attention sublayer alone.
+
+    No residual and no norm is left over.
+    """
     reference, folder = saved_by_them(tmp_path, "BertModel", attn_implementation="eager")
     _, layers = Encoder.from_pretrained(folder, ffn_layers=kept)(*inputs, output_hidden_states=True)
     x = reference.embeddings(inputs[0], inputs[2])
@@ -183,6 +209,7 @@ def test_a_layer_without_ffn_is_its_attention_sublayer(tmp_path, inputs, kept):
 
 @torch.no_grad()
 def test_a_block_without_ffn_has_no_parameters_but_its_attentions():
+    """A block without an FFN does what its attention does, and has no other parameters."""
     block = scatter(Block(config(), has_ffn=False))
     x = torch.randn(B, T, C)
     assert torch.equal(block(x), block.attention(x))
@@ -203,12 +230,16 @@ def test_a_block_without_ffn_has_no_parameters_but_its_attentions():
     ],
 )
 def test_parameters_of_bert_base(kept, expected):
-    """BERT-Base with its pooler (C * C + C), by the number of FFNs kept, to the unit."""
+    """The parameters of BERT-Base are exact for each number of FFNs kept.
+
+    The pooler (C * C + C) is counted too.
+    """
     base = BertConfig(ffn_layers=list(range(kept)))
     assert count_parameters(base, Encoder) + 768 * 768 + 768 == expected
 
 
 def test_36_layers_without_ffns_weigh_about_bert_base():
+    """36 layers without FFNs have as many parameters as BERT-Base, to 0.1 percent."""
     deep = count_parameters(BertConfig(num_hidden_layers=36, ffn_layers=[]))
     assert deep == pytest.approx(count_parameters(BertConfig()), rel=0.001)
 
@@ -216,7 +247,10 @@ def test_36_layers_without_ffns_weigh_about_bert_base():
 @pytest.mark.parametrize("ffn_layers", [None, [], [1]])
 @pytest.mark.parametrize("model_class", [Encoder, MaskedLM, SequenceClassifier])
 def test_count_parameters_is_the_real_count(model_class, ffn_layers):
-    """Counted without memory equals counted on a real model, and transformers' own count for a whole BERT."""
+    """Parameters counted without memory are as many as a real model has.
+
+    For a whole BERT, transformers counts the same.
+    """
     real = sum(p.numel() for p in model_class(config(ffn_layers=ffn_layers)).parameters())
     assert count_parameters(config(ffn_layers=ffn_layers), model_class) == real
     if ffn_layers is None and model_class is not Encoder:
@@ -226,9 +260,9 @@ def test_count_parameters_is_the_real_count(model_class, ffn_layers):
 @pytest.mark.parametrize("asked", [None, pytest.param(2, marks=pytest.mark.performance)])
 @pytest.mark.parametrize("ffn_layers", [None, [], [1], [L - 1]])
 def test_flops_per_token_are_those_of_a_real_step(monkeypatch, ffn_layers, asked):
-    """The formula equals PyTorch's own count of a forward and backward pass, exactly.
+    """The formula exactly equals PyTorch's own count of a forward and backward pass.
 
-    Attention is written out here: the counter does not know the CPU's fused kernel.
+    Attention is written out here, since the counter does not know the CPU's fused kernel.
     """
     monkeypatch.setattr(model_module, "attend_fast", attend)
     mlm = MaskedLM(config(ffn_layers=ffn_layers))
@@ -245,7 +279,7 @@ def test_flops_per_token_are_those_of_a_real_step(monkeypatch, ffn_layers, asked
 
 @pytest.mark.parametrize("ffn_layers", [None, []])
 def test_the_loss_of_an_untrained_model_is_ln_v(ffn_layers):
-    """Before training every word is about as likely as any other."""
+    """Before training, every word is about as likely as any other, so the loss is ln V."""
     torch.manual_seed(0)
     words = 2999
     mlm = MaskedLM(config(vocab_size=words, hidden_size=48, ffn_layers=ffn_layers)).eval()
@@ -257,7 +291,10 @@ def test_the_loss_of_an_untrained_model_is_ln_v(ffn_layers):
 
 
 def test_initialisation_is_berts():
-    """Weights of deviation 0.02 around 0, biases 0, norms 1; the seed decides, and differs where it differs."""
+    """Weights have deviation 0.02 around 0, biases are 0 and norms 1.
+
+    The same seed gives the same weights, and another draw gives others.
+    """
     torch.manual_seed(3)
     mlm = MaskedLM(config(hidden_size=120, vocab_size=997))
     for name, parameter in mlm.named_parameters():
@@ -272,9 +309,3 @@ def test_initialisation_is_berts():
     )
     assert all(torch.equal(t, again[name]) for name, t in mlm.state_dict().items())
     assert not torch.equal(again["head.dense.weight"], other["head.dense.weight"])
-
-
-# Files
-
-
-# The config

@@ -21,13 +21,21 @@ def test_the_readme_shows_the_presets(name):
     """Each row of the README's table has the preset's own numbers."""
     preset = PRESETS[name]
     others = (preset[key] for key in ("vocab_size", "seq_len", "batch_tokens", "steps"))
-    numbers = [f"{preset['layers']} × {preset['hidden_size']}", str(preset["heads"]), *(f"{n:,}" for n in others),
-               f"{preset['lr']:f}".rstrip("0")]  # fmt: skip
+    numbers = [
+        f"{preset['layers']} × {preset['hidden_size']}",
+        str(preset["heads"]),
+        *(f"{n:,}" for n in others),
+        f"{preset['lr']:f}".rstrip("0"),
+    ]
     assert f"| {name} | {' | '.join(numbers)} |" in (ROOT / "README.md").read_text()
 
 
 def test_presets_are_the_sizes_of_the_miniatures():
-    """tiny 2/128, mini 4/256, small 4/512, medium 8/512, base 12/768 (1908.08962), heads of 64, FFN of 4 × width."""
+    """The presets from tiny to base have the sizes of BERT's miniatures (1908.08962).
+
+    tiny 2/128, mini 4/256, small 4/512, medium 8/512 and base 12/768; heads of 64, and an FFN of 4
+    × the width.
+    """
     sizes = {
         "tiny": (2, 128),
         "mini": (4, 256),
@@ -36,17 +44,13 @@ def test_presets_are_the_sizes_of_the_miniatures():
         "base": (12, 768),
     }
     for name, (layers, width) in sizes.items():
-        made = train_options("--preset", name)
-        assert (made.layers, made.hidden_size, made.heads, made.ffn_size) == (
-            layers,
-            width,
-            width // 64,
-            4 * width,
-        )
+        options = train_options("--preset", name)
+        assert (options.layers, options.hidden_size) == (layers, width)
+        assert (options.heads, options.ffn_size) == (width // 64, 4 * width)
 
 
 def test_ffn_options():
-    """Which layers keep an FFN, and what the run is called."""
+    """The FFN options say which layers keep an FFN, and what the run is called."""
     cases = {
         (): (None, "runs/full"),
         ("--no-ffn",): ([], "runs/noffn"),
@@ -55,17 +59,37 @@ def test_ffn_options():
         ("--ffn-layers", "0,2", "--seed", 5): ([0, 2], "runs/ffn-0-2-seed5"),
     }
     for arguments, (ffn_layers, out) in cases.items():
-        made = train_options(*arguments)
-        assert (made.ffn_layers, made.out) == (ffn_layers, out)
+        options = train_options(*arguments)
+        assert (options.ffn_layers, options.out) == (ffn_layers, out)
 
 
 CHANGES = [
-    ("--preset", "mini"), ("--layers", "5"), ("--hidden-size", "64"), ("--heads", "2"), ("--ffn-size", "77"),
-    ("--corpus", "a.txt"), ("--tokenizer", "vocab.txt"), ("--vocab-size", "999"), ("--cased",), ("--seq-len", "33"),
-    ("--short-first", "0.2"), ("--batch-tokens", "999"), ("--micro-batch", "3"), ("--steps", "7"), ("--minutes", "2.5"),
-    ("--lr", "0.1"), ("--dropout", "0.2"), ("--seed", "3"), ("--device", "cpu"), ("--dtype", "bfloat16"), ("--compile",),
-    ("--out", "x"), ("--no-ffn",), ("--ffn-every", "2"), ("--ffn-layers", "1"),
-]  # fmt: skip
+    ("--preset", "mini"),
+    ("--layers", "5"),
+    ("--hidden-size", "64"),
+    ("--heads", "2"),
+    ("--ffn-size", "77"),
+    ("--corpus", "a.txt"),
+    ("--tokenizer", "vocab.txt"),
+    ("--vocab-size", "999"),
+    ("--cased",),
+    ("--seq-len", "33"),
+    ("--short-first", "0.2"),
+    ("--batch-tokens", "999"),
+    ("--micro-batch", "3"),
+    ("--steps", "7"),
+    ("--minutes", "2.5"),
+    ("--lr", "0.1"),
+    ("--dropout", "0.2"),
+    ("--seed", "3"),
+    ("--device", "cpu"),
+    ("--dtype", "bfloat16"),
+    ("--compile",),
+    ("--out", "x"),
+    ("--no-ffn",),
+    ("--ffn-every", "2"),
+    ("--ffn-layers", "1"),
+]
 
 
 @pytest.mark.parametrize("arguments", CHANGES, ids=lambda arguments: arguments[0])
@@ -75,12 +99,16 @@ def test_every_option_changes_the_options_of_the_run(arguments):
 
 
 def test_init_takes_sizes_from_the_run(tale, tmp_path):
-    """--init brings sizes and tokenizer; giving them too is refused; --ffn-every counts the run's own layers."""
+    """--init brings the sizes and the tokenizer, and giving them too is refused.
+
+    --ffn-every counts the run's own layers.
+    """
     from mini_undivided.pretrain import pretrain
 
     pretrain(train_options(*small_run(tale, tmp_path / "a")))
-    made = train_options("--init", tmp_path / "a")
-    assert (made.layers, made.hidden_size, made.heads, made.ffn_layers) == (2, 24, 3, None)
+    options = train_options("--init", tmp_path / "a")
+    assert (options.layers, options.hidden_size, options.heads) == (2, 24, 3)
+    assert options.ffn_layers is None
     assert train_options("--init", tmp_path / "a", "--ffn-every", 2).ffn_layers == [1]
     with pytest.raises(UserError, match="--layers cannot go with --init"):
         train_options("--init", tmp_path / "a", "--layers", 3)
@@ -97,14 +125,23 @@ def test_init_takes_sizes_from_the_run(tale, tmp_path):
     ],
 )
 def test_every_kth_ends_at_the_last_layer(layers, k, expected):
+    """every_kth takes every k-th layer, counted back from the last, which is always included."""
     assert every_kth(layers, k) == expected
 
 
 def test_the_options_work_without_a_command_line():
-    """A notebook gets a preset with changes, the FFN's width following the model's, and the same bounds."""
-    made = PretrainOptions.preset("mini", ffn_layers=[], hidden_size=64, seed=3)
-    assert (made.layers, made.heads, made.ffn_size, made.vocab_size) == (4, 4, 256, 8192)
-    assert made.out == "runs/mini-noffn-seed3"
+    """A notebook gets a preset with changes, and the same bounds as the command line.
+
+    The FFN's width follows the model's.
+    """
+    options = PretrainOptions.preset("mini", ffn_layers=[], hidden_size=64, seed=3)
+    assert (options.layers, options.heads, options.ffn_size, options.vocab_size) == (
+        4,
+        4,
+        256,
+        8192,
+    )
+    assert options.out == "runs/mini-noffn-seed3"
     assert PretrainOptions.preset("laptop", minutes=2.0).steps is None
     with pytest.raises(UserError, match="lr is 1e\\+30, but should be a number from 1e-12 to 100"):
         PretrainOptions(lr=1e30)

@@ -1,4 +1,4 @@
-"""Linear probes: right on planted problems, equal to scikit-learn's, and with controls that mean what they say."""
+"""Linear probes: right on planted problems, equal to scikit-learn's, and with valid controls."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ WORDS = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole newt owl pig".s
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Knows the words of these tests, cut into pieces or not."""
+    """A tokenizer that knows the words of these tests, whole or in pieces."""
     return train_tokenizer([" ".join(WORDS)] * 5, 75)
 
 
 @pytest.fixture
 def encoder(tokenizer):
-    """Two layers without FFNs, weights large enough that layers differ."""
+    """Two layers without FFNs, with weights so large that the layers differ."""
     return make_encoder(tokenizer, 0)
 
 
@@ -43,7 +43,10 @@ def sentences(count, seed=0, least=4, most=17):
 
 
 def planted(seed=0, counts=(211, 83, 97), classes=3, width=13):
-    """Features of three layers: the first knows the label linearly, the second is noise, the third knows it badly."""
+    """Features of three layers with planted labels.
+
+    The first layer knows the label linearly, the second is noise, the third knows it badly.
+    """
     rng = np.random.default_rng(seed)
     directions = 5 * rng.normal(size=(classes, width))
     features, labels = {}, {}
@@ -60,10 +63,13 @@ def planted(seed=0, counts=(211, 83, 97), classes=3, width=13):
 
 
 def test_planted_labels_are_found_and_noise_is_not():
-    """Features that hold the label give 100 %, random ones about the majority, weak ones something between."""
+    """Features that hold the label give 100 %, and random ones about the majority.
+
+    Weak ones give something in between.
+    """
     features, labels = planted()
     majority = np.mean(labels["test"] == 0)
-    knows, noise, weak = probe.probe(features, labels, 3)
+    knows, noise, weak = probe.probe(features, labels, 3)["test"]
     assert knows == 1.0
     assert abs(noise - majority) < 0.12
     assert noise < weak < knows
@@ -71,7 +77,10 @@ def test_planted_labels_are_found_and_noise_is_not():
 
 @pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
 def test_the_fit_equals_scikit_learn(strength):
-    """Weights of all layers at once, each equal to scikit-learn's own fit with the same penalty (not on the bias)."""
+    """All layers are fitted at once, and each fit equals scikit-learn's own.
+
+    The penalty is the same, and not on the bias.
+    """
     features, labels = planted()
     x, y = features["train"], labels["train"]
     ((W, b),) = probe.fit(x, torch.from_numpy(y), 3, strengths=[strength], steps=1000)
@@ -91,14 +100,13 @@ def test_a_regression_equals_ridge():
     y = (x[0, :, 0] * 2 - x[0, :, 1]).double()
     ((W, b),) = probe.fit(x, y.float(), 0, strengths=[0.1], steps=1000)
     theirs = sklearn.linear_model.Ridge(alpha=0.1 * len(y)).fit(x[1].numpy(), y.numpy())
-    assert np.allclose(W[1, :, 0], theirs.coef_, atol=1e-3) and b[1].item() == pytest.approx(
-        theirs.intercept_, abs=1e-3
-    )
+    assert np.allclose(W[1, :, 0], theirs.coef_, atol=1e-3)
+    assert b[1].item() == pytest.approx(theirs.intercept_, abs=1e-3)
     labels = {
         part: (2 * z[0, :, 0] - z[0, :, 1] + 7).numpy().astype(float)
         for part, z in features.items()
     }
-    scores = probe.probe(features, labels, 0, "pearson")
+    scores = probe.probe(features, labels, 0, "pearson")["test"]
     assert scores[0] > 0.999 and abs(scores[1]) < 0.4
 
 
@@ -114,13 +122,16 @@ def test_fits_have_converged():
 
 
 def test_the_strength_is_chosen_on_the_validation_part():
-    """What the test part says plays no part in the choice: flipping its labels turns a score of s into 1 - s."""
+    """What the test part says plays no part in the choice of the strength.
+
+    Flipping its labels turns a score of s into 1 - s.
+    """
     features, labels = planted(counts=(31, 83, 97))
     labels = {part: np.minimum(y, 1) for part, y in labels.items()}
-    scores = probe.probe(features, labels, 2)
-    flipped = probe.probe(features, {**labels, "test": 1 - labels["test"]}, 2)
+    scores = probe.probe(features, labels, 2)["test"]
+    flipped = probe.probe(features, {**labels, "test": 1 - labels["test"]}, 2)["test"]
     assert scores == pytest.approx([1 - score for score in flipped])
-    valid = probe.probe(features, {**labels, "valid": 1 - labels["valid"]}, 2)
+    valid = probe.probe(features, {**labels, "valid": 1 - labels["valid"]}, 2)["test"]
     assert valid != scores
 
 
@@ -128,22 +139,23 @@ def test_features_are_standardised():
     """The scale and the mean of a layer change no score."""
     features, labels = planted()
     moved = {part: 1000 * x + 77 for part, x in features.items()}
-    assert probe.probe(moved, labels, 3) == pytest.approx(
-        probe.probe(features, labels, 3), abs=0.03
+    assert probe.probe(moved, labels, 3)["test"] == pytest.approx(
+        probe.probe(features, labels, 3)["test"], abs=0.03
     )
 
 
 def test_a_seed_draws_its_training_examples():
-    """Four fifths of the training part, other ones for another seed, labels kept with their features."""
+    """A seed draws four fifths of the training part, and another seed draws others.
+
+    Labels stay with their features.
+    """
     features, labels = planted()
     features["train"][0, :, 0] = torch.from_numpy(labels["train"]).float()
     drawn = [probe.draw(features, labels, seed) for seed in (0, 1, 0)]
     for x, y in drawn:
         assert len(y["train"]) == x["train"].size(1) == round(0.8 * 211)
-        assert (
-            np.array_equal(x["train"][0, :, 0].numpy(), y["train"])
-            and x["test"] is features["test"]
-        )
+        assert np.array_equal(x["train"][0, :, 0].numpy(), y["train"])
+        assert x["test"] is features["test"]
     assert torch.equal(drawn[0][0]["train"], drawn[2][0]["train"])
     assert not torch.equal(drawn[0][0]["train"], drawn[1][0]["train"])
 
@@ -152,35 +164,45 @@ def test_a_seed_draws_its_training_examples():
 
 
 def test_text_features_are_means_over_real_tokens(encoder, tokenizer):
-    """Each layer's mean over a text's own tokens, or its [CLS], whatever it was padded with, in the given order."""
+    """A text's features are each layer's mean over its own tokens, or its [CLS].
+
+    That holds whatever it was padded with, and the order is the given one.
+    """
     texts = [(s,) for s in sentences(37)]
     for cls in (False, True):
-        found = probe.text_features(encoder, texts, tokenizer, CPU, 64, cls)
-        assert found.shape == (3, 37, 24)
+        features = probe.text_features(encoder, texts, tokenizer, CPU, 64, cls)
+        assert features.shape == (3, 37, 24)
         for i in (0, 5, 36):
             ids = torch.tensor([tokenizer.encode(texts[i][0]).ids])
             _, layers = encoder(ids, output_hidden_states=True)
             wanted = torch.stack([x[0, 0] if cls else x[0].mean(0) for x in layers])
-            assert torch.allclose(found[:, i], wanted, atol=1e-4)
+            assert torch.allclose(features[:, i], wanted, atol=1e-4)
 
 
 def test_word_features_are_first_sub_words(encoder, tokenizer):
-    """A word's vector is its first sub-word's; a word that the tokenizer drops or cuts off has none, and no other moves."""
+    """A word's vector is that of its first sub-word.
+
+    A word that the tokenizer drops or cuts off has none, and no other word moves.
+    """
     texts = [["fox", "gnugnu", "\u200b", "owl"], ["newt"] * 5, ["mole"] * 61]
-    found, kept = probe.word_features(encoder, texts, tokenizer, CPU, 33)
-    assert (
-        len(tokenizer.encode("gnugnu", add_special_tokens=False).ids) > 1
-    )  # it is cut into pieces
-    assert found.size(1) == len(kept)
+    features, kept = probe.word_features(encoder, texts, tokenizer, CPU, 33)
+    # it is cut into pieces
+    assert len(tokenizer.encode("gnugnu", add_special_tokens=False).ids) > 1
+    assert features.size(1) == len(kept)
     assert kept[:8].tolist() == [0, 1, 3, 4, 5, 6, 7, 8] and kept[-1] < 4 + 5 + 61 - 1
     encoding = tokenizer.encode(texts[0], is_pretokenized=True)
     _, layers = encoder(torch.tensor([encoding.ids]), output_hidden_states=True)
     for row, word in enumerate((0, 1, 3)):
-        assert torch.allclose(found[2, row], layers[2][0, encoding.word_ids.index(word)], atol=1e-4)
+        assert torch.allclose(
+            features[2, row], layers[2][0, encoding.word_ids.index(word)], atol=1e-4
+        )
 
 
 def test_each_text_is_read_once(encoder, tokenizer, monkeypatch):
-    """Tasks that share sentences share their features; all layers come from one forward pass."""
+    """Tasks that share sentences share their features.
+
+    All layers come from one forward pass.
+    """
     seen, forward = [], Encoder.forward
     monkeypatch.setattr(
         Encoder,
@@ -189,21 +211,22 @@ def test_each_text_is_read_once(encoder, tokenizer, monkeypatch):
     )
     texts = sentences(120)
     tasks = [probe.length_task(texts), probe.length_task(texts), probe.shift_task(texts)]
-    made = probe.task_features(encoder, tasks, tokenizer, CPU, 64)
+    features = probe.task_features(encoder, tasks, tokenizer, CPU, 64)
     different = {text for task in tasks for part in task.texts.values() for text in part}
     assert sum(seen) == len(different) < sum(len(p) for task in tasks for p in task.texts.values())
-    assert torch.equal(made[0][0]["valid"], made[1][0]["valid"])
+    assert torch.equal(features[0][0]["valid"], features[1][0]["valid"])
 
 
 # Tasks.
 
 
 def test_sentence_length_has_equal_bins():
-    """A bin holds the sentences of certain lengths only, and about as many as another."""
+    """A bin holds only the sentences of certain lengths, and about as many as any other."""
     task = probe.length_task(sentences(600, most=40))
     lengths, labels = (
-        [len(text.split()) for part in task.texts.values() for (text,) in part], np.concatenate(list(task.labels.values()))
-    )  # fmt: skip
+        [len(text.split()) for part in task.texts.values() for (text,) in part],
+        np.concatenate(list(task.labels.values())),
+    )
     assert np.bincount(labels).min() > 60 and len(np.bincount(labels)) == probe.BINS
     order = np.argsort(lengths, kind="stable")
     assert (np.diff(labels[order]) >= 0).all()
@@ -215,7 +238,10 @@ def test_sentence_length_has_equal_bins():
 
 
 def test_word_content_names_the_only_word():
-    """Each sentence holds exactly one of the ten words, and the label says which; the commonest words are not among them."""
+    """Each sentence holds exactly one of the ten words, and the label says which.
+
+    The commonest words are not among them.
+    """
     rng, common = (
         np.random.default_rng(0),
         [f"x{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(50)],
@@ -227,8 +253,8 @@ def test_word_content_names_the_only_word():
     ]
     task = probe.content_task(texts)
     chosen = {}
-    for part, found in task.texts.items():
-        for (text,), label in zip(found, task.labels[part], strict=True):
+    for part, examples in task.texts.items():
+        for (text,), label in zip(examples, task.labels[part], strict=True):
             inside = set(text.split()) & set(rare)
             assert len(inside) == 1
             assert chosen.setdefault(int(label), inside) == inside
@@ -236,21 +262,24 @@ def test_word_content_names_the_only_word():
 
 
 def test_bigram_shift_swaps_two_inner_neighbours():
-    """Half of the sentences differ from their original by one swap of neighbours inside; labels say which."""
+    """Half of the sentences differ from the original by one swap of inner neighbours.
+
+    The labels say which.
+    """
     texts = sentences(300)
     originals = {tuple(sorted(text.split())): text.split() for text in texts}
     task = probe.shift_task(texts)
     shifted = []
-    for part, found in task.texts.items():
-        for (text,), label in zip(found, task.labels[part], strict=True):
+    for part, examples in task.texts.items():
+        for (text,), label in zip(examples, task.labels[part], strict=True):
             words = text.split()
             original = originals[tuple(sorted(words))]
             changed = [i for i, (a, b) in enumerate(zip(words, original, strict=True)) if a != b]
             assert len(changed) == 2 * label
             if label:
-                assert (
-                    changed[1] == changed[0] + 1 and changed[0] > 0 and changed[1] < len(words) - 1
-                )
+                assert changed[1] == changed[0] + 1
+                assert changed[0] > 0
+                assert changed[1] < len(words) - 1
             shifted.append(label)
     assert 0.4 < np.mean(shifted) < 0.6
 
@@ -267,7 +296,10 @@ def row(number, word, tag):
 
 
 def write_treebank(folder, sentences=41):
-    """Three small files: a multi-word token, an empty node, comments; the tag depends on the word."""
+    """Write three small files with a multi-word token, an empty node and comments.
+
+    The tag depends on the word.
+    """
     rng = np.random.default_rng(0)
     for part in ("train", "dev", "test"):
         lines = []
@@ -288,7 +320,10 @@ def tag(word):
 
 
 def test_the_treebank_task_and_its_control(tmp_path):
-    """Tags by the files' own parts; the control gives each kind of word one tag, everywhere, another for another seed."""
+    """The tags keep to the files' own parts, and the control gives each word one tag.
+
+    It is the same tag everywhere, and another one for another seed.
+    """
     write_treebank(tmp_path)
     task = probe.treebank_task(tmp_path, 100)
     assert {part: len(x) for part, x in task.labels.items()} == {
@@ -309,7 +344,10 @@ def test_the_treebank_task_and_its_control(tmp_path):
 
 
 def test_glue_on_frozen_features(tmp_path, monkeypatch):
-    """The dev part is the test; a tenth of the training part chooses the strength, and is not trained on."""
+    """GLUE's dev part is the test, and a tenth of the training part chooses the strength.
+
+    That tenth is not trained on.
+    """
     (tmp_path / "SST-2").mkdir()
     for part in ("train", "dev"):
         rows = "\n".join(f"{s}\t{i % 2}" for i, s in enumerate(sentences(70, seed=len(part))))
@@ -320,38 +358,36 @@ def test_glue_on_frozen_features(tmp_path, monkeypatch):
         "valid": 5,
         "test": 70,
     }
-    assert (
-        set(task.texts["train"]) & set(task.texts["valid"]) == set() and task.metric == "accuracy"
-    )
+    assert set(task.texts["train"]) & set(task.texts["valid"]) == set()
+    assert task.metric == "accuracy"
 
 
 # All of it.
 
 
 def test_probing_an_encoder(encoder, tokenizer, tmp_path):
-    """Scores of all layers over seeds, the untrained twin, the majority; for tags the control and its selectivity.
+    """All layers are scored over seeds, beside the untrained twin and the majority.
 
-    A tag that the word decides can be read off the embeddings, and so can any control task with so few words.
+    For tags there are the control and its selectivity. A tag that the word decides can be read off
+    the embeddings, and so can any control task with so few words.
     """
     write_treebank(tmp_path, 100)
     tasks = [probe.length_task(sentences(150)), probe.treebank_task(tmp_path, 250)]
     seen = []
     fresh = lambda seed: seen.append(seed) or make_encoder(tokenizer, 100 + seed)  # noqa: E731
-    found = probe.run_probes(encoder, fresh, tasks, tokenizer, CPU, 64, seeds=2)
-    assert seen == [0, 1] and list(found) == ["sentence length", "part of speech"]
-    tags = found["part of speech"]
+    scores = probe.run_probes(encoder, fresh, tasks, tokenizer, CPU, 64, seeds=2)
+    assert seen == [0, 1] and list(scores) == ["sentence length", "part of speech"]
+    tags = scores["part of speech"]
     assert tags["trained"]["mean"][0] > 0.95 and tags["control"]["mean"][0] > 0.95
     labels = tasks[1].labels
     assert tags["majority"] == pytest.approx(
         np.mean(labels["test"] == np.bincount(labels["train"]).argmax())
     )
-    length = found["sentence length"]
-    assert (
-        "control" not in length
-        and len(length["trained"]["mean"]) == len(length["untrained"]["std"]) == 3
-    )
+    length = scores["sentence length"]
+    assert "control" not in length
+    assert len(length["trained"]["mean"]) == len(length["untrained"]["std"]) == 3
     assert length["trained"]["mean"] != length["untrained"]["mean"]
-    assert probe.run_probes(encoder, fresh, tasks, tokenizer, CPU, 64, seeds=2) == found
+    assert probe.run_probes(encoder, fresh, tasks, tokenizer, CPU, 64, seeds=2) == scores
     cls = probe.run_probes(encoder, fresh, tasks[:1], tokenizer, CPU, 64, seeds=1, cls=True)[
         "sentence length"
     ]
@@ -364,9 +400,10 @@ def test_summary_of_a_regression():
         "x", {}, {part: np.array([0.5, 2.0, 3.5]) for part in probe.PARTS}, "pearson"
     )
     assert task.classes == 0
-    found = probe.summary(
-        task, {"trained": [[0.1, 0.3], [0.3, 0.5]], "untrained": [[0.0, 0.0]], "control": []}
-    )
-    assert found["majority"] == 0 and found["trained"]["mean"] == pytest.approx([0.2, 0.4])
-    assert found["trained"]["std"] == pytest.approx([np.std([0.1, 0.3], ddof=1)] * 2)
+    seeds = [{"test": [0.1, 0.3], "valid": [0.2, 0.1]}, {"test": [0.3, 0.5], "valid": [0.4, 0.1]}]
+    scores = {"trained": seeds, "untrained": [{"test": [0.0, 0.0], "valid": [0.0, 0.0]}], "control": []}
+    summary = probe.summary(task, scores)
+    assert summary["trained"]["valid"] == pytest.approx([0.3, 0.1])
+    assert summary["majority"] == 0 and summary["trained"]["mean"] == pytest.approx([0.2, 0.4])
+    assert summary["trained"]["std"] == pytest.approx([np.std([0.1, 0.3], ddof=1)] * 2)
     assert glue.METRICS[task.metric] is glue.pearson

@@ -1,4 +1,4 @@
-"""Run directories: a file is written whole or not at all, and nothing that is read can run code."""
+"""Run directories: nothing is left half written, and nothing that is read can run code."""
 
 import json
 import os
@@ -63,8 +63,9 @@ class Trap:
 
 
 def test_a_state_with_code_cut_short_or_missing_is_an_error(tmp_path):
+    """A training state that is missing, holds code or was cut short is an error."""
     path = tmp_path / "training_state.pt"
-    with pytest.raises(UserError, match="nothing to resume"):
+    with pytest.raises(UserError, match="has no checkpoint yet: start it again without --resume"):
         run_directory.read_state(tmp_path)
     torch.save({"step": Trap(tmp_path / "sprung")}, path)
     with pytest.raises(UserError, match=str(path)):
@@ -77,7 +78,10 @@ def test_a_state_with_code_cut_short_or_missing_is_an_error(tmp_path):
 
 
 def test_the_log_is_appended_read_and_truncated(tmp_path):
-    """Rows after a step are dropped; a last line that a kill cut short is not read, and does not spoil the next one."""
+    """Truncating the log drops the rows after a step.
+
+    A last line that a kill cut short is not read, and does not spoil the next one.
+    """
     assert run_directory.read_log(tmp_path) == []
     rows = [{"step": step, "loss": 1 / step} for step in (1, 2, 3, 3, 4)]
     for row in rows:
@@ -89,12 +93,12 @@ def test_the_log_is_appended_read_and_truncated(tmp_path):
     run_directory.truncate_log(tmp_path, 3)
     assert run_directory.read_log(tmp_path) == rows[:4]
     run_directory.append_log(tmp_path, {"step": 4})
-    assert run_directory.read_log(tmp_path) == [*rows[:4], {"step": 4}] and names(tmp_path) == [
-        "log.jsonl"
-    ]
+    assert run_directory.read_log(tmp_path) == [*rows[:4], {"step": 4}]
+    assert names(tmp_path) == ["log.jsonl"]
 
 
 def test_truncating_a_log_that_is_not_there(tmp_path):
+    """A log that is not there is empty, before and after truncating."""
     run_directory.truncate_log(tmp_path, 3)
     assert run_directory.read_log(tmp_path) == []
 
@@ -103,7 +107,10 @@ def test_truncating_a_log_that_is_not_there(tmp_path):
     "status, fine", [("running", False), ("interrupted", False), ("finished", True), (None, True)]
 )
 def test_an_unfinished_run_is_an_error_that_says_how_to_go_on(tmp_path, status, fine):
-    """A Hugging Face folder without train.json is taken as it is."""
+    """An unfinished run is an error that says how to resume it.
+
+    A Hugging Face folder without train.json is taken as it is.
+    """
     if status:
         write_json(tmp_path / "train.json", {"status": status})
     if fine:
@@ -114,11 +121,9 @@ def test_an_unfinished_run_is_an_error_that_says_how_to_go_on(tmp_path, status, 
 
 
 def test_a_folder_is_itself_and_what_cannot_be_a_hub_id_is_an_error(tmp_path):
-    """Nothing that looks like a path is asked of the hub."""
-    assert (
-        run_directory.resolve(tmp_path) == tmp_path
-        and run_directory.resolve(str(tmp_path)) == tmp_path
-    )
+    """A folder is itself, and nothing else that looks like a path is asked of the hub."""
+    assert run_directory.resolve(tmp_path) == tmp_path
+    assert run_directory.resolve(str(tmp_path)) == tmp_path
     (tmp_path / "file").write_text("")
     for name in (tmp_path / "gone", tmp_path / "file", "./gone", "runs/gone", "a/b/c", "~/gone"):
         with pytest.raises(UserError, match="not a folder"):
@@ -126,7 +131,10 @@ def test_a_folder_is_itself_and_what_cannot_be_a_hub_id_is_an_error(tmp_path):
 
 
 def test_a_hub_id_is_downloaded(tmp_path, monkeypatch):
-    """The files that are read, and no others, are asked for; a failure is one sentence with the id."""
+    """For a hub id, only the files that are read are asked for.
+
+    A failure is one sentence with the id.
+    """
     asked = []
 
     def download(name, allow_patterns):
@@ -148,11 +156,13 @@ def test_a_hub_id_is_downloaded(tmp_path, monkeypatch):
 
 
 def test_versions_name_what_ran():
-    found = run_directory.versions()
+    """versions() names the versions of PyTorch, this package and Python, and the git commit."""
+    versions = run_directory.versions()
     assert (
-        found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
+        versions["torch"] == torch.__version__.partition("+")[0]
+        or versions["torch"] == torch.__version__
     )
-    assert found["mini_undivided"] == mini_undivided.__version__
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert found["git_commit"] is None or len(found["git_commit"]) == 40
-    json.dumps(found)
+    assert versions["mini_undivided"] == mini_undivided.__version__
+    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert versions["git_commit"] is None or len(versions["git_commit"]) == 40
+    json.dumps(versions)

@@ -22,7 +22,10 @@ from mini_undivided.support.options import (
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """A corpus with something to learn at once: a document says one of 13 words again and again."""
+    """A corpus with something to learn at once.
+
+    A document says one of 13 words again and again.
+    """
     words = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole".split()
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("text") / "zoo.jsonl"
@@ -33,17 +36,31 @@ def text(tmp_path_factory):
 
 @pytest.fixture
 def options(text, tmp_path):
-    """A run of a second: 2 layers, 3 heads, width 24, the FFN in the last layer only."""
+    """The options of a run of a second.
+
+    2 layers, 3 heads, width 24, and an FFN in the last layer only.
+    """
     return PretrainOptions(
-        out=str(tmp_path / "run"), corpus=[text], vocab_size=120, layers=2, hidden_size=24, heads=3, ffn_size=41,
-        ffn_layers=[1], seq_len=19, batch_tokens=19 * 6, steps=12, lr=1e-2, device="cpu",
-    )  # fmt: skip
+        out=str(tmp_path / "run"),
+        corpus=[text],
+        vocab_size=120,
+        layers=2,
+        hidden_size=24,
+        heads=3,
+        ffn_size=41,
+        ffn_layers=[1],
+        seq_len=19,
+        batch_tokens=19 * 6,
+        steps=12,
+        lr=1e-2,
+        device="cpu",
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"seq_len": 7}, "--seq-len 7 is too short"),
+        ({"seq_len": 7}, "seq_len is 7, but should be a whole number from 8"),
         ({"seq_len": 513}, "--seq-len 513 is longer than the model's 512 positions"),
         ({"heads": 5}, "5 heads do not divide the hidden size 24"),
         ({"ffn_layers": [2]}, "FFN layer 2 is out of range"),
@@ -56,7 +73,10 @@ def options(text, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(options, change, sentence):
-    """Options that do not fit together are a UserError that says so, and no run directory is left behind."""
+    """Options that do not fit together are a UserError that says so.
+
+    No run directory is left behind.
+    """
     with pytest.raises(UserError, match=sentence):
         pretrain.pretrain(replace(options, **change))
     assert not Path(options.out).exists()
@@ -70,7 +90,10 @@ def test_a_run_is_not_overwritten(options):
 
 
 def test_a_run_of_the_first_version_resumes_opens_and_is_analysed(tmp_path, monkeypatch):
-    """A run that version 0.1.0 left half done goes on to its end, opens in both libraries, and can be looked at."""
+    """A run that version 0.1.0 left half done goes on to its end.
+
+    It opens in both libraries, and can be analysed.
+    """
     shutil.copytree(Path(__file__).parent / "run_0.1.0", tmp_path / "run_0.1.0")
     monkeypatch.chdir(tmp_path)
     before = run_directory.read_log("run_0.1.0")
@@ -84,4 +107,4 @@ def test_a_run_of_the_first_version_resumes_opens_and_is_analysed(tmp_path, monk
     assert encoder.config.ffn_layers == [1] and encoder.layers[0].ffn is None
     shutil.copytree("run_0.1.0", "copy")
     text = analyse("cka", AnalyzeOptions(["run_0.1.0", "copy"], device="cpu"))
-    assert "| layer 2    |" in text and "1.000" in text
+    assert "| layer 2 " in text and "1.00" in text

@@ -7,7 +7,10 @@ from mini_undivided.support.tasks import GLUE
 
 
 def test_the_table_has_an_average_only_of_all_tasks(capsys):
-    """The average is over the eight tasks without WNLI, each the mean of its metrics, and needs all nine."""
+    """The table has an average only if all nine tasks are there.
+
+    It is over the eight tasks without WNLI, each the mean of its metrics.
+    """
     results = []
     for i, (key, task) in enumerate(GLUE.items()):
         names = [
@@ -16,21 +19,33 @@ def test_the_table_has_an_average_only_of_all_tasks(capsys):
             for metric in task.metrics
         ]
         scores = {name: {"mean": (i + j) / 20, "std": 0.01} for j, name in enumerate(names)}
-        results.append({"task": key, "name": task.name, "built_in": False, "scores": scores,
-                        "majority": dict.fromkeys(names, 0.5)})  # fmt: skip
+        results.append(
+            {
+                "task": key,
+                "name": task.name,
+                "built_in": False,
+                "scores": scores,
+                "majority": dict.fromkeys(names, 0.5),
+            }
+        )
     means = [
         np.mean([s["mean"] for s in r["scores"].values()]) for r in results if r["task"] != "wnli"
     ]
-    average = f"average of the 8 tasks without WNLI, each the mean of its metrics: {100 * np.mean(means):.1f}"
+    average = (
+        "average of the 8 tasks without WNLI, each the mean of its metrics: "
+        f"{100 * np.mean(means):.1f}"
+    )
     assert average in tables.finetuning_table(results)
     assert "average" not in tables.finetuning_table(results[1:])
-    assert "± 1.0" in tables.finetuning_table(results) and "MNLI" in tables.finetuning_table(
-        results
-    )
+    assert "± 1.0" in tables.finetuning_table(results)
+    assert "MNLI" in tables.finetuning_table(results)
 
 
 def test_sentences_say_what_the_numbers_say():
-    """Higher and lower, the share of the way from floor to ceiling, and nothing where these lie together or are missing."""
+    """The sentences say what is higher or lower, and how far from floor to ceiling.
+
+    There is no share of the way if floor and ceiling are close together or missing.
+    """
     first = {
         "name": "a",
         "parameters": 200,
@@ -46,8 +61,8 @@ def test_sentences_say_what_the_numbers_say():
         "tokens": 2000,
     }
     assert tables.cost_sentence(first, other) == (
-        "b has 50% of a's parameters and 40% of its FLOPs a token; after 2,000 and 1,000 tokens its validation loss is "
-        "0.250 nats higher."
+        "b has 50% of a's parameters and 40% of its FLOPs a token; "
+        "after 2,000 and 1,000 tokens its validation loss is 0.250 nats higher."
     )
     assert "0.250 nats lower" in tables.cost_sentence(other, first)
     assert "after 1,000 tokens its" in tables.cost_sentence(first, {**other, "tokens": 1000})

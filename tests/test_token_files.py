@@ -11,12 +11,15 @@ def test_four_bytes_where_two_are_too_few(tmp_path):
     writer = token_files.TokenWriter(tmp_path / "big.tokens", 70_001)
     writer.write([3, 70_000, 5])
     writer.close()
-    assert token_files.read_tokens(tmp_path / "big.tokens").tolist() == [3, 70_000, 5]
+    assert token_files.read_tokens(tmp_path / "big.tokens", 70_001).tolist() == [3, 70_000, 5]
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "empty"])
 def test_damaged_token_files_are_refused(tmp_path, damage):
-    """A token file that was cut short, or is none, is an error that names it and says what to do."""
+    """A token file that was cut short, or is not one at all, is an error.
+
+    The error names the file and says what to do.
+    """
     path = tmp_path / "a.npy"
     writer = token_files.TokenWriter(path, 99)
     writer.write(range(11))
@@ -24,4 +27,4 @@ def test_damaged_token_files_are_refused(tmp_path, damage):
     whole = path.read_bytes()
     path.write_bytes({"cut": whole[:-1], "foreign": b"x" * 64, "empty": b""}[damage])
     with pytest.raises(UserError, match="a.npy .* delete it"):
-        token_files.read_tokens(path)
+        token_files.read_tokens(path, 99)

@@ -1,4 +1,7 @@
-"""The tokenizer against the two of `transformers`: the fast one, and the plain Python one after Google's."""
+"""The tokenizer against the two of `transformers`.
+
+They are the fast one, and the plain Python one after Google's.
+"""
 
 import json
 import unicodedata
@@ -24,16 +27,33 @@ from mini_undivided.tokenizer import (
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = [
-    *SPECIAL, *LETTERS, *"ABCÅÉéß0123456789.,'!?-[]()中文字かな", *(f"##{c}" for c in LETTERS + "éß0123456789中"),
-    "the", "The", "un", "##aff", "##able", "mask", "##ing", "stop", "naive", "cafe", "café", "re", "##sume",
-]  # fmt: skip
+    *SPECIAL,
+    *LETTERS,
+    *"ABCÅÉéß0123456789.,'!?-[]()中文字かな",
+    *(f"##{c}" for c in LETTERS + "éß0123456789中"),
+    "the",
+    "The",
+    "un",
+    "##aff",
+    "##able",
+    "mask",
+    "##ing",
+    "stop",
+    "naive",
+    "cafe",
+    "café",
+    "re",
+    "##sume",
+]
 
 TEXTS = [
     "The unaffable mask, stop!",
-    "naïve café CAFÉ cafe\u0301 résumé Åland straße İstanbul ﬁne",  # accents: composed, combining, and odd capitals
+    # accents: composed, combining, and odd capitals
+    "naïve café CAFÉ cafe\u0301 résumé Åland straße İstanbul ﬁne",
     "中文 the文字 かな 한국어",
     "a😀b the 👩\u200d👩\u200d👧 ☕️",
-    "a\x00b\ufffdc\x07 d\u00ade\u200bf\u200e\tg\r\nh\u2028i\u00a0j\u3000k",  # control, invisible and odd spaces
+    # control, invisible and odd spaces
+    "a\x00b\ufffdc\x07 d\u00ade\u200bf\u200e\tg\r\nh\u2028i\u00a0j\u3000k",
     "a" * 100 + " " + "b" * 101 + " c",  # a word may have 100 characters
     "xx[MASK]yy [CLS] [SEP][PAD] [mask] [MASK [UNK]ed",
     "don't re-sume (1,234.5) $x^2 ~`|<> ‘quoted’ “so” — …",
@@ -65,12 +85,8 @@ def prose():
 def test_ids_are_those_of_transformers(vocabulary, text, cased):
     """For one vocabulary, both tokenizers of transformers give the ids that ours gives."""
     ids = load_tokenizer(vocabulary, cased=cased).encode(text).ids
-    assert (
-        ids
-        == transformers.BertTokenizer(vocab=str(vocabulary), do_lower_case=not cased)(text)[
-            "input_ids"
-        ]
-    )
+    theirs = transformers.BertTokenizer(vocab=str(vocabulary), do_lower_case=not cased)
+    assert ids == theirs(text)["input_ids"]
     composed = unicodedata.normalize("NFC", text)  # as the plain Python one does first
     ids = load_tokenizer(vocabulary, cased=cased).encode(composed).ids
     assert ids == BertTokenizerLegacy(str(vocabulary), do_lower_case=not cased)(text)["input_ids"]
@@ -78,7 +94,7 @@ def test_ids_are_those_of_transformers(vocabulary, text, cased):
 
 @pytest.mark.parametrize("cased", [False, True])
 def test_a_pair_is_that_of_transformers(vocabulary, cased):
-    """[CLS] A [SEP] B [SEP], with segments 0 and 1."""
+    """A pair is [CLS] A [SEP] B [SEP] with segments 0 and 1, as in transformers."""
     ours = load_tokenizer(vocabulary, cased=cased).encode(TEXTS[1], TEXTS[0])
     expected = transformers.BertTokenizer(vocab=str(vocabulary), do_lower_case=not cased)(
         TEXTS[1], TEXTS[0]
@@ -89,7 +105,10 @@ def test_a_pair_is_that_of_transformers(vocabulary, cased):
 
 @pytest.mark.parametrize("cased", [False, True])
 def test_auto_tokenizer_opens_ours(tmp_path, cased):
-    """AutoTokenizer opens the folder of a trained tokenizer and gives the same ids, single and pair."""
+    """AutoTokenizer opens the folder of a trained tokenizer and gives the same ids.
+
+    For single texts and for pairs.
+    """
     tokenizer = train_tokenizer(prose(), vocab_size=90, cased=cased)
     save_tokenizer(tokenizer, tmp_path)
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -108,7 +127,10 @@ def test_auto_tokenizer_opens_ours(tmp_path, cased):
 
 
 def test_ours_opens_transformers(vocabulary, tmp_path):
-    """A folder that transformers' tokenizer wrote opens here with the same ids, its case included."""
+    """A folder that transformers' tokenizer wrote opens here with the same ids.
+
+    Its case comes along.
+    """
     for cased in (False, True):
         reference = transformers.BertTokenizer(vocab=str(vocabulary), do_lower_case=not cased)
         reference.save_pretrained(tmp_path / str(cased))
@@ -124,7 +146,10 @@ def test_ours_opens_transformers(vocabulary, tmp_path):
 
 @pytest.mark.parametrize("cased", [False, True])
 def test_training_gives_a_vocabulary_of_the_size_asked_for(cased):
-    """At most as many entries as asked for, the special ones first; known words need no [UNK] and come back."""
+    """Training gives as many entries as asked for, the special ones first.
+
+    Known words need no [UNK], and come back.
+    """
     tokenizer = train_tokenizer(prose(), vocab_size=77, cased=cased)
     assert tokenizer.get_vocab_size() == 77
     assert special_ids(tokenizer) == [0, 1, 2, 3, 4]
@@ -144,12 +169,16 @@ def test_training_again_gives_the_same_tokenizer():
 
 
 def test_the_alphabet_is_of_characters_that_can_stand_there():
-    """Both forms of a letter, whatever its place in the text; no form inside words of what always stands alone."""
+    """Both forms of a letter are in the alphabet, whatever its place in the text.
+
+    What always stands alone has no form for the inside of a word.
+    """
     words = train_tokenizer(["q\u00e9 中.", "Zoo zoo\u200b"], vocab_size=1).get_vocab()
     assert set(words) == {*SPECIAL, *"qezo中.", *("##" + c for c in "qezo")}
 
 
 def test_ordinary_ids_are_all_but_the_special(vocabulary):
+    """The ordinary ids are all but the special ones."""
     tokenizer = load_tokenizer(vocabulary)
     assert ordinary_ids(tokenizer).tolist() == list(range(5, len(WORDS)))
 
@@ -158,7 +187,10 @@ def test_ordinary_ids_are_all_but_the_special(vocabulary):
 
 
 def test_saved_and_loaded_is_the_same(tmp_path):
-    """A folder and the tokenizer.json in it open as the tokenizer that was saved; no other file is left over."""
+    """A saved tokenizer opens as it was, from its folder or its tokenizer.json.
+
+    No other file is left over.
+    """
     tokenizer = train_tokenizer(prose(), 80)
     save_tokenizer(tokenizer, tmp_path / "run")
     assert same_tokenizer(load_tokenizer(tmp_path / "run"), tokenizer)
@@ -170,7 +202,7 @@ def test_saved_and_loaded_is_the_same(tmp_path):
 
 
 def test_padding_and_truncation_of_a_file_are_left_out(tmp_path):
-    """A tokenizer.json that was saved with padding and truncation does not bring them along."""
+    """Padding and truncation that were saved in a tokenizer.json are left out."""
     tokenizer = train_tokenizer(prose(), 80)
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=9)
@@ -179,7 +211,10 @@ def test_padding_and_truncation_of_a_file_are_left_out(tmp_path):
 
 
 def test_a_vocabulary_with_windows_line_ends(vocabulary, tmp_path):
-    """CRLF, and a last line without an end, change nothing; nor does a line separator within a word."""
+    """CRLF and a last line without an end change nothing in a vocabulary.
+
+    Neither does a line separator within a word.
+    """
     other = tmp_path / "windows.txt"
     other.write_bytes("\r\n".join(WORDS).encode())
     assert same_tokenizer(load_tokenizer(other), load_tokenizer(vocabulary))
@@ -188,7 +223,10 @@ def test_a_vocabulary_with_windows_line_ends(vocabulary, tmp_path):
 
 
 def test_the_case_of_a_vocabulary_is_that_of_the_config_beside_it(vocabulary):
-    """tokenizer_config.json beside a vocab.txt decides, and a vocab.txt alone is uncased unless told otherwise."""
+    """tokenizer_config.json beside a vocab.txt decides its case.
+
+    A vocab.txt alone is uncased unless told otherwise.
+    """
     assert not is_cased(load_tokenizer(vocabulary))
     assert is_cased(load_tokenizer(vocabulary, cased=True))
     (vocabulary.parent / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
@@ -197,7 +235,10 @@ def test_the_case_of_a_vocabulary_is_that_of_the_config_beside_it(vocabulary):
 
 @pytest.mark.parametrize("lacking", SPECIAL)
 def test_a_vocabulary_without_a_special_token_is_an_error(vocabulary, lacking):
-    """The error names the token and the file, for a vocab.txt and for a tokenizer.json."""
+    """A vocabulary without a special token is an error that names the token and the file.
+
+    For a vocab.txt and for a tokenizer.json.
+    """
     words = [word for word in WORDS if word != lacking]
     vocabulary.write_text("\n".join(words), encoding="utf-8")
     bare = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
@@ -218,12 +259,14 @@ def test_a_vocabulary_without_a_special_token_is_an_error(vocabulary, lacking):
     ],
 )
 def test_a_broken_file_is_an_error(tmp_path, name, content):
+    """A tokenizer file that cannot be read is an error that names it."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
         load_tokenizer(tmp_path / name)
 
 
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path):
+    """A folder without a tokenizer is an error, and so is a file that is not there."""
     with pytest.raises(UserError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="nowhere"):
@@ -231,7 +274,10 @@ def test_a_folder_without_a_tokenizer_is_an_error(tmp_path):
 
 
 def test_a_tokenizer_must_fit_the_model(vocabulary):
-    """More entries than embeddings is an error; fewer is not, as vocabularies are padded up at times."""
+    """A tokenizer with more entries than the model has embeddings is an error.
+
+    Fewer are allowed, as vocabularies are sometimes padded.
+    """
     tokenizer = load_tokenizer(vocabulary)
     check_fits(tokenizer, len(WORDS), "run")
     check_fits(tokenizer, len(WORDS) + 1, "run")
@@ -240,7 +286,10 @@ def test_a_tokenizer_must_fit_the_model(vocabulary):
 
 
 def test_special_text_can_be_read_as_text(vocabulary):
-    """`encode_special_tokens` lets a text that spells out [MASK] through as words, which a corpus needs."""
+    """With `encode_special_tokens`, a text that spells out [MASK] is read as words.
+
+    A corpus needs that.
+    """
     tokenizer = load_tokenizer(vocabulary)
     mask = tokenizer.token_to_id("[MASK]")
     assert mask in tokenizer.encode("a [MASK] b").ids

@@ -1,4 +1,4 @@
-"""train.py, typed as a person types it: its options, its errors, its output."""
+"""train.py, used as a person types it: its options, its errors, its output."""
 
 import os
 import re
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments, cwd=ROOT):
-    """Run train.py → the finished process, output as text."""
+    """Run train.py → the finished process, with its output as text."""
     command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -26,19 +26,36 @@ def run(*arguments, cwd=ROOT):
 
 
 def test_a_run_says_what_it_does_and_what_came_out(tale, tmp_path):
-    """Before: corpus, model with the FFNs' parameters, batch, device. After: loss, entropy, filled sentences."""
+    """A run says what it is going to do, and what came out.
+
+    Before: the corpus, the model with the FFNs' parameters, the batch and the device. After: the
+    loss, the entropy and filled sentences.
+    """
     done = run(*small_run(tale, tmp_path / "run", "--no-ffn"))
     assert done.returncode == 0, done.stderr
-    for word in ("100 documents", "no FFN", "an FFN in every layer would add 9,552", "million FLOPs a token",
-                 "210 tokens = 10 sequences of 21", "cpu, 1 threads, float32", "validation loss", "unigram entropy",
-                 "it was:"):  # fmt: skip
+    for word in (
+        "100 documents",
+        "no FFN",
+        "an FFN in every layer would add 9,552",
+        "million FLOPs a token",
+        "210 tokens = 10 sequences of 21",
+        "cpu, 1 threads, float32",
+        "validation loss",
+        "5 whole documents",
+        "of the held-out words are in runs of 13",
+        "without context the best model has",
+        "it was:",
+    ):
         assert word in done.stdout, word
     assert re.search(r"< 00:0\d, step 11, loss \d\.\d+, [\d,]+ tokens/s", done.stderr)
 
 
 def test_help_answers_without_loading_pytorch():
     """--help names every option, and imports neither torch nor numpy."""
-    code = "import sys, train; train.parser().format_help(); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    code = (
+        "import sys, train; train.parser().format_help(); "
+        "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "False"]
     assert {"--no-ffn", "--minutes", "--init"} <= set(
@@ -47,14 +64,31 @@ def test_help_answers_without_loading_pytorch():
 
 
 EFFECTS = [
-    ("--layers", 3), ("--hidden-size", 30), ("--heads", 2), ("--ffn-size", 55), ("--vocab-size", 60), ("--cased",),
-    ("--seq-len", 34), ("--short-first", 0), ("--batch-tokens", 420), ("--lr", 0.02), ("--dropout", 0.3), ("--seed", 1),
-    ("--no-ffn",), ("--ffn-every", 2), ("--ffn-layers", "0"), ("--steps", 5), ("--dtype", "bfloat16"),
-]  # fmt: skip
+    ("--layers", 3),
+    ("--hidden-size", 30),
+    ("--heads", 2),
+    ("--ffn-size", 55),
+    ("--vocab-size", 60),
+    ("--cased",),
+    ("--seq-len", 34),
+    ("--short-first", 0),
+    ("--batch-tokens", 420),
+    ("--lr", 0.02),
+    ("--dropout", 0.3),
+    ("--seed", 1),
+    ("--no-ffn",),
+    ("--ffn-every", 2),
+    ("--ffn-layers", "0"),
+    ("--steps", 5),
+    ("--dtype", "bfloat16"),
+]
 
 
 def test_every_option_changes_the_run(tale, tmp_path):
-    """Each option that should change the numbers does: no two of these runs end with the same losses."""
+    """Each option that should change the numbers does.
+
+    No two of these runs end with the same losses.
+    """
     from mini_undivided.pretrain import pretrain
 
     seen = {}
@@ -70,7 +104,10 @@ def test_every_option_changes_the_run(tale, tmp_path):
     ("flags", "compiled"), [([], False), (["--no-compile"], False), (["--compile"], True)]
 )
 def test_compile_is_asked_for(tale, tmp_path, monkeypatch, flags, compiled):
-    """--compile trains torch.compile's version of the model; on a CPU it is not the default."""
+    """--compile trains torch.compile's version of the model.
+
+    On a CPU it is not the default.
+    """
     import torch
 
     from mini_undivided.pretrain import pretrain
@@ -84,23 +121,47 @@ def test_compile_is_asked_for(tale, tmp_path, monkeypatch, flags, compiled):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--no-ffn", "--ffn-every", 2], "error: --no-ffn and --ffn-every exclude each other: give one of them"),
-        (["--steps", 3, "--minutes", 1], "error: --steps and --minutes exclude each other: give one of them"),
+        (
+            ["--no-ffn", "--ffn-every", 2],
+            "error: --no-ffn and --ffn-every exclude each other: give one of them",
+        ),
+        (
+            ["--steps", 3, "--minutes", 1],
+            "error: --steps and --minutes exclude each other: give one of them",
+        ),
         (["--lr", "-1"], "argument --lr: -1 is not a number from 1e-12 to 100"),
         (["--layers", "0"], "argument --layers: 0 is not a whole number from 1 to 1,000"),
-        (["--dropout", "1.5"], "argument --dropout: 1.5 is not a number from 0.0 to 0.99"),
-        (["--ffn-layers", "1,x"], "argument --ffn-layers: 1,x is not a list of layer numbers, such as 3,7,11"),
+        (["--dropout", "1.5"], "argument --dropout: 1.5 is not a number from 0 to 0.99"),
+        (
+            ["--ffn-layers", "1,x"],
+            "argument --ffn-layers: 1,x is not a list of layer numbers, such as 3,7,11",
+        ),
         (["--preset", "huge"], "invalid choice: 'huge'"),
-        (["--heads", 5], "error: 5 heads do not divide the hidden size 128; choose a number of heads that does"),
-        (["--ffn-layers", "9"], "error: FFN layer 9 is out of range: the 4 layers are numbered from 0 to 3"),
-        (["--corpus", "nowhere.txt"], "error: nothing to read at nowhere.txt: no such file or folder"),
+        (
+            ["--heads", 5],
+            "error: 5 heads do not divide the hidden size 128; choose a number of heads that does",
+        ),
+        (
+            ["--ffn-layers", "9"],
+            "error: FFN layer 9 is out of range: the 4 layers are numbered from 0 to 3",
+        ),
+        (
+            ["--corpus", "nowhere.txt"],
+            "error: nothing to read at nowhere.txt: no such file or folder",
+        ),
         (["--init", "runs/nothing"], "error: runs/nothing is not a folder"),
-        (["--resume", "--out", "runs/nothing"], "error: there is no run to resume in runs/nothing; name it with --out"),
+        (
+            ["--resume", "--out", "runs/nothing"],
+            "error: there is no run to resume in runs/nothing; name it with --out",
+        ),
         (["--device", "cuda"], "error: --device cuda: this PyTorch sees no CUDA GPU"),
     ],
-)  # fmt: skip
+)
 def test_wrong_things_typed(arguments, sentence, tmp_path):
-    """A mistake ends with status 2 and one sentence, without a traceback and without a run directory."""
+    """A mistake ends with status 2 and one sentence, without a traceback.
+
+    No run directory is left behind.
+    """
     import torch
 
     if "cuda" in arguments and torch.cuda.is_available():
@@ -111,12 +172,20 @@ def test_wrong_things_typed(arguments, sentence, tmp_path):
 
 
 def test_ctrl_c_saves_and_resume_goes_on(tale, tmp_path):
-    """Ctrl-C: saved, said so, status 130. --resume ends the run; another --lr or a finished run is refused."""
+    """Ctrl-C saves the run, says so and ends with status 130; --resume goes on to the end.
+
+    Another --lr is refused; a run that is finished shows its results again.
+    """
     out = tmp_path / "run"
     arguments = small_run(tale, out)
     arguments[arguments.index("--steps") + 1] = 4000
-    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *map(str, arguments)], cwd=ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     while not run_directory.read_log(out) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -135,5 +204,10 @@ def test_ctrl_c_saves_and_resume_goes_on(tale, tmp_path):
     assert done.returncode == 0, done.stderr
     steps = [row["step"] for row in run_directory.read_log(out) if "loss" in row]
     assert steps == list(range(1, step + 21))
-    again = run("--resume", "--out", out)
-    assert again.returncode == 2 and "is finished; to train it further" in again.stderr
+    (out / "loss.png").unlink()
+    again = run("--resume", "--out", out)  # what a kill after the last step took is shown again
+    assert again.returncode == 0 and "is finished; to train it further" in again.stdout
+    assert done.stdout.partition("validation loss")[2].splitlines()[-6:] == (
+        again.stdout.splitlines()[-6:]
+    )
+    assert (out / "loss.png").exists()

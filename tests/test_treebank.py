@@ -21,7 +21,10 @@ def row(number, word, tag):
 
 
 def write_treebank(folder, sentences=41):
-    """Three small files: a multi-word token, an empty node, comments; the tag depends on the word."""
+    """Write three small files with a multi-word token, an empty node and comments.
+
+    The tag depends on the word.
+    """
     rng = np.random.default_rng(0)
     for part in ("train", "dev", "test"):
         lines = []
@@ -42,11 +45,15 @@ def tag(word):
 
 
 def test_treebanks_lose_multiword_tokens_and_empty_nodes_only(tmp_path):
-    """2-3 and 5.1 are left out, the words behind them stay in order; the last sentence needs no blank line behind it."""
+    """Only multi-word tokens (2-3) and empty nodes (5.1) are left out.
+
+    The words behind them stay in order, and the last sentence needs no blank line after it. A row
+    with too few columns, text that is not UTF-8 and a missing folder are errors.
+    """
     write_treebank(tmp_path, 3)
-    found = list(read_conllu(tmp_path / "xx-ud-dev.conllu"))
-    assert [len(sentence) for sentence in found] == [5, 5, 5]
-    assert all(tag(word) == pos for sentence in found for word, pos in sentence)
+    read = list(read_conllu(tmp_path / "xx-ud-dev.conllu"))
+    assert [len(sentence) for sentence in read] == [5, 5, 5]
+    assert all(tag(word) == pos for sentence in read for word, pos in sentence)
     path = tmp_path / "one.conllu"
     path.write_text("\ufeff# c\n" + row("1", "fox", "NOUN"), encoding="utf-8")
     assert list(read_conllu(path)) == [[("fox", "NOUN")]]

@@ -1,1 +1,1 @@
-"""What people see: the analysis of runs, tables, figures, and what is printed before and after a run."""
+"""What people see: analysis of runs, tables, figures, and what a run prints before and after."""

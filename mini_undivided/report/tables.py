@@ -10,174 +10,133 @@ def table(header, rows):
     """Rows of strings as an aligned Markdown table; all columns but the first to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    cells = [[row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-             for row in [header, rule, *rows]]  # fmt: skip
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    lines = []
+    for first, *rest in [header, rule, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append(f"| {' | '.join([first.ljust(widths[0]), *cells])} |")
+    return "\n".join(lines)
 
 
-def spread(mean, deviation, scale=100):
-    """A mean with its standard deviation, × 100 unless `scale` says otherwise."""
-    return f"{scale * mean:.1f}" + ("" if deviation is None else f" ± {scale * deviation:.1f}")
+def spread(mean, deviation=None):
+    """A mean with its standard deviation, × 100."""
+    return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
 def runs_table(facts):
     """Size, cost and pretraining result of each run."""
+    columns = {
+        "MFLOPs a token": lambda run: f"{run['flops_per_token'] / 1e6:.2f}",
+        "tokens seen": lambda run: f"{run['tokens']:,}",
+        "tokens/s": lambda run: f"{run['tokens_per_second']:,.0f}",
+        "validation loss": lambda run: f"{run['validation_loss']:.3f}",
+        "masked accuracy": lambda run: f"{run['validation_accuracy']:.1%}"}
 
-    def show(fact, name, form):
-        return "–" if fact.get(name) is None else form.format(fact[name])
+    def cell(show, run):
+        try:
+            return show(run)
+        except (KeyError, TypeError):  # a Hugging Face checkpoint has no record
+            return "–"
 
-    header = [
-        "run",
-        "FFNs",
-        "parameters",
-        "MFLOPs a token",
-        "tokens seen",
-        "tokens/s",
-        "validation loss",
-        "masked accuracy",
-    ]
-    names = (
-        "flops_per_token",
-        "tokens",
-        "tokens_per_second",
-        "validation_loss",
-        "validation_accuracy",
-    )
-    forms = ("{:.2f}", "{:,}", "{:,.0f}", "{:.3f}", "{:.1%}")
-    rows = []
-    for fact in facts:
-        scaled = {
-            **fact,
-            "flops_per_token": fact["flops_per_token"] and fact["flops_per_token"] / 1e6,
-        }
-        cells = [show(scaled, name, form) for name, form in zip(names, forms, strict=True)]
-        rows.append(
-            [fact["name"], f"{fact['ffns']} of {fact['layers']}", f"{fact['parameters']:,}", *cells]
-        )
-    return table(header, rows)
+    rows = [[run["name"], f"{run['ffns']} of {run['layers']}", f"{run['parameters']:,}",
+             *(cell(show, run) for show in columns.values())] for run in facts]
+    return table(["run", "FFNs", "parameters", *columns], rows)
 
 
 def finetuning_table(results):
-    """What finetune.py prints: dev scores × 100, and GLUE's average if all its tasks but WNLI are there."""
+    """What finetune.py prints: dev scores × 100, and GLUE's average if all its tasks are there."""
     lines = [f"{'task':14} {'metric':20} {'dev score':>14}  {'majority':>8}"]
+    means = {}
     for result in results:
         for metric, score in result["scores"].items():
-            value, guess = (
-                spread(score["mean"], score["std"]),
-                spread(result["majority"][metric], None),
-            )
+            value, guess = spread(score["mean"], score["std"]), spread(result["majority"][metric])
             lines.append(f"{result['name']:14} {metric:20} {value:>14}  {guess:>8}")
-    tasks = {
-        r["task"]: np.mean([s["mean"] for s in r["scores"].values()])
-        for r in results
-        if not r["built_in"]
-    }
-    if set(tasks) == set(GLUE):
-        mean = np.mean([value for key, value in tasks.items() if key != "wnli"])
-        lines.append(
-            f"average of the 8 tasks without WNLI, each the mean of its metrics: {spread(mean, None)}"
-        )
+        if "word_overlap" in result:
+            rule = spread(result["word_overlap"])
+            lines.append(f"{'':14} {'by word overlap alone':20} {rule:>13}")
+        means[result["task"]] = np.mean([score["mean"] for score in result["scores"].values()])
+    if set(means) == set(GLUE):
+        mean = spread(np.mean([value for key, value in means.items() if key != "wnli"]))
+        lines.append(f"average of the 8 tasks without WNLI, each the mean of its metrics: {mean}")
     return "\n".join(lines)
 
 
 def glue_table(facts):
     """The dev scores that finetune.py left in the runs, or an empty string."""
-    rows = {}
-    for fact in facts:
-        for result in fact["glue"]:
-            column = fact["name"] + ", from scratch" * result["from_scratch"]
+    scores, guesses = {}, {}
+    for run in facts:
+        for result in run["glue"]:
+            column = run["name"] + ", from scratch" * result["from_scratch"]
             for metric, score in result["scores"].items():
-                row = rows.setdefault(
-                    (result["name"], metric), {"majority": result["majority"][metric]}
-                )
-                row[column] = spread(score["mean"], score["std"])
-    columns = sorted({column for row in rows.values() for column in row if column != "majority"})
-    body = [[f"{name} {metric}", *(row.get(column, "–") for column in columns), f"{100 * row['majority']:.1f}"]
-            for (name, metric), row in rows.items()]  # fmt: skip
-    return (
-        "Fine-tuned, dev scores × 100:\n\n" + table(["task", *columns, "majority"], body)
-        if rows
-        else ""
-    )
+                row = f"{result['name']} {metric}"
+                scores.setdefault(row, {})[column] = spread(score["mean"], score["std"])
+                guesses.setdefault(row, spread(result["majority"][metric]))
+    columns = sorted({column for row in scores.values() for column in row})
+    rows = [[row, *(scores[row].get(c, "–") for c in columns), guesses[row]] for row in scores]
+    head = "Fine-tuned, dev scores × 100:\n\n"
+    return head + table(["task", *columns, "majority"], rows) if rows else ""
 
 
 def cka_text(alike):
     """What stands above the table of CKA."""
-    ceiling = (
-        f", its ceiling {alike['ceiling']}"
-        if alike["ceiling"]
-        else ", no ceiling (--ceiling RUN, another seed)"
-    )
-    return (
-        f"Debiased linear CKA with {alike['first']} at equal depth, n = {alike['rows']:,} {alike['rows_are']}{ceiling}, "
-        "its floor an untrained model of the last run's architecture:"
-    )
+    ceiling = "no ceiling (--ceiling RUN, another seed)"
+    if alike["ceiling"]:
+        ceiling = f"its ceiling {alike['ceiling']}"
+    size = f"n = {alike['rows']:,} {alike['rows_are']}"
+    return (f"Debiased linear CKA with {alike['first']} at equal depth, {size}, {ceiling}, "
+            "its floor an untrained model of the last run's architecture:")
 
 
 def cka_table(alike):
-    """CKA at equal depth: a row a layer, a column for each other run, ceiling and floor, at both places."""
-    names = list(alike["values"])
-    columns = [(name, place) for place in PLACES for name in names]
-    curves = {
-        (n, p): [value for *_, value in equal_depth(alike["values"][n][p])] for n, p in columns
-    }
-    depth = len(curves[names[0], "block"])
-    rows = [
-        ["embeddings", *(f"{curves[n, p][0]:.3f}" if p == "block" else "–" for n, p in columns)]
-    ]
-    for layer in range(1, depth):
-        cells = [curves[n, p][layer if p == "block" else layer - 1] for n, p in columns]
-        rows.append([f"layer {layer}", *(f"{value:.3f}" for value in cells)])
+    """CKA at equal depth: a row a layer, two columns for each other run, ceiling and floor."""
+    columns = [(name, place) for place in PLACES for name in alike["values"]]
+    curves = []
+    for name, place in columns:
+        curve = [f"{x:.2f}" for *_, x in equal_depth(alike["values"][name][place], place)]
+        curves.append(curve if place == "block" else ["–", *curve])  # embeddings: no attention
+    names = ["embeddings", *(f"layer {layer}" for layer in range(1, len(curves[0])))]
+    rows = [list(row) for row in zip(names, *curves, strict=True)]
     return table(["", *(f"{name}, {place}" for name, place in columns)], rows)
 
 
 def probe_text(seeds):
     """What stands above the table of probes."""
-    return (
-        f"Linear probes on frozen features, test scores × 100 of each run's best layer (0: embeddings), mean ± deviation "
-        f"over {seeds} seeds:"
-    )
+    return ("Linear probes on frozen features, test scores × 100 of each run's best layer (0: "
+            "embeddings), which the validation part chose; mean ± standard deviation over "
+            f"{seeds} seeds, which draw four fifths of one training part: how much other sentences "
+            "in the test part would change a score is not in it. Majority: the best that one "
+            "answer for all scores.")
 
 
 def probe_table(probes):
-    """For each task and run its best layer, beside embeddings, untrained encoder, majority and control."""
-    header = [
-        "task",
-        "run",
-        "layer",
-        "score",
-        "embeddings",
-        "untrained",
-        "majority",
-        "control",
-        "selectivity",
-    ]
-    rows = []
-    for task in next(iter(probes.values())):
-        rows += [[task, name, *probe_cells(scores[task])] for name, scores in probes.items()]
-    return table(header, rows)
+    """For each task and run its best layer, beside embeddings, untrained encoder and controls."""
+    header = ["task", "run", "layer", "score", "embeddings", "untrained", "majority", "control",
+              "selectivity"]
+    tasks = next(iter(probes.values()))
+    return table(header, [[t, run, *probe_cells(p[t])] for t in tasks for run, p in probes.items()])
 
 
 def probe_cells(scores):
-    """The cells of one task and run: layer, score, embeddings, untrained, majority, control, selectivity."""
+    """The cells of one task and run, from the best layer to selectivity, as in `probe_table`."""
+
+    def best(kind):
+        return best_layer(scores[kind])
 
     def at(kind, layer):
-        return spread(
-            scores[kind]["mean"][layer], scores[kind]["std"] and scores[kind]["std"][layer]
-        )
+        mean, deviation = scores[kind]["mean"], scores[kind]["std"]
+        return spread(mean[layer], deviation and deviation[layer])
 
-    best = int(np.argmax(scores["trained"]["mean"]))
-    cells = [
-        str(best),
-        at("trained", best),
-        at("trained", 0),
-        at("untrained", int(np.argmax(scores["untrained"]["mean"]))),
-    ]
+    layer = best("trained")
+    cells = [str(layer), at("trained", layer), at("trained", 0), at("untrained", best("untrained"))]
     control = ["–", "–"]
     if "control" in scores:
-        gap = scores["trained"]["mean"][best] - scores["control"]["mean"][best]
-        control = [at("control", best), f"{100 * gap:.1f}"]
-    return [*cells, f"{100 * scores['majority']:.1f}", *control]
+        gap = scores["trained"]["mean"][layer] - scores["control"]["mean"][layer]
+        control = [at("control", layer), spread(gap)]
+    return [*cells, spread(scores["majority"]), *control]
+
+
+def best_layer(scores):
+    """The layer that the validation part chooses: nothing is chosen on what it is scored on."""
+    return int(np.argmax(scores["valid"]))
 
 
 def collapse_table(alike):
@@ -187,60 +146,56 @@ def collapse_table(alike):
         for kind, curve in curves.items():
             values = (curve[0], min(curve), max(curve), curve[-1])
             rows.append([f"{name}, {kind}", *(f"{value:.3f}" for value in values)])
-    head = (
-        "Rank collapse: distance of a sentence's token vectors from their mean, relative to their norm (0: all alike), and "
-        "mean cosine of two of its tokens (1: all alike):\n\n"
-    )
+    head = ("Rank collapse: distance of a sentence's token vectors from their mean, relative to "
+            "their norm (0: all alike), and mean cosine of two of its tokens (1: all alike):\n\n")
     return head + table(["", "embeddings", "least", "most", "last layer"], rows)
 
 
 def findings(facts, alike, probes):
     """Two or three sentences a pair of runs: what the numbers say, and how far they go."""
     first = facts[0]
+    best = {run: {task: s["trained"]["mean"][best_layer(s["trained"])] for task, s in tasks.items()}
+            for run, tasks in probes.items()}
     for other in facts[1:]:
         yield cost_sentence(first, other)
         yield alike_sentence(alike, other["name"])
-        a, b = (
-            {t: max(s["trained"]["mean"]) for t, s in probes[run["name"]].items()}
-            for run in (first, other)
-        )
-        gaps = {task: b[task] - a[task] for task in a}
-        listed = ", ".join(f"{task} {100 * gap:+.1f}" for task, gap in gaps.items())
-        yield f"Best-layer probe scores of {other['name']} less those of {first['name']}, in points: {listed}."
-    yield "Each run is one seed of pretraining: differences as small as those between seeds say nothing of FFNs."
+        ours, theirs = best[first["name"]], best[other["name"]]
+        gaps = ", ".join(f"{task} {100 * (theirs[task] - ours[task]):+.1f}" for task in ours)
+        pair = f"{other['name']} less those of {first['name']}"
+        yield f"Best-layer probe scores of {pair}, in points: {gaps}."
+    yield ("Each run is one seed of pretraining: differences as small as those between seeds say "
+           "nothing of FFNs.")
 
 
 def cost_sentence(first, other):
     """Size, compute and validation loss of a run beside the first one's."""
-    text = f"{other['name']} has {other['parameters'] / first['parameters']:.0%} of {first['name']}'s parameters"
+    share = other["parameters"] / first["parameters"]
+    text = f"{other['name']} has {share:.0%} of {first['name']}'s parameters"
     if first["flops_per_token"] and other["flops_per_token"]:
-        text += (
-            f" and {other['flops_per_token'] / first['flops_per_token']:.0%} of its FLOPs a token"
-        )
+        share = other["flops_per_token"] / first["flops_per_token"]
+        text += f" and {share:.0%} of its FLOPs a token"
     if "validation_loss" in first and "validation_loss" in other:
         gap = other["validation_loss"] - first["validation_loss"]
         seen = " and ".join(dict.fromkeys(f"{run['tokens']:,}" for run in (other, first)))
-        text += f"; after {seen} tokens its validation loss is {abs(gap):.3f} nats "
-        text += "higher" if gap > 0 else "lower"
+        sign = "higher" if gap > 0 else "lower"
+        text += f"; after {seen} tokens its validation loss is {abs(gap):.3f} nats {sign}"
     return text + "."
 
 
 def alike_sentence(alike, name):
     """The mean CKA of attention outputs at equal depth, on the scale from floor to ceiling."""
-    mean = {
-        key: float(np.mean([value for *_, value in equal_depth(places["attention"])]))
-        for key, places in alike["values"].items()
-    }
-    floor, ceiling = mean[alike["floor"]], mean.get(alike["ceiling"])
-    text = f"At equal depth, CKA of its attention outputs with {alike['first']}'s is {mean[name]:.2f} on average"
+    mean = {}
+    for key, places in alike["values"].items():
+        curve = equal_depth(places["attention"], "attention")
+        mean[key] = float(np.mean([value for *_, value in curve]))
+    floor, ceiling, first = mean[alike["floor"]], mean.get(alike["ceiling"]), alike["first"]
+    likeness = f"{mean[name]:.2f} on average"
+    text = f"At equal depth, CKA of its attention outputs with {first}'s is {likeness}"
     if ceiling is None:
-        return (
-            text + f" (floor {floor:.2f}); without a ceiling one cannot say whether that is much."
-        )
-    text += f"; another seed of {alike['first']} has {ceiling:.2f}, an untrained model {floor:.2f}"
+        limit = "without a ceiling one cannot say whether that is much"
+        return f"{text} (floor {floor:.2f}); {limit}."
+    text += f"; another seed of {first} has {ceiling:.2f}, an untrained model {floor:.2f}"
     if ceiling - floor < 0.05:
-        return text + ": too close together to tell likeness from none."
-    return (
-        text
-        + f", so it goes {(mean[name] - floor) / (ceiling - floor):.0%} of the way from floor to ceiling."
-    )
+        return f"{text}: too close together to tell likeness from none."
+    share = (mean[name] - floor) / (ceiling - floor)
+    return f"{text}, so it goes {share:.0%} of the way from floor to ceiling."

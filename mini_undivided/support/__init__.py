@@ -1,1 +1,1 @@
-"""What is needed to run but not to understand: files, options, devices, processors. Start with the chapters instead."""
+"""What is needed to run but not to understand: files, options, devices. Read the chapters first."""

@@ -1,6 +1,7 @@
-"""Hugging Face checkpoints: config.json and weights under Hugging Face's names, read and written."""
+"""Hugging Face checkpoints: config.json and weights under Hugging Face's names."""
 
 import logging
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from torch import nn
 
 from mini_undivided.support.config import BertConfig
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import atomic, write_json
-from mini_undivided.support.run_directory import resolve
+from mini_undivided.support.files import atomic, check_form, reading, write_json
+from mini_undivided.support.run_directory import read_state, resolve
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +34,13 @@ NAMES = [
     ("head.dense.", "cls.predictions.transform.dense."),
     ("head.norm.", "cls.predictions.transform.LayerNorm."),
     ("head.bias", "cls.predictions.bias"),
-    ("pooler.", "bert.pooler.dense."),
-]
+    ("pooler.", "bert.pooler.dense.")]
 HEADS = ("cls.predictions.", "cls.seq_relationship.", "pooler.", "classifier.")
 # Copies of other tensors, or tables that any model can compute: nothing is lost without them.
 COPIES = {
     "embeddings.position_ids": None,
     "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
+    "cls.predictions.decoder.bias": "cls.predictions.bias"}
 
 
 class Pretrained(nn.Module):
@@ -53,8 +52,8 @@ class Pretrained(nn.Module):
     def from_pretrained(cls, directory, ffn_layers="as saved", **kwargs):
         """Open a run or a Hugging Face BERT (folder, or id on the hub).
 
-        ffn_layers: as in BertConfig, to cut FFNs out of a trained model.
-        Loading is strict: UserError names a tensor that is missing or surplus. A head that the checkpoint lacks is
+        ffn_layers: as in BertConfig, to cut FFNs out of a trained model. Loading is strict:
+        UserError names a tensor that is missing or surplus. A head that the checkpoint lacks is
         newly initialised, and a warning says so.
         """
         folder = resolve(directory)
@@ -62,8 +61,11 @@ class Pretrained(nn.Module):
         cut = ffn_layers != "as saved"
         if cut:
             config = replace(config, ffn_layers=ffn_layers)
+        tensors = read_weights(folder)
+        with torch.device("meta"):  # shapes only: what does not fit is refused before taking memory
+            matched = match_tensors(cls(config, **kwargs), tensors, str(directory), cut)
         model = cls(config, **kwargs)
-        load_tensors(model, read_weights(folder), str(directory), cut)
+        model.load_state_dict(matched, strict=False)  # a head may be new
         return model.eval()
 
     def save_pretrained(self, directory):
@@ -77,10 +79,8 @@ class Pretrained(nn.Module):
 
 def label_names(names):
     """The part of config.json that names a classifier's labels."""
-    return {
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: i for i, name in enumerate(names)},
-    }
+    numbers = {name: i for i, name in enumerate(names)}
+    return {"id2label": dict(enumerate(names)), "label2id": numbers}
 
 
 def hugging_face_name(name):
@@ -93,65 +93,88 @@ def hugging_face_name(name):
 
 
 def plain_name(name):
-    """A checkpoint's name without what differs between classes and ages: "bert.", LayerNorm's gamma and beta."""
+    """A checkpoint's name without what differs with class and age: "bert.", gamma and beta."""
     name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
     return name.replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def load_tensors(model, tensors, source, cut):
-    """Copy a checkpoint's tensors into `model`, strictly; `cut` allows FFNs of layers that have none in the model."""
+def match_tensors(model, tensors, source, cut):
+    """A checkpoint's tensors by the model's names, checked; `cut` allows FFNs that it lacks."""
     saved = {plain_name(name): t for name, t in tensors.items()}
     for name, original in COPIES.items():
         copy = saved.pop(name, None)
         if copy is not None and original in saved and not torch.equal(copy, saved[original]):
-            raise UserError(
-                f"{source}: {name} is not tied to {original}; only models with tied embeddings can be opened"
-            )
-    wanted = {plain_name(hugging_face_name(name)): p for name, p in model.state_dict().items()}
+            raise UserError(f"{source}: {name} is not tied to {original}; "
+                            "only models with tied embeddings can be opened")
+    names = {plain_name(hugging_face_name(name)): name for name in model.state_dict()}
     absent = [head for head in HEADS if not any(n.startswith(head) for n in saved)]
-    missing = [n for n in wanted if n not in saved and not n.startswith(tuple(absent))]
-    surplus = [
-        n for n in saved if n not in wanted and not n.startswith(HEADS) and not (cut and is_ffn(n))
-    ]
+    missing = [n for n in names if n not in saved and not n.startswith(tuple(absent))]
+    surplus = [n for n in saved if n not in names and not n.startswith(HEADS)]
+    surplus = [n for n in surplus if not (cut and is_ffn(n))]
     if missing:
         raise UserError(f"{source}: the tensor {missing[0]} is missing ({len(missing)} in all)")
     if surplus:
-        raise UserError(
-            f"{source}: the tensor {surplus[0]} has no place in the model ({len(surplus)} in all)"
-        )
-    for name in wanted.keys() & saved.keys():
-        if wanted[name].shape != saved[name].shape:
-            shapes = f"{tuple(saved[name].shape)} but the model's is {tuple(wanted[name].shape)}"
-            raise UserError(f"{source}: the tensor {name} has the shape {shapes}")
-        with torch.no_grad():
-            wanted[name].copy_(saved[name])
-    new = [head.rstrip(".") for head in absent if any(n.startswith(head) for n in wanted)]
+        where = f"has no place in the model ({len(surplus)} in all)"
+        raise UserError(f"{source}: the tensor {surplus[0]} {where}")
+    shapes = model.state_dict()
+    matched = {name: saved[n] for n, name in names.items() if n in saved}
+    for n, name in names.items():
+        if n in saved and saved[n].shape != shapes[name].shape:
+            both = f"{tuple(saved[n].shape)} but the model's is {tuple(shapes[name].shape)}"
+            raise UserError(f"{source}: the tensor {n} has the shape {both}")
+    check_numbers(source, {n: saved[n] for n in names if n in saved})
+    new = [head.rstrip(".") for head in absent if any(n.startswith(head) for n in names)]
     if new:
         log.warning("%s has no weights for %s: newly initialised.", source, " and ".join(new))
+    return matched
+
+
+def read_pooler(folder, config):
+    """The weights of a checkpoint's pooler, {"weight", "bias"}, or None if it has none."""
+    named = {plain_name(name): tensor for name, tensor in read_weights(folder).items()}
+    pooler = {kind: named.get(f"pooler.dense.{kind}") for kind in ("weight", "bias")}
+    if any(tensor is None for tensor in pooler.values()):
+        return None
+    check_numbers(folder, pooler)
+    C = config.hidden_size
+    return pooler if pooler["weight"].shape == (C, C) and pooler["bias"].shape == (C,) else None
+
+
+def check_numbers(source, tensors):
+    """Raise UserError if a tensor holds something else than finite floating-point numbers."""
+    for name, tensor in tensors.items():
+        if not torch.is_tensor(tensor) or not tensor.is_floating_point():
+            kind = str(getattr(tensor, "dtype", type(tensor).__name__)).removeprefix("torch.")
+            raise UserError(f"{source}: the tensor {name} is {kind}, not of floating-point numbers")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{source}: the tensor {name} has a value that is NaN or infinite")
 
 
 def is_ffn(name):
     """Whether a checkpoint's tensor belongs to a feed-forward sublayer."""
-    return name.startswith("encoder.layer.") and (
-        ".intermediate." in name or name.split(".")[3] == "output"
-    )
+    part = f"{name}...".split(".")[3] if name.startswith("encoder.layer.") else None
+    return part in ("intermediate", "output")
 
 
 def read_weights(folder):
-    """All tensors of a checkpoint by name: model.safetensors, else pytorch_model.bin (never executing its pickle)."""
-    folder = Path(folder)
-    try:
-        if (folder / "model.safetensors").exists():
-            return safetensors.torch.load_file(folder / "model.safetensors")
-        if (folder / "pytorch_model.bin").exists():
-            return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, pickle and zip errors have no common parent
-        raise UserError(
-            f"the weights in {folder} cannot be read ({error}); the file may be cut short"
-        ) from None
-    raise UserError(
-        f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin is there"
-    )
+    """All tensors by name, of model.safetensors or of pytorch_model.bin, read as weights only."""
+    path = Path(folder) / "model.safetensors"
+    if path.exists():
+        with reading(path):
+            return safetensors.torch.load_file(path)
+    path = Path(folder) / "pytorch_model.bin"
+    if not path.exists():
+        missing = "neither model.safetensors nor pytorch_model.bin is there"
+        raise UserError(f"{folder} holds no weights: {missing}")
+    with reading(path):
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # its text advises to load it without this safety
+            content = "something else than tensors"
+            raise UserError(f"{path} holds {content}: it was not opened") from None
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
+        raise UserError(f"{path} holds no tensors by name")
+    return tensors
 
 
 def write_weights(folder, tensors):
@@ -160,3 +183,30 @@ def write_weights(folder, tensors):
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with atomic(Path(folder) / "model.safetensors") as temporary:
         safetensors.torch.save_file(tensors, temporary, {"format": "pt"})
+
+
+def restore_state(directory, model, optimizer, form):
+    """Load training_state.pt into model and optimizer → random states, and the rest, of a form.
+
+    Raises UserError if it is damaged, or is not the state of this model.
+    """
+    saved, path = read_state(directory), Path(directory) / "training_state.pt"
+    with reading(path):
+        weights, moments, random = (saved.pop(key) for key in ("model", "optimizer", "random"))
+        check_numbers(path, weights)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, state in moments["state"].items():
+            check_numbers(path, {f"{name} of parameter {i}": t for name, t in state.items()})
+            shapes = {t.shape for name, t in state.items() if name != "step"}
+            if shapes != {parameters[i].shape}:
+                raise UserError(f"{path}: the optimizer's state of parameter {i} has another shape")
+        if not all(t.dtype == torch.uint8 and t.dim() == 1 for t in random) or not random:
+            raise UserError(f"{path}: its random states are damaged")
+        check_form(saved, form, path)
+        if min(value or 0 for value in saved.values()) < 0 or saved.keys() != form.keys():
+            raise UserError(f"{path}: its counts are damaged")
+        model.load_state_dict(weights)
+        groups = optimizer.state_dict()["param_groups"]  # rates and so on: the options say them
+        optimizer.load_state_dict({"state": moments["state"], "param_groups": groups})
+        torch.Generator().set_state(random[0][: torch.get_rng_state().numel()])  # raises if damaged
+    return random, saved

@@ -4,15 +4,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import read_json
+from mini_undivided.support.files import is_kind, read_json
 
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-)
+MOST = {"num_hidden_layers": 1000, "vocab_size": 2**24, "max_position_embeddings": 2**20}
+MOST_OTHERS = 2**18  # of any other size: more is a mistake
 FIXED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 
 
@@ -20,8 +15,9 @@ FIXED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": 
 class BertConfig:
     """The sizes of a model, under Hugging Face's names, and `ffn_layers`: which layers have an FFN.
 
-    ffn_layers: layer numbers from 0. None, the default, stands for all of them (BERT) and [] for none; in a config
-    that is built it is always a list. Raises UserError if the sizes do not fit together.
+    ffn_layers: layer numbers from 0. None, the default, stands for all of them (BERT) and [] for
+    none; in a config that is built it is always a list. Raises UserError if the sizes do not fit
+    together.
     """
 
     vocab_size: int = 30522
@@ -39,26 +35,35 @@ class BertConfig:
     ffn_layers: list[int] | None = None
 
     def __post_init__(self):
-        for name in SIZES:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.hidden_size % self.num_attention_heads:
-            raise UserError(
-                f"{self.num_attention_heads} heads do not divide the hidden size {self.hidden_size}; "
-                "choose a number of heads that does"
-            )
-        layers = range(self.num_hidden_layers)
-        chosen = layers if self.ffn_layers is None else self.ffn_layers
+        for field in fields(self)[:-1]:
+            value = getattr(self, field.name)
+            if not is_kind(value, field.type):
+                kind = {int: "a whole number", float: "a number"}[field.type]
+                raise UserError(f"{field.name} is {str(value)[:40]}; it must be {kind}")
+            if field.type is int:
+                least, most = int(field.name != "pad_token_id"), MOST.get(field.name, MOST_OTHERS)
+            else:
+                least, most = 0, 1
+            if not least <= value <= most:
+                raise UserError(f"{field.name} is {value}; it must be from {least:,} to {most:,}")
+        dropouts = self.hidden_dropout_prob, self.attention_probs_dropout_prob
+        if self.layer_norm_eps == 0 or max(dropouts) == 1:
+            raise UserError("layer_norm_eps must be above 0, and a dropout below 1")
+        heads, layers = self.num_attention_heads, range(self.num_hidden_layers)
+        if self.hidden_size % heads:
+            raise UserError(f"{heads} heads do not divide the hidden size {self.hidden_size}; "
+                            "choose a number of heads that does")
+        chosen = list(layers) if self.ffn_layers is None else self.ffn_layers
+        if not isinstance(chosen, list) or not all(is_kind(i, int) for i in chosen):
+            raise UserError(f"ffn_layers is {str(chosen)[:40]}; it must be a list of layer numbers")
         wrong = [i for i in chosen if i not in layers]
         if wrong:
-            raise UserError(
-                f"FFN layer {wrong[0]} is out of range: the {len(layers)} layers are numbered from 0 "
-                f"to {len(layers) - 1}"
-            )
+            numbers = f"the {len(layers)} layers are numbered from 0 to {len(layers) - 1}"
+            raise UserError(f"FFN layer {wrong[0]} is out of range: {numbers}")
         self.ffn_layers = sorted(set(chosen))
 
     def to_hugging_face(self, architecture):
-        """The dictionary that config.json holds; `architecture` is the class of `transformers` that reads it."""
+        """The dictionary that config.json holds; `architecture`: the class of `transformers`."""
         fixed = {"architectures": [architecture], **FIXED, "tie_word_embeddings": True}
         return {**fixed, **asdict(self)}
 
@@ -69,9 +74,10 @@ class BertConfig:
         saved = read_json(path)
         for name, value in FIXED.items():
             if saved.get(name, value) != value:
-                raise UserError(
-                    f'{path}: {name} is "{saved[name]}", but only "{value}" is supported'
-                )
-        return cls(
-            **{field.name: saved[field.name] for field in fields(cls) if field.name in saved}
-        )
+                known = f'only "{value}" is supported'
+                raise UserError(f'{path}: {name} is "{saved[name]}", but {known}')
+        names = [field.name for field in fields(cls)]
+        try:
+            return cls(**{name: saved[name] for name in names if name in saved})
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None

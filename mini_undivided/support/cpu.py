@@ -1,7 +1,7 @@
-"""What makes a CPU fast: memory that is kept, and the quicker of PyTorch's two libraries for matrix multiplication.
+"""What makes a CPU fast: memory that is kept, and the quicker of two matrix libraries.
 
-Nothing here changes a result by more than rounding. `Machine.start` calls it; MINI_UNDIVIDED_CPU=plain in the
-environment switches it off.
+Nothing here changes a result by more than rounding. `Machine.start` calls it;
+MINI_UNDIVIDED_CPU=plain in the environment switches it off.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def speed_up():
-    """Do what helps on this CPU, unless MINI_UNDIVIDED_CPU=plain → the library that multiplies matrices, by name."""
+    """Do what helps on this CPU → the name of the library that multiplies matrices."""
     if os.environ.get("MINI_UNDIVIDED_CPU") != "plain":
         keep_memory()
         if multiply_with_onednn():
@@ -46,10 +46,10 @@ def save_memory(model):
 
 
 def keep_memory():
-    """Tell glibc to keep freed blocks for the next step instead of returning them to the system.
+    """Tell glibc, if there is one, to keep freed blocks for the next step → whether it does.
 
-    A training step frees and takes the same large blocks over and over; each time they are returned, the kernel has to
-    map and clear every page again. Does nothing without glibc. Returns True if it took effect.
+    A training step frees and takes the same large blocks over and over; each time they are returned
+    to the system, the kernel has to map and clear every page again.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -63,35 +63,29 @@ def keep_memory():
 
 @functools.cache  # what it registers holds for the whole process
 def multiply_with_onednn():
-    """Let oneDNN multiply float32 matrices where MKL, PyTorch's choice, is half as fast: on AMD's Zen 5 processors.
+    """Let oneDNN multiply float32 matrices on AMD's Zen 5, where MKL is half as fast → whether so.
 
-    MKL is Intel's, and runs at the pace of 256-bit code on an AMD processor that has 512 bits. oneDNN, which comes
-    with PyTorch too, uses them all. It replaces MKL behind `mm` and `addmm`, and so in nn.Linear and its gradients.
-    Does nothing on other processors. Returns True if it took effect.
+    MKL, PyTorch's choice, is Intel's, and runs at the pace of 256-bit code on an AMD processor that
+    has 512 bits. oneDNN, which comes with PyTorch too, uses them all. It replaces MKL behind `mm`
+    and `addmm`, and so in nn.Linear and its gradients. Does nothing on other processors.
     """
     if not mkl_is_slow() or not hasattr(torch.library, "get_kernel"):
         return False
-    mkl_mm, mkl_addmm = (
-        torch.library.get_kernel(f"aten::{name}", "CPU") for name in ("mm", "addmm")
-    )
-    linear, weight_gradient = (
-        torch.ops.mkldnn._linear_pointwise,
-        torch.ops.aten.mkldnn_linear_backward_weights,
-    )
+    kernel, linear = torch.library.get_kernel, torch.ops.mkldnn._linear_pointwise
+    mkl_mm, mkl_addmm = kernel("aten::mm", "CPU"), kernel("aten::addmm", "CPU")
+    weight_gradient = torch.ops.aten.mkldnn_linear_backward_weights
 
     def suits(a, b):
-        worth_it = (
-            a.size(0) * a.size(1) * b.size(1) >= 2**22
-        )  # smaller ones are over before oneDNN is called
-        whole = (
-            b.is_contiguous() or b.t().is_contiguous()
-        )  # for matrices with gaps oneDNN has slow code only
+        # Smaller ones are over before oneDNN is called; for matrices with gaps its code is slow.
+        worth_it = a.size(0) * a.size(1) * b.size(1) >= 2**22
+        whole = b.is_contiguous() or b.t().is_contiguous()
         return worth_it and whole and a.dtype == b.dtype == torch.float32
 
     def mm(keys, a, b):  # (M, K), (K, N) → (M, N)
         if not suits(a, b):
             return mkl_mm.call_boxed(keys, a, b)
-        # A weight's gradient. `linear` would copy the transposed `a`: slow, unless it is smaller than b or the result.
+        # A weight's gradient. `linear` would copy the transposed `a`: slow, unless it is smaller
+        # than b or the result.
         if a.t().is_contiguous() and b.is_contiguous() and min(a.shape) >= b.size(1):
             return weight_gradient(a.t().to_mkldnn(), b.to_mkldnn(), b, False)[0]
         return linear(a, b.t(), None, "none", [], "")
@@ -103,17 +97,15 @@ def multiply_with_onednn():
 
     library = torch.library.Library("aten", "IMPL")
     multiply_with_onednn.library = library  # what was registered lives as long as this object
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Warning only once for all operators"
-        )  # "Overriding a … kernel"
+    with warnings.catch_warnings():  # "Overriding a … kernel"
+        warnings.filterwarnings("ignore", "Warning only once for all operators")
         library.impl("mm", mm, "CPU", with_keyset=True)
         library.impl("addmm", addmm, "CPU", with_keyset=True)
     return True
 
 
 def mkl_is_slow():
-    """Whether PyTorch multiplies with MKL, has oneDNN too, and runs on Linux on an AMD Zen 5 or later, with AVX-512.
+    """Whether PyTorch uses MKL, has oneDNN too, and runs on Linux on an AMD Zen 5 or later.
 
     Zen 4 has AVX-512 as well, but computes it in two halves of 256 bits: there is nothing to gain.
     """
@@ -122,9 +114,7 @@ def mkl_is_slow():
     except OSError:
         return False
     family = re.search(r"AuthenticAMD\ncpu family\s*: (\d+)", cpu)
-    zen5 = (
-        family is not None
-        and int(family[1]) >= 26
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    )
-    return zen5 and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    zen5 = family is not None and int(family[1]) >= 26
+    backends = torch.backends
+    return (zen5 and backends.cpu.get_cpu_capability() == "AVX512"
+            and backends.mkl.is_available() and backends.mkldnn.is_available())

@@ -1,4 +1,4 @@
-"""The docs corpus: English documentation prose that lies on every machine with Python, numpy and torch."""
+"""The docs corpus: documentation of Python, numpy and torch, found on the machine itself."""
 
 import hashlib
 import importlib
@@ -15,12 +15,17 @@ from tqdm import tqdm
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import atomic, cache_dir, short_hash
 
-DOCS_VERSION = 1  # raise it when the cleaning below changes
+DOCS_VERSION = 2  # raise it when the text below changes
+RUN = 13  # words of the held-out text that the training text must not have in a row
+LEAST = 80  # characters of a document
 NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 
 
-def docs_file():
-    """The docs corpus as a .jsonl ("text", "library"), gathered at the first call and then cached."""
+def docs_file(is_held_out):
+    """The docs corpus as a .jsonl ("text", "library", "held_out"), gathered once and then cached.
+
+    is_held_out: a function, number of a document → bool.
+    """
     versions = [f"{DOCS_VERSION} {platform.python_version()}"]
     for library in ("numpy", "torch"):
         try:
@@ -29,29 +34,100 @@ def docs_file():
             pass
     path = cache_dir() / f"docs-{short_hash(' '.join(versions), 6)}.jsonl"
     if not path.exists():
+        documents = gather_docs()
+        texts = separate([text for _, text in documents], is_held_out)
         with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            for library, text in gather_docs():
-                row = {"text": text, "library": library}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            for number, ((library, _), text) in enumerate(zip(documents, texts, strict=True)):
+                if len(text) > LEAST:
+                    row = {"text": text, "library": library, "held_out": is_held_out(number)}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return path
 
 
 def gather_docs():
-    """(library, document) pairs: each topic and docstring once, cleaned, in an order that mixes them."""
+    """(library, document) pairs: each topic and docstring once, cleaned, in a mixed order."""
     documents = {}
     sources = list(doc_sources())
     bar = tqdm(sources, desc="gathering docs", unit="file", leave=False, mininterval=0.5)
     for library, path in bar:
         for text in docstrings(path):
             prose = clean(text)
-            if len(prose) > 80:
+            if len(prose) > LEAST:
                 documents.setdefault(prose, library)
     if not documents:
         raise UserError("the docs corpus is empty on this machine; give text with --corpus PATH")
-    mixed = sorted(
-        documents, key=lambda text: hashlib.blake2b(text.encode(), digest_size=8).digest()
-    )
-    return [(documents[text], text) for text in mixed]
+
+    def mix(text):
+        return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+    return [(documents[text], text) for text in sorted(documents, key=mix)]
+
+
+def separate(texts, is_held_out):
+    """Keep each sentence once, and out of the held-out texts what the others have, too → the texts.
+
+    What a held-out text may not share with the others is a whole sentence, or RUN words in a row.
+    """
+    seen, kept = set(), {}
+    for out in (False, True):  # the training texts first: what they have, no held-out text keeps
+        for number, text in enumerate(texts):
+            if is_held_out(number) == out:
+                kept[number] = [[s for s in split_sentences(paragraph) if new(s, seen)]
+                                for paragraph in text.split("\n\n")]
+    training = [number for number in kept if not is_held_out(number)]
+    shared = None
+    while shared != set():  # a gap brings words together that were apart
+        held_out, shared = set(), set()
+        for number in kept.keys() - training:
+            held_out.update(runs(places(kept[number])[0]))
+        for number in training:
+            shared.update(held_out.intersection(runs(places(kept[number])[0])))
+        for number in kept.keys() - training:
+            words, origins = places(kept[number])
+            touched = set()
+            for start, run in enumerate(runs(words)):
+                touched.update(origins[start : start + RUN] if run in shared else ())
+            kept[number] = [[s for j, s in enumerate(paragraph) if (i, j) not in touched]
+                            for i, paragraph in enumerate(kept[number])]
+    ordered = [kept[number] for number in range(len(texts))]
+    return ["\n\n".join(" ".join(p) for p in paragraphs if p) for paragraphs in ordered]
+
+
+def new(sentence, seen):
+    """Whether a sentence is not in `seen`, by its words; it is put there."""
+    words = tuple(split_words(sentence))
+    if words in seen:
+        return False
+    seen.add(words)
+    return True
+
+
+def places(paragraphs):
+    """The words of a document, and the (paragraph, sentence) that each is from."""
+    words, origins = [], []
+    for i, paragraph in enumerate(paragraphs):
+        for j, sentence in enumerate(paragraph):
+            new_words = split_words(sentence)
+            words += new_words
+            origins += [(i, j)] * len(new_words)
+    return words, origins
+
+
+def runs(words):
+    """Each RUN words in a row."""
+    return zip(*(words[i:] for i in range(RUN)), strict=False)
+
+
+def split_words(text):
+    """Words and punctuation marks, in lower case: as BERT's tokenizer begins."""
+    return re.findall(r"[^\W_]+|[^\w\s]|_", text.lower())
+
+
+def split_sentences(text):
+    """Cut prose behind full stops before a capital, and at blank lines, by a simple rule."""
+    parts = re.split(r"(?<=[.!?])([\"')\]]*)\s+(?=[\"'(\[]*[A-Z])|\n\s*\n", text)
+    ends = [end or "" for end in parts[1::2]] + [""]  # quotation marks and brackets behind the stop
+    return [" ".join((part + end).split()) for part, end in zip(parts[::2], ends, strict=True)]
 
 
 def doc_sources():
@@ -68,7 +144,7 @@ def doc_sources():
 
 
 def docstrings(path):
-    """The long triple-quoted strings of a source file: ten times as fast as parsing; `clean` drops code."""
+    """The long triple-quoted strings of a source file, found faster than by parsing."""
     if path.parent.name == "pydoc_data":  # Python's language reference: strings in a dictionary
         return list(importlib.import_module("pydoc_data.topics").topics.values())
     source = path.read_text(encoding="utf-8", errors="replace")

@@ -1,37 +1,50 @@
 """Errors that a user can fix, and how a command line ends."""
 
+import codecs
 import os
+import signal
 import sys
 from contextlib import contextmanager
 
+PLAIN = {"×": "x", "±": "+-", "–": "-", "…": "...", "→": "->",
+         "“": '"', "”": '"', "‘": "'", "’": "'"}
+
 
 class UserError(ValueError):
-    """An error that the user can fix: the command lines print its one sentence and exit with status 2."""
+    """An error that the user can fix: command lines print its sentence and exit with status 2."""
 
 
 @contextmanager
 def command_line():
-    """Context for a command line: ends it with one sentence instead of a traceback where that is all there is to say.
+    """Context for a command line: a sentence instead of a traceback, if that says it all.
 
-    Status 2 after a UserError or when the GPU's memory is full, 130 after Ctrl-C.
+    Status 2 after a UserError, a file that cannot be written, or when the GPU's memory is full; 130
+    after Ctrl-C and SIGTERM.
     """
+    codecs.register_error("plain", plain_letters)
+    for name in ("stdout", "stderr"):
+        getattr(sys, name).reconfigure(errors="plain")
+        setattr(sys, name, Patient(getattr(sys, name)))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, files are cleaned up
     try:
         yield
     except UserError as error:
         fail(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}")
     except RuntimeError as error:
-        if (
-            type(error).__name__ != "OutOfMemoryError"
-        ):  # PyTorch's; importing it here would delay --help
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's; an import would delay --help
             raise
         fail("the GPU is out of memory; a smaller --micro-batch or --batch-tokens needs less")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)  # at once: a thread of a library may be busy for a while
 
 
 def fail(sentence):
-    """Print one sentence on stderr, under torchrun in the first process only, and exit with status 2."""
+    """Print one sentence on stderr, in the first process only, and exit with status 2."""
     if is_first_process():
         print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)
@@ -40,3 +53,34 @@ def fail(sentence):
 def is_first_process():
     """Whether this is the first, or only, of the processes that torchrun started."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def plain_letters(error):
+    """What a terminal that cannot show a character gets instead: "x" for "×", "?" for others."""
+    text = error.object[error.start : error.end]
+    return "".join(PLAIN.get(character, "?") for character in text), error.end
+
+
+class Patient:
+    """A stream that goes on in silence when its reader has gone (`| head -1`): no work is lost."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        """Write a text, or nothing."""
+        return self.patiently(self.stream.write, text)
+
+    def flush(self):
+        """Flush what was written."""
+        return self.patiently(self.stream.flush)
+
+    def patiently(self, method, *arguments):
+        """Call a method; from a broken pipe on, everything goes to the null device."""
+        try:
+            return method(*arguments)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())

@@ -1,17 +1,25 @@
-"""Reading and writing files: whole or not at all, JSON that is checked, and the cache folder."""
+"""Reading and writing files: whole or not at all, JSON of the expected form, the cache folder."""
 
+import errno
 import hashlib
 import json
+import math
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 from mini_undivided.support.errors import UserError
 
+FULL = 1 << 20  # bytes left on a disk that is full
+
+
+# Writing.
+
 
 @contextmanager
 def atomic(path):
-    """Context: yields a temporary path beside `path`, which is renamed to `path` if no error occurred."""
+    """Context: yields a temporary path, which is renamed to `path` if no error occurred."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -20,8 +28,47 @@ def atomic(path):
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # some writers create files that nobody else may read
         os.replace(temporary, path)
+    except Exception as error:  # PyTorch and safetensors have exceptions of their own
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if full or (path.parent.exists() and shutil.disk_usage(path.parent).free < FULL):
+            raise UserError(f"{path} could not be written: the disk is full") from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder):
+    """Remove the temporary files that killed processes left in a folder."""
+    for path in Path(folder).glob(".*.tmp"):
+        pid = path.name.split(".")[-2]
+        if not (pid.isdigit() and is_running(int(pid))):
+            path.unlink(missing_ok=True)
+
+
+def is_running(pid):
+    """Whether there is another process of this number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return pid != os.getpid()
+
+
+def check_writable(folder):
+    """Raise UserError if files cannot be written to a folder, which need not exist yet."""
+    folder = Path(folder)
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise UserError(f"cannot write to {folder}: {parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK) or is_read_only(parent):
+        raise UserError(f"cannot write to {folder}: no permission to write in {parent}")
+
+
+def is_read_only(folder):
+    """Whether a folder is on a file system that nobody may write to."""
+    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def write_text(path, text):
@@ -35,22 +82,87 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path):
-    """Read a JSON file. Raises UserError, which names the file, if it is missing or not valid."""
+# Reading.
+
+
+@contextmanager
+def reading(path):
+    """Context: whatever goes wrong with the content of a file is an error that names the file."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        yield
+    except UserError:
+        raise
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: is {Path(path).parent} a run or a Hugging Face checkpoint?"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from None
+        doubt = f"is {Path(path).parent} a run or a Hugging Face checkpoint?"
+        raise UserError(f"{path} does not exist: {doubt}") from None
+    except Exception as error:  # parsers, pickle and zip have no common parent
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason}") from None
+
+
+def parse_json(text):
+    """The value of a JSON text. Raises ValueError for what is not JSON, as NaN and Infinity."""
+
+    def refuse(name):
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path, form=dict):
+    """Read a JSON file of a form (see `check_form`). UserError, with its name, if it is another."""
+    with reading(path):
+        value = parse_json(Path(path).read_text(encoding="utf-8"))
+    check_form(value, form, path)
+    return value
+
+
+KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false",
+         list: "a list", dict: "an object", type(None): "null"}
+
+
+def check_form(value, form, path, key="its content"):
+    """Raise UserError, which names file and key, if a JSON value is not of a form.
+
+    A form is a type, a tuple of alternatives, [form] for a list, or {key: form} for an object with
+    at least these keys; {"key?": form} may be absent.
+    """
+    if isinstance(form, dict):
+        check_form(value, dict, path, key)
+        for name, inner in form.items():
+            optional, name = name.endswith("?"), name.rstrip("?")
+            if name in value:
+                check_form(value[name], inner, path, f'"{name}"')
+            elif not optional:
+                raise UserError(f'{path} has no "{name}"')
+    elif isinstance(form, list):
+        check_form(value, list, path, key)
+        for each in value:
+            check_form(each, form[0], path, f"an entry of {key}")
+    elif not any(is_kind(value, kind) for kind in (form if isinstance(form, tuple) else (form,))):
+        kinds = form if isinstance(form, tuple) else (form,)
+        wanted = " or ".join(KINDS[kind] for kind in kinds)
+        raise UserError(f"{path}: {key} is {str(value)[:40]}, but should be {wanted}")
+
+
+def is_kind(value, kind):
+    """Whether a JSON value is of a kind: true is no number, and a number is finite."""
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+
+# The cache.
 
 
 def cache_dir():
-    """The folder of gathered text and token files: $MINI_UNDIVIDED_CACHE, else ~/.cache/mini_undivided."""
+    """The folder of text and token files: $MINI_UNDIVIDED_CACHE, else ~/.cache/mini_undivided."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mini_undivided"
     path = Path(os.environ.get("MINI_UNDIVIDED_CACHE", default))
+    check_writable(path)
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -1,4 +1,4 @@
-"""GLUE's files and its copy on the hub, the tasks made from the docs corpus, and the GLUE server's zip."""
+"""GLUE's files, its copy on the hub, the tasks made from the docs corpus, the GLUE server's zip."""
 
 import math
 import zipfile
@@ -11,16 +11,13 @@ from mini_undivided.support.files import atomic, write_text
 from mini_undivided.support.tasks import BUILT_IN, GLUE, TASKS, Split
 
 # The GLUE server's names: (task, part) → file.
-SUBMISSION = {
-    **{(key, "test"): task.name for key, task in GLUE.items() if key != "mnli"},
-    ("mnli", "test_matched"): "MNLI-m",
-    ("mnli", "test_mismatched"): "MNLI-mm",
-    ("mnli", "ax"): "AX",
-}
+SUBMISSION = {(key, "test"): task.name for key, task in GLUE.items() if key != "mnli"} | {
+    ("mnli", "test_matched"): "MNLI-m", ("mnli", "test_mismatched"): "MNLI-mm",
+    ("mnli", "ax"): "AX"}
 
 
 def read_glue(key, data_dir, predict=False):
-    """The examples of a task: {"train", "dev" or "dev_matched", …, with `predict` also "test", …: Split}.
+    """The examples of a task, {part: Split}: train, dev or dev_matched …, if `predict` test too.
 
     data_dir: the folder of the official files; None: the hub.
     """
@@ -30,11 +27,11 @@ def read_glue(key, data_dir, predict=False):
 
 # Official files.
 
-
 def read_tsv(path, columns=None, broken=0):
     """Yield (line number, row as a dictionary) of a GLUE file. Quotation marks quote nothing.
 
-    columns: the names, for a file without header. broken: ragged rows to leave out. UserError names file and line.
+    columns: names for a file without header. broken: ragged rows to leave out. UserError has file
+    and line.
     """
     skipped = 0
     try:
@@ -49,9 +46,8 @@ def read_tsv(path, columns=None, broken=0):
                 elif skipped < broken:
                     skipped += 1
                 else:
-                    raise UserError(
-                        f"{path}, line {number}: {len(cells)} columns, but there should be {len(columns)}"
-                    )
+                    wanted = f"there should be {len(columns)}"
+                    raise UserError(f"{path}, line {number}: {len(cells)} columns, but {wanted}")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, line {number}, is not UTF-8 ({error})") from None
     if skipped:
@@ -61,14 +57,13 @@ def read_tsv(path, columns=None, broken=0):
 def read_split(path, task, labelled, columns=None):
     """Read a file of a task → Split."""
     texts, labels = [], []
-    for number, row in read_tsv(
-        path, columns, task.broken if labelled else 0
-    ):  # a prediction must keep its row
-        for column in (*task.texts, *([task.label] if labelled else [])):
+    needed = (*task.texts, task.label) if labelled else task.texts
+    broken = task.broken if labelled else 0  # a prediction must keep its row
+    for number, row in read_tsv(path, columns, broken):
+        for column in needed:
             if column not in row:
-                raise UserError(
-                    f'{path} has no column "{column}"; its columns are {", ".join(row)}'
-                )
+                there = f"its columns are {', '.join(row)}"
+                raise UserError(f'{path} has no column "{column}"; {there}')
         texts.append(tuple(row[column] for column in task.texts))
         if labelled:
             labels.append(parse_label(row[task.label], task, f"{path}, line {number}"))
@@ -96,7 +91,7 @@ def part_names(task, parts):
 
 
 def read_folder(task, data_dir, parts):
-    """Read parts ("train", "dev", "test") of a task in the official layout → {part, or part_variant: Split}."""
+    """Read parts ("train", "dev", "test") of a task's official files → {part[_variant]: Split}."""
     folder, splits = Path(data_dir) / task.name, {}
     names = ["_".join(filter(None, name)) for name in part_names(task, parts)]
     files = {name: folder / f"{name}.tsv" for name in names}
@@ -110,14 +105,12 @@ def read_folder(task, data_dir, parts):
 
 
 def tasks_in(data_dir):
-    """The keys of the GLUE tasks that a folder holds. Says which it lacks; UserError if there is none."""
-    keys = [
-        key for key, task in GLUE.items() if (Path(data_dir) / task.name / "train.tsv").exists()
-    ]
+    """The keys of the GLUE tasks in a folder. Says which it lacks; UserError if there is none."""
+    folder = Path(data_dir)
+    keys = [key for key, task in GLUE.items() if (folder / task.name / "train.tsv").exists()]
     if not keys:
-        raise UserError(
-            f"none of the nine tasks is in {data_dir}: looked for CoLA/train.tsv and so on"
-        )
+        tried = "looked for CoLA/train.tsv and so on"
+        raise UserError(f"none of the nine tasks is in {data_dir}: {tried}")
     missing = [task.name for key, task in GLUE.items() if key not in keys]
     if missing:
         print(f"not in {data_dir}, so left out: {', '.join(missing)}")
@@ -134,63 +127,80 @@ def read_hub(key, parts):
         try:
             rows = datasets.load_dataset("nyu-mll/glue", key, split=name)
         except Exception as error:  # the hub raises many kinds
+            kind = type(error).__name__
             raise UserError(
-                f"{task.name} could not be downloaded from the hub ({type(error).__name__}); give the folder of the "
-                f"GLUE files with --data-dir, or take a built-in task: {', '.join(BUILT_IN)}"
+                f"{task.name} could not be downloaded from the hub ({kind}); give the folder of "
+                f"the GLUE files with --data-dir, or take a built-in task: {', '.join(BUILT_IN)}"
             ) from None
-        columns = [rows[column] for column in task.hub or task.texts]
+        texts = list(zip(*(rows[column] for column in task.hub or task.texts), strict=True))
         labels = None if part == "test" else np.array(rows["label"])
-        splits["_".join(filter(None, (part, variant)))] = Split(
-            list(zip(*columns, strict=True)), labels
-        )
+        splits["_".join(filter(None, (part, variant)))] = Split(texts, labels)
     return splits
 
 
 # Tasks made from the docs corpus.
 
-
 def make_docs_task(key, documents):
-    """Make a built-in task from documents, (library, sentences) pairs, one in five for dev → as read_folder."""
+    """Make a built-in task from documents, (library, sentences) pairs, one in five for dev.
+
+    In docs-next every second sentence, following or not, is one of its own part that opens no
+    document: neither what stands in training nor how documents begin gives an answer away.
+    """
     rng = np.random.default_rng(0)
-    everything = [sentence for _, group in documents for sentence in group]
-    parts = {"train": ([], []), "dev": ([], [])}
-    for i, (library, group) in enumerate(documents):
-        texts, labels = parts["dev" if i % 5 == 4 else "train"]
-        if key == "docs-library":
-            texts += [(sentence,) for sentence in group]
-            labels += [TASKS[key].labels.index(library)] * len(group)
-            continue
-        for first, second in zip(group, group[1:], strict=False):
-            follows = int(rng.random() < 0.5)
-            texts.append((first, second if follows else everything[rng.integers(len(everything))]))
-            labels.append(follows)
-    return {part: Split(texts, np.array(labels)) for part, (texts, labels) in parts.items()}
+    splits = {}
+    for part in ("train", "dev"):
+        mine = [each for i, each in enumerate(documents) if (i % 5 == 4) == (part == "dev")]
+        later = [sentence for _, group in mine for sentence in group[1:]]
+        texts, labels = [], []
+        for library, group in mine:
+            if key == "docs-library":
+                texts += [(sentence,) for sentence in group]
+                labels += [TASKS[key].labels.index(library)] * len(group)
+                continue
+            for first, second in zip(group, group[1:], strict=False):
+                follows = int(rng.random() < 0.5)
+                other = later[rng.integers(len(later))]
+                texts.append((first, second if follows else other))
+                labels.append(int(follows or other == second))
+        splits[part] = Split(texts, np.array(labels))
+    return splits
 
 
 # Predictions.
 
+def read_ax(data_dir):
+    """The diagnostic examples for MNLI's model; None, and a line that says so, if absent."""
+    if data_dir:
+        path = Path(data_dir) / "AX" / "diagnostic.tsv"
+        if path.exists():
+            return read_split(path, GLUE["mnli"], labelled=False)
+        print(f"AX is left out of the predictions: {path} does not exist")
+        return None
+    import datasets  # late: slow to import
+
+    try:
+        rows = datasets.load_dataset("nyu-mll/glue", "ax", split="test")
+    except Exception as error:  # the hub raises many kinds
+        reason = f"the hub did not give it ({type(error).__name__})"
+        print(f"AX is left out of the predictions: {reason}")
+        return None
+    return Split(list(zip(rows["premise"], rows["hypothesis"], strict=True)), None)
+
 
 def write_predictions(out, key, task, answer, data_dir):
-    """Write the test predictions of a task as the GLUE server takes them, and zip all that there are.
+    """Write a task's test predictions as the GLUE server takes them, and zip all that there are.
 
     answer: a function, (part, Split or None for a part that was read already) → predictions.
     """
     folder = out / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
-    for (_, part), name in ((names, file) for names, file in SUBMISSION.items() if names[0] == key):
-        split = None
-        if part == "ax":
-            if not data_dir:
-                continue
-            path = Path(data_dir) / "AX" / "diagnostic.tsv"
-            if not path.exists():
-                print(f"AX is left out of the predictions: {path} does not exist")
-                continue
-            split = read_split(path, task, labelled=False)
-        lines = [
-            task.labels[a] if task.labels else f"{min(5.0, max(0.0, a)):.3f}"
-            for a in answer(part, split)
-        ]
+    files = {part: name for (task_key, part), name in SUBMISSION.items() if task_key == key}
+    for part, name in files.items():
+        split = read_ax(data_dir) if part == "ax" else None
+        if part == "ax" and split is None:
+            continue
+        answers = answer(part, split)
+        lines = [task.labels[a] if task.labels else f"{min(5.0, max(0.0, a)):.3f}" for a in answers]
         body = "".join(f"{i}\t{line}\n" for i, line in enumerate(lines))
         write_text(folder / f"{name}.tsv", "index\tprediction\n" + body)
     with atomic(out / "submission.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:

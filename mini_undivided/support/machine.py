@@ -1,4 +1,4 @@
-"""The machine that a run computes on: its device and precision, and the processes that torchrun started."""
+"""The machine that a run computes on: its device, its precision, and torchrun's processes."""
 
 import os
 import sys
@@ -13,20 +13,19 @@ from torch.nn.parallel import DistributedDataParallel
 from mini_undivided.support import cpu
 from mini_undivided.support.errors import UserError
 
-# Dense bfloat16 peaks in FLOP/s, from the data sheets. The first name that occurs in the GPU's own name counts.
+# Dense bfloat16 peaks in FLOP/s, from the data sheets; the first name within the GPU's own counts.
 PEAK_FLOPS = {
-    "B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
-    "L40": 181e12, "L4": 121e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12,
-    "RTX 5090": 210e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
-}  # fmt: skip
+    "B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12,
+    "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12,
+    "RTX 5090": 210e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A device, the autocast type `dtype`, and this process's `rank` among the `world` processes of torchrun.
+    """A device, the autocast type `dtype`, and this process's `rank` among torchrun's `world`.
 
-    `matmul` names the library that multiplies matrices: two of them differ by rounding, and rounding has turned the
-    sign of a small difference between runs.
+    `matmul` names the library that multiplies matrices: two of them differ by rounding, and
+    rounding has turned the sign of a small difference between runs.
     """
 
     device: torch.device
@@ -37,25 +36,19 @@ class Machine:
 
     @classmethod
     def start(cls, device="auto", dtype="auto"):
-        """Choose the device ("auto", "cpu", "cuda", "mps") and precision ("auto", "float32", "bfloat16").
+        """Choose device (auto, cpu, cuda, mps) and precision (auto, float32, bfloat16) → Machine.
 
-        "auto" takes CUDA, then Apple's MPS, then the CPU; bfloat16 only on a GPU that supports it, since CPUs without
-        it are slower with it. On CUDA, float32 matrix multiplications use TF32. Joins torchrun's process group.
-        Raises UserError if the machine lacks what was asked for.
+        "auto" takes CUDA, then Apple's MPS, then the CPU; bfloat16 only on a GPU that supports it,
+        since CPUs without it are slower with it. On CUDA, float32 matrix multiplications use TF32.
+        Joins torchrun's process group. Raises UserError if the machine lacks what was asked for.
         """
+        mps = torch.backends.mps.is_available()
         if device == "auto":
-            device = (
-                "cuda"
-                if torch.cuda.is_available()
-                else "mps"
-                if torch.backends.mps.is_available()
-                else "cpu"
-            )
+            device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
-            raise UserError(
-                "--device cuda: this PyTorch sees no CUDA GPU; use --device cpu, or install a CUDA build"
-            )
-        if device == "mps" and not torch.backends.mps.is_available():
+            advice = "use --device cpu, or install a CUDA build"
+            raise UserError(f"--device cuda: this PyTorch sees no CUDA GPU; {advice}")
+        if device == "mps" and not mps:
             raise UserError("--device mps: this PyTorch sees no Apple GPU; use --device cpu")
         native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         if dtype == "auto":
@@ -68,11 +61,11 @@ class Machine:
             torch.cuda.set_device(device)
             torch.set_float32_matmul_precision("high")
         if world > 1 and not dist.is_initialized():
-            # DDP imports this. If the group exists by then, default arguments in it keep the group alive, gloo's
-            # threads outlive `destroy_process_group`, and now and then a run ends in an abort.
+            # DDP imports this. If the group exists by then, default arguments in it keep the group
+            # alive, gloo's threads outlive `destroy_process_group`, and some runs end in an abort.
             from torch.distributed import nn  # noqa: F401
 
-            # gloo carries the few numbers that the CPU needs every step, so that no GPU has to be waited for.
+            # gloo carries the few numbers that the CPU needs every step: no waiting for the GPU.
             backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
             dist.init_process_group(backend, timeout=timedelta(hours=4))
         return cls(torch.device(device), getattr(torch, dtype), rank, world, matmul)
@@ -92,11 +85,11 @@ class Machine:
         return self.device.type == "cuda"
 
     def autocast(self):
-        """Context: matrix multiplications in `dtype`, sums and norms in float32; does nothing in float32."""
+        """Context: matrix multiplications in `dtype`, sums and norms in float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def move(self, tensor):
-        """Copy a CPU tensor to the device; to a GPU from pinned memory, without waiting for the copy."""
+        """Copy a CPU tensor to the device; to a GPU from pinned memory, without waiting for it."""
         if not self.on_gpu:
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
@@ -106,7 +99,7 @@ class Machine:
         return model.to(self.device) if self.device.type != "cpu" else cpu.save_memory(model)
 
     def peak_flops(self):
-        """The GPU's dense bfloat16 peak in FLOP/s by its name, or None if the table does not know it."""
+        """The GPU's dense bfloat16 peak in FLOP/s by its name, or None if it is not known."""
         if not self.on_gpu or self.dtype != torch.bfloat16:
             return None
         name = torch.cuda.get_device_name(self.device)
@@ -122,10 +115,9 @@ class Machine:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def random_state(self):
-        """The state of PyTorch's random generators, the CPU's and then the GPU's, as one tensor of bytes."""
-        return torch.cat(
-            [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.on_gpu else [])]
-        )
+        """The state of PyTorch's random generators, CPU's and then GPU's, as a tensor of bytes."""
+        gpu = [torch.cuda.get_rng_state()] if self.on_gpu else []
+        return torch.cat([torch.get_rng_state(), *gpu])
 
     def set_random_state(self, state):
         """Restore what `random_state` returned."""
@@ -156,7 +148,7 @@ class Machine:
         return everyone
 
     def in_turn(self, work):
-        """Do `work` in the first process, then in the others, which find its result in the cache → its result."""
+        """Do `work` in the first process, then in the others, which find it cached → its result."""
         result = work() if self.is_first else None
         if self.world > 1:
             dist.barrier()
@@ -167,14 +159,14 @@ class Machine:
         return DistributedDataParallel(model) if self.world > 1 else model
 
     def synchronise(self, model, now):
-        """Context: gradients travel between the processes only if `now` (in the last micro-batch of a step)."""
+        """Context: gradients travel between processes only if `now`, after the last micro-batch."""
         return nullcontext() if now or self.world == 1 else model.no_sync()
 
     def close(self):
         """Leave torchrun's process group. Nothing may refer to a DDP model any more.
 
-        DDP keeps the group. Whoever lets go of it last waits for gloo's threads: DDP would do so holding the lock of
-        Python's interpreter, for which such a thread may be waiting, for ever.
+        DDP keeps the group. Whoever lets go of it last waits for gloo's threads: DDP would do so
+        holding the lock of Python's interpreter, for which such a thread may be waiting, for ever.
         """
         if self.world > 1:
             dist.destroy_process_group()

@@ -1,49 +1,92 @@
-"""A run directory: a Hugging Face checkpoint, with what is needed to resume it and to know where it came from.
+"""A run directory: a Hugging Face checkpoint, and what is needed to resume it and know its origin.
 
-config.json  model.safetensors  tokenizer.json  tokenizer_config.json     what Hugging Face reads
-training_state.pt                                                         what --resume reads (weights_only=True)
-train.json  log.jsonl  loss.png                                           options, versions; rows; the curve
+config.json  model.safetensors  tokenizer.json  tokenizer_config.json    what Hugging Face reads
+training_state.pt                                                        what --resume reads
+train.json  log.jsonl  loss.png                                          options; rows; the curve
 """
 
 import json
+import os
+import pickle
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import atomic, read_json, write_text
+from mini_undivided.support.files import (
+    atomic,
+    check_form,
+    parse_json,
+    read_json,
+    reading,
+    remove_temporaries,
+    write_text,
+)
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+NULL = type(None)
+RECORD = {"status": str, "options": dict, "corpus": {"fingerprint": str, "documents": int},
+          "flops_per_token?": float, "unigram_entropy?": float, "result?": dict}  # of train.json
+ROW = {"step": int, "tokens?": int, "loss?": float, "validation_loss?": float}  # of log.jsonl
 
 
 def resolve(directory):
-    """The local folder of a run: `directory` itself, or if it is a model's id on the hub, a download of it."""
-    path = Path(directory)
+    """The local folder of a run: `directory` itself, or a download if it is an id on the hub."""
+    path, name = Path(directory), str(directory)
     if path.is_dir():
         return path
-    if (
-        path.exists()
-        or str(directory).count("/") > 1
-        or str(directory).startswith((".", "/", "~", "runs"))
-    ):
+    if path.exists() or name.count("/") > 1 or name.startswith((".", "/", "~", "runs")):
         raise UserError(f"{directory} is not a folder: give a run directory, such as runs/noffn")
     from huggingface_hub import snapshot_download
 
+    weights = ["model.safetensors", "pytorch_model.bin"]
+    wanted = ["config.json", *weights, "vocab.txt", "tokenizer*.json"]
     try:
-        wanted = [
-            "config.json",
-            "model.safetensors",
-            "pytorch_model.bin",
-            "vocab.txt",
-            "tokenizer*.json",
-        ]
-        return Path(snapshot_download(str(directory), allow_patterns=wanted))
-    except (
-        Exception
-    ) as error:  # the hub raises many kinds: no network, no such model, no permission
-        raise UserError(
-            f"{directory} is neither a folder here nor a model that the hub gave ({type(error).__name__}); "
-            "check the name"
-        ) from None
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # of many kinds: no network, no such model, no permission
+        reason = f"nor a model that the hub gave ({type(error).__name__}); check the name"
+        raise UserError(f"{directory} is neither a folder here {reason}") from None
+
+
+def claim(directory):
+    """Claim a run directory for this process, until it ends or is killed → what keeps the claim.
+
+    Removes the temporary files that killed processes left. UserError if another process holds it.
+    """
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    handle = None
+    if fcntl:
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            advice = "wait for it, or choose another folder with --out"
+            raise UserError(f"another process is training in {directory}: {advice}") from None
+    remove_temporaries(directory)
+    return handle
+
+
+def release(handle):
+    """Give up what `claim` returned."""
+    if handle is not None:
+        os.close(handle)
+
+
+def has_checkpoint(directory):
+    """Whether there is something in a folder that a new run would destroy."""
+    names = ("training_state.pt", "model.safetensors")
+    return any((Path(directory) / name).exists() for name in names)
+
+
+def read_record(directory):
+    """What train.json says of a run."""
+    return read_json(Path(directory) / "train.json", RECORD)
 
 
 def write_state(directory, state):
@@ -55,18 +98,17 @@ def write_state(directory, state):
 
 
 def read_state(directory):
-    """Read training_state.pt, never executing its pickle. Raises UserError if it is missing or damaged."""
+    """Read training_state.pt, never executing its pickle. UserError if it is missing or damaged."""
     import torch
 
     path = Path(directory) / "training_state.pt"
     if not path.exists():
-        raise UserError(
-            f"{path} does not exist, so there is nothing to resume; start it without --resume"
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} cannot be read ({error})") from None
+        raise UserError(f"{directory} has no checkpoint yet: start it again without --resume")
+    with reading(path):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # its text advises to load it without this safety
+            raise UserError(f"{path} holds something else than tensors and numbers") from None
 
 
 def append_log(directory, row):
@@ -75,47 +117,59 @@ def append_log(directory, row):
         file.write(json.dumps(row) + "\n")
 
 
-def read_log(directory):
-    """The rows of log.jsonl; a last line that was cut short by a kill is left out."""
+def log_rows(directory):
+    """Yield the rows of log.jsonl; a last line that was cut short by a kill is left out."""
     path = Path(directory) / "log.jsonl"
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    with reading(path):
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
+    for number, line in enumerate(lines[:-1], 1):
+        with reading(f"{path}, line {number},"):
+            row = parse_json(line)
+        check_form(row, ROW, f"{path}, line {number}")
+        yield row
+
+
+def read_log(directory):
+    """The rows of log.jsonl. UserError names a damaged line."""
+    return list(log_rows(directory))
 
 
 def truncate_log(directory, step):
-    """Drop the rows after `step`, which a resumed run will write again."""
-    rows = [row for row in read_log(directory) if row["step"] <= step]
+    """Drop the rows after `step`, which a resumed run will write again, and what is damaged."""
+    rows = []
+    try:
+        for row in log_rows(directory):
+            rows += [row] if row["step"] <= step else []
+    except UserError as error:
+        print(f"{error}; the rows from there on are dropped")
     write_text(Path(directory) / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def check_finished(directory):
-    """Raise UserError if the run in `directory` was started by train.py and has not reached its end."""
+    """Raise UserError if the run in `directory` was started by train.py and is not finished."""
     path = Path(directory) / "train.json"
-    if path.exists() and read_json(path).get("status") != "finished":
-        raise UserError(
-            f"{directory} has not finished its training: wait for it, or resume it with "
-            f"`python train.py --resume --out {directory}`"
-        )
+    if path.exists() and read_json(path, {"status": str})["status"] != "finished":
+        raise UserError(f"{directory} has not finished its training: wait for it, or resume it "
+                        f"with `python train.py --resume --out {directory}`")
+
+
+def trained_length(directory):
+    """The tokens of a sequence that a run was trained on, or None if it does not say."""
+    known = (Path(directory) / "train.json").exists()
+    return read_record(directory)["options"].get("seq_len") if known else None
 
 
 def versions():
-    """Versions of Python and of the libraries a run depends on, and the git commit of the checkout if there is one."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the libraries, and the checkout's git commit (or None)."""
+    numbers = {"python": platform.python_version()}
     for name in ("mini_undivided", "torch", "numpy", "tokenizers", "datasets", "safetensors"):
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
+            numbers[name] = None
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        found["git_commit"] = subprocess.run(
-            git, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        found["git_commit"] = None
-    return found
+        commit = None
+    return {**numbers, "git_commit": commit}

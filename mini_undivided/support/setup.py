@@ -1,4 +1,4 @@
-"""What a pretraining run needs before its loop: options that fit together, text, a model, and a plan for its batches."""
+"""What a pretraining run needs before its loop: checked options, text, a model, a plan."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -6,48 +6,58 @@ from pathlib import Path
 import torch
 
 from mini_undivided.corpus import open_corpus
-from mini_undivided.data import Sequences, TrainingData, cached_tokenizer, tokenize, unigram_entropy
+from mini_undivided.data import (
+    Sequences,
+    TrainingData,
+    cached_tokenizer,
+    context_free_baseline,
+    tokenize,
+)
 from mini_undivided.model import BertConfig, MaskedLM, count_parameters, flops_per_token
 from mini_undivided.support import run_directory
 from mini_undivided.support.errors import UserError
-from mini_undivided.tokenizer import check_fits, load_tokenizer
+from mini_undivided.support.files import check_writable, read_json, write_json
+from mini_undivided.support.overlap import shared_words
+from mini_undivided.tokenizer import check_fits, load_tokenizer, opens_word
 
 SHORTEST = 16  # tokens in the sequences that a run begins with
 
 
 def check(options, resume):
-    """Raise UserError if options do not fit together, or if `out` already holds another run."""
-    out = Path(options.out)
-    if not resume and any((out / name).exists() for name in ("train.json", "model.safetensors")):
-        raise UserError(
-            f"{out} already holds a run: resume it with --resume, or choose another folder with --out"
-        )
-    if options.seq_len < 8:
-        raise UserError(
-            f"--seq-len {options.seq_len} is too short: with fewer than 8 tokens there is nothing to mask"
-        )
-    config = make_config(options, options.vocab_size)
-    limit = config.max_position_embeddings
-    if options.seq_len > limit:
-        raise UserError(f"--seq-len {options.seq_len} is longer than the model's {limit} positions")
+    """Raise UserError if options do not fit together, or if `out` cannot be written or is taken."""
+    if not options.out:
+        raise UserError("the run directory has no name: give one with --out")
+    check_writable(options.out)
+    check_free(options.out, resume)
+    if resume and not (Path(options.out) / "training_state.pt").exists():
+        raise UserError(f"{options.out} has no checkpoint yet: start it again without --resume")
+    if options.init:
+        run_directory.check_finished(options.init)
+    length = options.seq_len
+    limit = make_config(options, options.vocab_size).max_position_embeddings
+    if length > limit:
+        raise UserError(f"--seq-len {length} is longer than the model's {limit} positions")
+
+
+def check_free(out, resume):
+    """Raise UserError if a new run would destroy another one."""
+    if not resume and run_directory.has_checkpoint(out):
+        advice = "resume it with --resume, or choose another folder with --out"
+        raise UserError(f"{out} already holds a run: {advice}")
 
 
 def make_config(options, vocab_size):
-    """The model's config. Its dropout is BERT's, for fine-tuning; pretraining has its own (`options.dropout`)."""
+    """The model's config; its dropout is for fine-tuning, `options.dropout` for pretraining."""
     if options.init:
         return BertConfig.from_hugging_face(run_directory.resolve(options.init))
     return BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.layers,
-        num_attention_heads=options.heads,
-        intermediate_size=options.ffn_size,
-        ffn_layers=options.ffn_layers,
-    )
+        vocab_size=vocab_size, hidden_size=options.hidden_size, num_hidden_layers=options.layers,
+        num_attention_heads=options.heads, intermediate_size=options.ffn_size,
+        ffn_layers=options.ffn_layers)
 
 
 def make_model(options, tokenizer):
-    """A new model, or the one of --init, with pretraining's dropout but BERT's in the config it saves."""
+    """A new model, or that of --init, with pretraining's dropout (but BERT's in its config)."""
     config = make_config(options, tokenizer.get_vocab_size())
     check_fits(tokenizer, config.vocab_size, options.init)
     if options.init:
@@ -63,32 +73,54 @@ def make_model(options, tokenizer):
     return model
 
 
-def prepare_text(options):
-    """Find the corpus, load or train the tokenizer, write the token files → Corpus, Tokenizer, Tokens."""
-    corpus = open_corpus(options.corpus)
-    if options.init or options.tokenizer:
+def prepare_text(options, record=None):
+    """Find corpus, load or train tokenizer, write token files → Corpus, Tokenizer, Tokens.
+
+    record: that of the run which is resumed; UserError if its text or tokenizer has changed.
+    """
+    corpus = open_corpus(options.corpus, record and record["corpus"]["fingerprint"])
+    if record:
+        tokenizer = load_tokenizer(options.out)
+    elif options.init or options.tokenizer:
         tokenizer = load_tokenizer(options.init or options.tokenizer, options.cased)
     else:
         tokenizer = cached_tokenizer(corpus, options.vocab_size, options.cased)
-    return corpus, tokenizer, tokenize(corpus, tokenizer)
+    if record and corpus.fingerprint != record["corpus"]["fingerprint"]:
+        raise UserError(f"the text of {' '.join(options.corpus)} is not that which the run in "
+                        f"{options.out} was started with: put it back, or start a new run")
+    tokens = tokenize(corpus, tokenizer)
+    saved = record["corpus"].get("tokens", tokens.count) if record else tokens.count
+    if saved != tokens.count:
+        raise UserError(f"the text of the run in {options.out} now has {tokens.count:,} tokens "
+                        f"instead of {saved:,}: its tokenizer has changed; start a new run")
+    return corpus, tokenizer, tokens
+
+
+def overlap(tokens, tokenizer):
+    """The share of the held-out words in runs of 13 that training has too; once, then cached."""
+    path = tokens.folder / "overlap.json"
+    if not path.exists():
+        sep = tokenizer.token_to_id("[SEP]")
+        shared = shared_words(tokens.train, tokens.valid, opens_word(tokenizer), sep)
+        write_json(path, {"shared": float(shared.mean()) if len(shared) else 0.0})
+    return read_json(path, {"shared": float})["shared"]
 
 
 def check_sequences(tokens, seq_len, tokenizer):
-    """The validation sequences. Raises UserError if the training or the validation part has none."""
+    """The validation sequences. UserError if the training or the validation part has none."""
     train, valid = (Sequences(part, seq_len, tokenizer) for part in (tokens.train, tokens.valid))
     for name, part in (("training", train), ("validation", valid)):
         if len(part) == 0:
             raise UserError(
-                f"the corpus is too small for its {name} part: of its {tokens.documents:,} documents "
-                f"and {tokens.count:,} tokens, that part needs {seq_len - 2} tokens at least; give "
-                "more text or a shorter --seq-len"
-            )
+                f"the corpus is too small for its {name} part: of its {tokens.documents:,} "
+                f"documents and {tokens.count:,} tokens, that part needs {seq_len - 2} tokens at "
+                "least; give more text or a shorter --seq-len")
     return valid
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the batch of a step is split: `size` sequences, `micro` at once in each process, `accumulation` times."""
+    """A step's batch: `size` sequences, `micro` at once in each process, `accumulation` times."""
 
     size: int
     micro: int
@@ -107,11 +139,11 @@ class Stage:
 
 
 def make_stages(options, machine, config, tokens, tokenizer):
-    """The run's stages: --short-first of it with 16 tokens a sequence, which are then doubled up to --seq-len.
+    """The run's stages: --short-first of it with 16 tokens a sequence, then doubled to --seq-len.
 
-    Attention begins as a mean over the whole sequence. The shorter that is, the more of each neighbour
-    is in it, and the sooner the model leaves the plateau where it only knows how common words are. Long
-    sequences at the end teach the later positions. (For GPT: Li et al. 2021, 2108.06084.)
+    Attention begins as a mean over the whole sequence. The shorter that is, the more of each
+    neighbour is in it, and the sooner the model leaves the plateau where it only knows how common
+    words are. Long ones at the end teach later positions. (For GPT: Li et al. 2021, 2108.06084.)
     """
     lengths = [SHORTEST << i for i in range(10) if SHORTEST << i < options.seq_len]
     lengths = lengths if options.short_first else []
@@ -130,37 +162,26 @@ def make_plan(options, machine, config, sequences):
     length = sequences.seq_len
     local = options.batch_tokens // length // machine.world
     if local == 0:
-        raise UserError(
-            f"--batch-tokens {options.batch_tokens} is less than one sequence of {length} tokens in "
-            f"each of {machine.world} process(es)"
-        )
+        raise UserError(f"--batch-tokens {options.batch_tokens} is less than one sequence of "
+                        f"{length} tokens in each of {machine.world} process(es)")
     at_once = (options.micro_batch or 0) * options.seq_len or (16384 if machine.on_gpu else 4096)
     fitting = (m for m in range(1, local + 1) if m == 1 or m * length <= at_once)
     micro = max(m for m in fitting if local % m == 0)
     if options.micro_batch and length == options.seq_len and micro != options.micro_batch:
-        raise UserError(
-            f"--micro-batch {options.micro_batch} does not divide the {local} sequences that "
-            f"{options.batch_tokens} tokens a batch are in each process"
-        )
+        raise UserError(f"--micro-batch {options.micro_batch} does not divide the {local} "
+                        f"sequences that {options.batch_tokens} tokens a batch are in each process")
     flops = flops_per_token(config, length, sequences.places)
     return Plan(local * machine.world, micro, local // micro, flops)
 
 
-def make_record(options, machine, corpus, tokens, config, stages, valid_set):
+def make_record(options, machine, corpus, tokens, tokenizer, config, stages, valid_set):
     """What train.json says of a run that begins."""
-    return {
-        "status": "running",
-        "options": asdict(options),
-        "machine": {"device": str(machine), "matmul": machine.matmul},
-        "corpus": {
-            "names": list(corpus.names),
-            "fingerprint": corpus.fingerprint,
-            "documents": tokens.documents,
-            "words": tokens.words,
-            "tokens": tokens.count,
-        },
-        "unigram_entropy": unigram_entropy(tokens.valid, valid_set.is_special),
-        "parameters": count_parameters(config),
-        "flops_per_token": stages[-1].plan.flops,
-        "versions": run_directory.versions(),
-    }
+    text = {"names": list(corpus.names), "fingerprint": corpus.fingerprint,
+            "documents": tokens.documents, "pieces": tokens.pieces, "held_out": tokens.held_out,
+            "held_out_unit": "documents" if corpus.holds_out_documents else "pieces",
+            "overlap": overlap(tokens, tokenizer), "words": tokens.words, "tokens": tokens.count}
+    return {"status": "running", "options": asdict(options),
+            "machine": {"device": str(machine), "matmul": machine.matmul}, "corpus": text,
+            "baseline": context_free_baseline(tokens.valid, valid_set.is_special),
+            "parameters": count_parameters(config), "flops_per_token": stages[-1].plan.flops,
+            "versions": run_directory.versions()}

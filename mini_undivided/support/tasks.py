@@ -1,4 +1,4 @@
-"""The tasks of GLUE and the two that are made from the docs corpus: names, columns, labels, metrics."""
+"""The tasks of GLUE and the two made from the docs corpus: names, columns, labels, metrics."""
 
 import difflib
 from dataclasses import dataclass
@@ -10,10 +10,11 @@ from mini_undivided.support.errors import UserError
 
 @dataclass(frozen=True)
 class Task:
-    """A task: its name, its texts' columns, its label's column and values (none: a number), its metrics.
+    """A task: name, columns of the texts, column and values of the label, metrics.
 
-    hub: the texts' columns in the hub's copy. variants: base names of its dev and test files. plain: the columns of
-    train and dev where these files have no header. broken: ragged rows that the official files are known to hold.
+    labels: none for a number. hub: the texts' columns in the hub's copy. variants: endings of the
+    names of its dev and test files. plain: the columns of train and dev if these files have no
+    header. broken: ragged rows that the official files are known to hold.
     """
 
     name: str
@@ -35,27 +36,26 @@ GLUE = {
     "cola": Task("CoLA", ("sentence",), "label", YES_NO, ("matthews",), 5,
                  plain=("source", "label", "star", "sentence")),
     "sst2": Task("SST-2", ("sentence",), "label", YES_NO, ("accuracy",)),
-    "mrpc": Task("MRPC", ("#1 String", "#2 String"), "Quality", YES_NO, ("accuracy", "f1"), 5, hub=PAIR),
+    "mrpc": Task("MRPC", ("#1 String", "#2 String"), "Quality", YES_NO, ("accuracy", "f1"), 5,
+                 hub=PAIR),
     "stsb": Task("STS-B", PAIR, "score", (), ("pearson", "spearman"), 5),
-    "qqp": Task("QQP", ("question1", "question2"), "is_duplicate", YES_NO, ("accuracy", "f1"), broken=3),
-    "mnli": Task("MNLI", PAIR, "gold_label", ("entailment", "neutral", "contradiction"), ("accuracy",),
-                 hub=("premise", "hypothesis"), variants=("matched", "mismatched")),
+    "qqp": Task("QQP", ("question1", "question2"), "is_duplicate", YES_NO, ("accuracy", "f1"),
+                broken=3),
+    "mnli": Task("MNLI", PAIR, "gold_label", ("entailment", "neutral", "contradiction"),
+                 ("accuracy",), hub=("premise", "hypothesis"), variants=("matched", "mismatched")),
     "qnli": Task("QNLI", ("question", "sentence"), "label", ENTAILMENT, ("accuracy",)),
     "rte": Task("RTE", PAIR, "label", ENTAILMENT, ("accuracy",), 5),
-    "wnli": Task("WNLI", PAIR, "label", YES_NO, ("accuracy",), 5),
-}  # fmt: skip
+    "wnli": Task("WNLI", PAIR, "label", YES_NO, ("accuracy",), 5)}
+LIBRARIES = ("python", "numpy", "torch")
 BUILT_IN = {
-    "docs-library": Task(
-        "docs-library", ("sentence",), "library", ("python", "numpy", "torch"), ("accuracy",), 5
-    ),
-    "docs-next": Task("docs-next", PAIR, "next", YES_NO, ("accuracy",), 5),
-}
+    "docs-library": Task("docs-library", ("sentence",), "library", LIBRARIES, ("accuracy",), 5),
+    "docs-next": Task("docs-next", PAIR, "next", YES_NO, ("accuracy",), 5)}
 TASKS = {**GLUE, **BUILT_IN}
 
 
 @dataclass
 class Split:
-    """Examples: texts, a tuple of one or two strings each, and labels, an array (None where they are not given)."""
+    """Examples: texts, tuples of one or two strings, and labels, an array (None if not given)."""
 
     texts: list
     labels: np.ndarray | None

@@ -8,15 +8,13 @@ from tqdm import tqdm
 
 def progress_bar(hidden=False):
     """A bar over the share of a run that is over, with time left and whatever is set behind it."""
-    form = (
-        "{percentage:3.0f} %|{bar:20}| {elapsed} < {remaining}{postfix}"  # postfix begins with ", "
-    )
+    form = "{percentage:3.0f} %|{bar:20}| {elapsed} < {remaining}{postfix}"  # postfix: ", …"
     return tqdm(total=1.0, bar_format=form, disable=hidden, mininterval=0.2, dynamic_ncols=True)
 
 
 @contextmanager
 def catch_signals():
-    """Context: the first Ctrl-C or SIGTERM is put into the list that this yields; a second one ends the program."""
+    """Context: yields a list that takes the first Ctrl-C or SIGTERM; a second ends the program."""
     caught = []
 
     def handler(number, frame):

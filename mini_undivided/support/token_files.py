@@ -39,22 +39,26 @@ class TokenWriter:
         self.file.close()
 
 
-def read_tokens(path):
-    """Map a token file into memory, without reading it → array of ids. UserError if it is damaged."""
+def read_tokens(path, vocab_size):
+    """Map a token file into memory → array of ids. Raises UserError if it is damaged."""
+    advice = "delete it and it will be written again"
     try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); delete it and it will be written again"
-        ) from None
+        tokens = np.load(path, mmap_mode="r")
+        if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
+            raise ValueError("it is no list of tokens")
+        if len(tokens) and tokens.max() >= vocab_size:
+            raise ValueError("a token is not in the vocabulary")
+    except Exception as error:  # numpy raises many kinds
+        raise UserError(f"{path} is damaged ({error}); {advice}") from None
+    return tokens
 
 
-def batches(documents):
-    """Group documents into lists of about BATCH_CHARACTERS characters."""
+def batches(pieces):
+    """Group pieces of text into lists of about BATCH_CHARACTERS characters."""
     batch, size = [], 0
-    for text in documents:
-        batch.append(text)
-        size += len(text)
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
         if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -62,17 +66,18 @@ def batches(documents):
         yield batch
 
 
-def encode_ahead(tokenizer, documents):
-    """Yield (texts, encodings), a batch at a time.
+def encode_ahead(tokenizer, pieces):
+    """Yield (pieces, encodings), a batch at a time.
 
     The library tokenises a batch on all cores while the caller handles the one before.
     """
     with ThreadPoolExecutor(1) as pool:
         ready = None
-        for texts in batches(documents):
+        for batch in batches(pieces):
+            texts = [piece.text for piece in batch]
             job = pool.submit(tokenizer.encode_batch_fast, texts, add_special_tokens=False)
             if ready:
                 yield ready[0], ready[1].result()
-            ready = texts, job
+            ready = batch, job
         if ready:
             yield ready[0], ready[1].result()

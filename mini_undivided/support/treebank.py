@@ -6,14 +6,13 @@ from mini_undivided.support.errors import UserError
 
 
 def read_treebank(folder):
-    """The sentences of *train*.conllu, *dev*.conllu and *test*.conllu → {"train", "valid", "test": list}."""
+    """The sentences of *train*.conllu, *dev*.conllu, *test*.conllu → {"train", "valid", "test"}."""
     parts = {}
     for part, name in (("train", "train"), ("valid", "dev"), ("test", "test")):
         paths = sorted(Path(folder).glob(f"*{name}*.conllu"))
         if len(paths) != 1:
-            raise UserError(
-                f"{folder} should hold one file *{name}*.conllu, but it holds {len(paths)}"
-            )
+            wanted = f"one file *{name}*.conllu"
+            raise UserError(f"{folder} should hold {wanted}, but it holds {len(paths)}")
         parts[part] = list(read_conllu(paths[0]))
         if not parts[part]:
             raise UserError(f"{paths[0]} holds no sentences")
@@ -23,8 +22,8 @@ def read_treebank(folder):
 def read_conllu(path):
     """Yield sentences as lists of (word, universal tag). Raises UserError with file and line.
 
-    Multi-word tokens (3-4) and empty nodes (3.1) are left out: the words that a multi-word token stands for have
-    lines of their own.
+    Multi-word tokens (3-4) and empty nodes (3.1) are left out: the words that a multi-word token
+    stands for have lines of their own.
     """
     sentence = []
     try:
@@ -37,9 +36,8 @@ def read_conllu(path):
                     sentence = []
                 elif not line.startswith("#"):
                     if len(fields) != 10:
-                        raise UserError(
-                            f"{path}, line {number}: {len(fields)} columns, but CoNLL-U has 10"
-                        )
+                        columns = f"{len(fields)} columns, but CoNLL-U has 10"
+                        raise UserError(f"{path}, line {number}: {columns}")
                     if fields[0].isdigit():
                         sentence.append((fields[1], fields[3]))
     except UnicodeDecodeError:

@@ -1,0 +1,67 @@
+"""How much of the held-out text stands in the training text, too: common runs of 13 words."""
+
+import numpy as np
+
+RUN = 13  # words: long enough that two texts do not share such a run by chance
+CHUNK = 1 << 22  # tokens of the training text looked at together
+WORD, STEP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)  # odd, with mixed bits
+FILTER = 22  # bits of a hash that the table of held-out runs is indexed by
+
+
+def powers(base, count):
+    """base⁰, base¹, … modulo 2⁶⁴."""
+    return np.cumprod(np.concatenate([[np.uint64(1)], np.full(count - 1, base)]), dtype=np.uint64)
+
+
+def word_hashes(tokens, opens_word, sep):
+    """A hash of each word's pieces. tokens (N,); opens_word (V,): ids that do not begin with "##".
+
+    A `sep` between two documents gets a number that no other has, so that no shared run crosses it.
+    """
+    ids = np.asarray(tokens)
+    starts = np.flatnonzero(opens_word[ids])
+    if len(starts) == 0:
+        return np.zeros(0, np.uint64)
+    ids = ids[starts[0] :].astype(np.uint64) + np.uint64(1)
+    starts = starts - starts[0]
+    lengths = np.diff(np.append(starts, len(ids)))
+    places = np.arange(len(ids)) - np.repeat(starts, lengths)  # of a piece in its word
+    mixed = ids * WORD
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * powers(STEP, lengths.max())[places]
+    hashes, between = np.add.reduceat(mixed, starts), ids[starts] == sep + 1
+    hashes[between] = np.random.default_rng().integers(2**64, size=between.sum(), dtype=np.uint64)
+    return hashes
+
+
+def run_hashes(words, run=RUN):
+    """A hash of each run of `run` words: words (N,) → (N - run + 1,), empty if there is none."""
+    count = max(0, len(words) - run + 1)
+    total = np.zeros(count, np.uint64)
+    for i, power in enumerate(powers(WORD, run)):
+        total += words[i : i + count] * power
+    return total ^ (total >> np.uint64(31))
+
+
+def shared_words(train, valid, opens_word, sep, run=RUN):
+    """Which words of the held-out tokens lie in a run that training has too → array of bool."""
+    words = word_hashes(valid, opens_word, sep)
+    runs = run_hashes(words, run)
+    table = np.zeros(1 << FILTER, bool)  # most runs of the training text are sorted out by it
+    shift = np.uint64(64 - FILTER)
+    table[runs >> shift] = True
+    hits = np.zeros(len(runs), bool)
+    rest = np.zeros(0, np.uint64)  # words at the end of a chunk, with which runs begin
+    start = 0
+    while start < len(train):
+        end = min(start + CHUNK, len(train))
+        while end < len(train) and not opens_word[train[end]]:
+            end += 1  # a word is not cut
+        chunk = np.concatenate([rest, word_hashes(train[start:end], opens_word, sep)])
+        start = end
+        candidates = run_hashes(chunk, run)
+        hits |= np.isin(runs, candidates[table[candidates >> shift]])
+        rest = chunk[len(chunk) - run + 1 :] if run > 1 else rest
+    marks = np.zeros(len(words) + 1, np.int64)  # +1 where a shared run begins, -1 behind its end
+    np.add.at(marks, np.flatnonzero(hits), 1)
+    np.add.at(marks, np.flatnonzero(hits) + run, -1)
+    return np.cumsum(marks)[:-1] > 0
