@@ -23,6 +23,7 @@ from mini_undivided.support.files import (
     atomic,
     cache_dir,
     read_json,
+    remove_temporaries,
     short_hash,
     write_json,
 )
@@ -107,6 +108,7 @@ def tokenize(corpus, tokenizer):
     about, train, valid = (folder / name for name in ("about.json", "train.npy", "valid.npy"))
     if not about.exists():
         folder.mkdir(exist_ok=True)
+        remove_temporaries(folder)
         with atomic(train) as new_train, atomic(valid) as new_valid:
             counts = write_token_files(corpus, tokenizer, new_train, new_valid)
         write_json(about, counts)  # last: its presence says that the token files are whole

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import atomic, read_json, reading, write_json
 from mini_undivided.support.run_directory import resolve
+from mini_undivided.support.terminal import interruptibly
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -78,7 +79,7 @@ def train_tokenizer(documents, vocab_size, cased=False):
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, min_frequency=2, limit_alphabet=0,
                                         special_tokens=first, show_progress=False)
     bar = tqdm(documents, desc="vocabulary", unit=" documents", leave=False, mininterval=0.5)
-    tokenizer.train_from_iterator(bar, trainer)
+    interruptibly(tokenizer.train_from_iterator, bar, trainer)
     return finish(assemble(word_pieces(tokenizer.get_vocab()), cased), "the trained tokenizer")
 
 

@@ -13,6 +13,13 @@ from helpers import LENGTHS, SIZES, B, T, V
 from mini_undivided.pretrain import pretrain
 from mini_undivided.support.options import PretrainOptions
 
+
+def pytest_addoption(parser):
+    """How thorough the slow checks are: 10,000 and 200 take an hour."""
+    parser.addoption("--fuzz", type=int, default=60, help="mutations of each kind of file")
+    parser.addoption("--kills", type=int, default=3, help="kills of a run of train.py")
+
+
 NOUNS = "fox hen owl cat dog bee ant cow pig elk".split()
 
 

@@ -279,9 +279,9 @@ def test_cutting_ffns_is_strict_too(tmp_path):
 
 @pytest.mark.parametrize("saved, asked", [([], None), ([], [0]), ([1], [0, 1]), ([1, 2], None)])
 def test_ffns_that_the_checkpoint_lacks_are_an_error(tmp_path, saved, asked):
-    """Asking for an FFN that the checkpoint does not have is an error that names its tensor."""
+    """Asking for an FFN that the checkpoint does not have is an error that names its layer."""
     MaskedLM(config(ffn_layers=saved)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"layer\.\d\.(intermediate|output)\.\S+ is missing"):
+    with pytest.raises(UserError, match=r"has no FFN in layer \d: only FFNs that it has"):
         MaskedLM.from_pretrained(tmp_path, ffn_layers=asked)
 
 

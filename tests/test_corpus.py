@@ -5,6 +5,7 @@ Every file that cannot be read is named.
 
 import gzip
 import json
+import re
 import sys
 import types
 
@@ -291,3 +292,24 @@ def test_sentences_are_whole_sentences():
         'He said: "This is one that ends in a quotation."',
         "And the last has no full stop",
     ]
+
+
+def test_whole_documents_are_held_out_where_there_are_enough(tmp_path, monkeypatch):
+    """Of 41 files two whole ones, all of their pieces; of three files one piece in twenty."""
+    monkeypatch.setattr(corpora, "PIECE", 50)
+    for i in range(41):
+        write(tmp_path / "many" / f"{i:02}.txt", f"text number {i:02} " * 11)
+    many = open_corpus([str(tmp_path / "many")])
+    numbers = {True: set(), False: set()}
+    for piece in many.pieces():
+        numbers[piece.held_out] |= set(re.findall(r"\d\d", piece.text))
+    assert many.holds_out_documents
+    assert numbers[True] == {"10", "30"} and not numbers[True] & numbers[False]
+    assert sum(piece.begins for piece in many.pieces()) == 41
+    few = open_corpus([str(tmp_path / "many" / f"0{i}.txt") for i in range(9)])
+    numbers = [i for i, piece in enumerate(few.pieces()) if piece.held_out]
+    assert not few.holds_out_documents and numbers == list(range(10, len(list(few)), 20))
+    lines = [json.dumps({"text": f"line {i}"}) for i in range(25)]
+    rows = open_corpus([write(tmp_path / "rows.jsonl", "\n".join(lines))])
+    assert rows.holds_out_documents
+    assert [piece.text for piece in rows.pieces() if piece.held_out] == ["line 10"]

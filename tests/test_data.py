@@ -227,7 +227,7 @@ def test_the_baseline_without_context_is_exact():
 
 
 def test_no_two_random_streams_meet():
-    """Order, masks and validation masks differ for every seed, epoch and step, large ones included."""
+    """Order, masks and validation masks differ for every seed, epoch and step, large ones too."""
     numbers = [0, 1, 2, 3, 2**31 - 1]
     firsts = [
         data.stream(purpose, seed, number).integers(2**63)

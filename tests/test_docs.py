@@ -1,6 +1,18 @@
 """The docs corpus: prose without code."""
 
+import json
+import re
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from mini_undivided.corpus import is_held_out, sentences
+from mini_undivided.glue import read_task, word_overlap
+from mini_undivided.support import docs, overlap
 from mini_undivided.support.docs import clean
+from mini_undivided.support.tasks import Split
 
 
 def test_cleaning_keeps_prose_and_drops_code():
@@ -26,3 +38,121 @@ def test_cleaning_keeps_prose_and_drops_code():
         clean(text)
         == "Return the sum of a and b as it is computed by operator.add, and nothing else."
     )
+
+# What is held out
+
+
+def runs_of(text, length=13):
+    """Each so many words of a text in a row, by the rule of BERT's first split."""
+    words = re.findall(r"[^\W_]+|[^\w\s]|_", text.lower())
+    return {tuple(words[i : i + length]) for i in range(len(words) - length + 1)}
+
+
+def test_held_out_text_is_not_in_training_text():
+    """A sentence that stands in both parts, or 13 words in a row, leaves the held-out part.
+
+    What stands twice within a part stays once; order and paragraphs are kept.
+    """
+    shared = "The quick brown fox jumps over the lazy dog while seven old owls watch from above."
+    texts = [
+        f"First of all. {shared} Then it ends.\n\nA second paragraph. First of all.",
+        f"Held out alone. {shared} Then it ends. And one more.",
+        f"Alone again. Now: {shared[:-1]}, and more.",
+    ]
+    kept = docs.separate(texts, lambda number: number > 0)
+    assert kept[0] == f"First of all. {shared} Then it ends.\n\nA second paragraph."
+    assert kept[1] == "Held out alone. And one more."
+    assert kept[2] == "Alone again."
+    assert not any(runs_of(kept[0]) & runs_of(text) for text in kept[1:])
+
+
+def test_a_run_that_a_gap_brings_together_goes_too():
+    """Where a sentence is taken out, its neighbours may make a run that training has."""
+    a, b = "One two three four five six seven.", "Cut me out here."
+    c = "Nine ten eleven twelve ok now."
+    texts = [f"{a} {c} {b}", f"{a[:-1]} eight. {b} {c}", f"{b} Fine words stand alone in this one."]
+    kept = docs.separate(texts, lambda number: number > 0)
+    assert not any(runs_of(kept[0]) & runs_of(text) for text in kept[1:])
+
+
+@pytest.fixture(scope="module")
+def documents():
+    """The docs corpus of this machine: rows with text, library and held_out."""
+    with open(docs.docs_file(is_held_out), encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_the_docs_corpus_of_this_machine_is_clean(documents):
+    """Of all its held-out sentences and runs of 13 words, none stands in its training text."""
+    training = [row["text"] for row in documents if not row["held_out"]]
+    held_out = [row["text"] for row in documents if row["held_out"]]
+    assert 0.02 < len(held_out) / len(documents) < 0.06 and len(training) > 1000
+    seen = {tuple(docs.split_words(s)) for text in training for s in docs.split_sentences(text)}
+    mine = [tuple(docs.split_words(s)) for text in held_out for s in docs.split_sentences(text)]
+    assert len(mine) > 500 and not seen & set(mine)
+    runs = set().union(*map(runs_of, held_out))
+    assert not any(runs & runs_of(text) for text in training)
+
+
+def test_the_second_sentence_alone_tells_nothing(documents):
+    """docs-next: a bag of words of the second sentence, fitted on train, stays at chance on dev.
+
+    Nor does it help whether that sentence stands in training, or opens a document.
+    """
+    splits = read_task("docs-next")
+    bags = CountVectorizer(binary=True)
+    seconds = {part: [b for _, b in split.texts] for part, split in splits.items()}
+    x = bags.fit_transform(seconds["train"])
+    model = LogisticRegression(C=0.1, max_iter=2000).fit(x, splits["train"].labels)
+    labels = splits["dev"].labels
+    error = 0.5 / np.sqrt(len(labels))
+    assert len(labels) > 100 and 0.4 < labels.mean() < 0.6
+    assert model.score(bags.transform(seconds["dev"]), labels) < 0.5 + 3 * error
+    train = {text for pair in splits["train"].texts for text in pair}
+    assert not train & {text for pair in splits["dev"].texts for text in pair}
+    openings = {sentences(row["text"])[0] for row in documents if sentences(row["text"])}
+    opens = np.array([b in openings for b in seconds["dev"]])
+    assert abs((opens == labels).mean() - (1 - labels.mean())) < 3 * error
+
+
+def test_word_overlap_is_a_fair_baseline():
+    """The rule finds that pairs which follow share words, with its threshold from training."""
+    texts = [("the cat sat", "the cat ran"), ("a dog", "one fish"), ("red sun", "red moon"),
+             ("big oak", "tall elm")]
+    split = Split(texts * 5, np.array([1, 0, 1, 0] * 5))
+    assert word_overlap({"train": split, "dev": split}) == 1.0
+    flipped = Split(split.texts, 1 - split.labels)
+    assert word_overlap({"train": split, "dev": flipped}) == 0.0
+
+
+# Overlap
+
+
+@pytest.mark.parametrize("chunk", [1 << 22, 77])
+@pytest.mark.parametrize("run", [13, 3, 1])
+def test_shared_words_are_those_of_a_plain_search(monkeypatch, chunk, run):
+    """Words in runs that both sides have, however the text is cut; no run crosses a [SEP]."""
+    monkeypatch.setattr(overlap, "CHUNK", chunk)
+    rng, sep = np.random.default_rng(0), 49
+    opens = np.ones(50, dtype=bool)
+    opens[30:49] = False
+    train, valid = rng.integers(0, 50, 3000), rng.integers(0, 50, 400)
+    valid[100:160], valid[200:260] = train[1000:1060], train[5:65]
+
+    def words(tokens):
+        groups = []
+        for number, token in enumerate(tokens.tolist()):
+            if opens[token]:
+                groups.append([token] if token != sep else [token, id(tokens), number])
+            elif groups:
+                groups[-1].append(token)
+        return list(map(tuple, groups))
+
+    a, b = words(train), words(valid)
+    known = {tuple(a[i : i + run]) for i in range(len(a) - run + 1)}
+    expected = np.zeros(len(b), dtype=bool)
+    for i in range(len(b) - run + 1):
+        if tuple(b[i : i + run]) in known:
+            expected[i : i + run] = True
+    assert expected.any() and not expected.all()
+    assert (overlap.shared_words(train, valid, opens, sep, run) == expected).all()

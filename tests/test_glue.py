@@ -1,6 +1,7 @@
 """GLUE: metrics against the libraries, and a loop that learns what it should and no more."""
 
 import json
+import shutil
 import zipfile
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.support.machine import Machine
 from mini_undivided.support.options import FinetuneOptions
-from mini_undivided.support.tasks import BUILT_IN, GLUE
+from mini_undivided.support.tasks import BUILT_IN, GLUE, Split, find_task
 from mini_undivided.tokenizer import (
     encode,
     load_tokenizer,
@@ -471,3 +472,49 @@ def test_bad_runs_are_refused(run_dir, data_dir, tmp_path):
         tuner = glue.Finetuner(options(run_dir, data_dir))
         tuner.lr = 1e30
         tuner.run("sst2")
+
+
+def test_a_trained_pooler_is_kept(run_dir, data_dir, tmp_path):
+    """A checkpoint's own pooler is where fine-tuning starts, if it has one; not from scratch."""
+    config = BertConfig.from_hugging_face(run_dir)
+    trained = lively(SequenceClassifier(config))
+    trained.save_pretrained(tmp_path)
+    save_tokenizer(load_tokenizer(run_dir), tmp_path)
+    for from_scratch in (False, True):
+        tuner = glue.Finetuner(options(tmp_path, data_dir, from_scratch=from_scratch))
+        model = tuner.make_model(find_task("sst2"))
+        assert torch.equal(model.pooler.weight, trained.pooler.weight) != from_scratch
+    assert glue.Finetuner(options(run_dir, data_dir)).pooler is None
+
+
+def test_texts_are_cut_where_pretraining_ended(run_dir, data_dir, tmp_path, capsys):
+    """By default as many tokens as pretraining showed, 128 at most; a larger one is commented."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    record = {"status": "finished", "options": {"seq_len": 17},
+              "corpus": {"fingerprint": "x", "documents": 1}}
+    write_json(tmp_path / "run" / "train.json", record)
+    assert glue.Finetuner(options(run_dir, data_dir, max_length=None)).max_length == 64
+    assert glue.Finetuner(options(tmp_path / "run", data_dir, max_length=None)).max_length == 17
+    assert "random" not in capsys.readouterr().out
+    assert glue.Finetuner(options(tmp_path / "run", data_dir, max_length=19)).max_length == 19
+    assert "--max-length 19: pretraining showed 17 tokens" in capsys.readouterr().out
+
+
+def test_answers_that_are_no_numbers_are_an_error(run_dir, data_dir):
+    """NaN is no answer: not 0, not the first class."""
+    assert np.isnan(glue.pearson(np.array([0.1, np.nan, 0.3]), np.array([1.0, 2.0, 3.0])))
+    tuner = glue.Finetuner(options(run_dir, data_dir))
+    model = tuner.make_model(find_task("sst2"))
+    torch.nn.init.constant_(model.classifier.bias, float("nan"))
+    with pytest.raises(UserError, match="answers are no longer numbers"):
+        glue.predict(model, [([2, 7, 3], [0, 0, 0])], tuner.machine)
+
+
+def test_the_best_constant_is_the_best_of_all_single_answers():
+    """Of the labels on dev, whichever training prefers; for F1 the positive class."""
+    splits = {part: Split([1, 2, 3], np.array(labels))
+              for part, labels in (("train", [0, 0, 0]), ("dev", [1, 1, 0]))}
+    best = glue.best_constant(find_task("mrpc"), splits)
+    assert best == {"accuracy": pytest.approx(2 / 3), "f1": pytest.approx(0.8)}
+    splits["dev"].labels = np.array([0.5, 2.5, 3.0])
+    assert glue.best_constant(find_task("stsb"), splits) == {"pearson": 0.0, "spearman": 0.0}

@@ -309,3 +309,14 @@ def test_initialisation_is_berts():
     )
     assert all(torch.equal(t, again[name]) for name, t in mlm.state_dict().items())
     assert not torch.equal(again["head.dense.weight"], other["head.dense.weight"])
+
+
+@pytest.mark.parametrize("form", [attend, attend_fast])
+def test_a_row_that_is_all_padding_harms_nobody(form):
+    """Its output is 0, and no gradient is NaN, in the written-out form as in the fused one."""
+    q, k, v = (torch.randn(B, H, T, 12, requires_grad=True) for _ in range(3))
+    mask = (torch.arange(T) < torch.tensor([13, 0, 8, 12, 9])[:, None])[:, None, None, :]
+    output = form(q, k, v, mask)
+    assert torch.all(output[1] == 0)
+    for gradient in torch.autograd.grad(output.square().sum(), (q, k, v)):
+        assert torch.isfinite(gradient).all() and torch.all(gradient[1] == 0)

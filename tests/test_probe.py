@@ -401,7 +401,8 @@ def test_summary_of_a_regression():
     )
     assert task.classes == 0
     seeds = [{"test": [0.1, 0.3], "valid": [0.2, 0.1]}, {"test": [0.3, 0.5], "valid": [0.4, 0.1]}]
-    scores = {"trained": seeds, "untrained": [{"test": [0.0, 0.0], "valid": [0.0, 0.0]}], "control": []}
+    fresh = [{"test": [0.0, 0.0], "valid": [0.0, 0.0]}]
+    scores = {"trained": seeds, "untrained": fresh, "control": []}
     summary = probe.summary(task, scores)
     assert summary["trained"]["valid"] == pytest.approx([0.3, 0.1])
     assert summary["majority"] == 0 and summary["trained"]["mean"] == pytest.approx([0.2, 0.4])

@@ -15,6 +15,7 @@ from mini_undivided.probe import glue_task, run_probes, text_tasks, treebank_tas
 from mini_undivided.report import figures, tables
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
+    check_form,
     check_writable,
     read_json,
     write_json,
@@ -66,7 +67,16 @@ class Run:
                 "ffns": len(self.config.ffn_layers), "layers": self.config.num_hidden_layers,
                 "flops_per_token": self.record.get("flops_per_token"),
                 **self.record.get("result", {}),
-                "glue": [read_json(path, RESULT) for path in results]}
+                "glue": [read_result(path) for path in results]}
+
+
+def read_result(path):
+    """What finetune.py wrote of a task."""
+    result = read_json(path, RESULT)
+    for metric, score in result["scores"].items():
+        check_form(score, {"mean": float, "std": (float, type(None))}, path, f'"{metric}"')
+        check_form(result["majority"], {metric: float}, path)
+    return result
 
 
 class Analysis:

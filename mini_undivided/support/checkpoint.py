@@ -60,7 +60,11 @@ class Pretrained(nn.Module):
         config = BertConfig.from_hugging_face(folder)
         cut = ffn_layers != "as saved"
         if cut:
-            config = replace(config, ffn_layers=ffn_layers)
+            full, config = config, replace(config, ffn_layers=ffn_layers)
+            lacking = set(config.ffn_layers) - set(full.ffn_layers)
+            if lacking:
+                reason = "only FFNs that it has can be kept"
+                raise UserError(f"{directory} has no FFN in layer {min(lacking)}: {reason}")
         tensors = read_weights(folder)
         with torch.device("meta"):  # shapes only: what does not fit is refused before taking memory
             matched = match_tensors(cls(config, **kwargs), tensors, str(directory), cut)

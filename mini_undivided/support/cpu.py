@@ -18,12 +18,17 @@ from torch.utils.checkpoint import checkpoint
 
 def speed_up():
     """Do what helps on this CPU → the name of the library that multiplies matrices."""
-    if os.environ.get("MINI_UNDIVIDED_CPU") != "plain":
+    if not is_plain():
         keep_memory()
         if multiply_with_onednn():
             return "oneDNN"
     name = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     return {"mkl": "MKL", "open": "OpenBLAS"}.get(name[1], name[1]) if name else "PyTorch"
+
+
+def is_plain():
+    """Whether the tricks of this module are switched off."""
+    return os.environ.get("MINI_UNDIVIDED_CPU") == "plain"
 
 
 class Recomputing:
@@ -39,7 +44,7 @@ class Recomputing:
 
 def save_memory(model):
     """Let every feed-forward sublayer of a model be `Recomputing` → the model."""
-    for module in model.modules():
+    for module in () if is_plain() else model.modules():
         if hasattr(module, "gelu_down") and not isinstance(module, Recomputing):
             module.__class__ = type(type(module).__name__, (Recomputing, type(module)), {})
     return model

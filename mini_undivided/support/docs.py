@@ -13,7 +13,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import atomic, cache_dir, short_hash
+from mini_undivided.support.files import (
+    atomic,
+    cache_dir,
+    remove_temporaries,
+    short_hash,
+)
 
 DOCS_VERSION = 2  # raise it when the text below changes
 RUN = 13  # words of the held-out text that the training text must not have in a row
@@ -34,6 +39,7 @@ def docs_file(is_held_out):
             pass
     path = cache_dir() / f"docs-{short_hash(' '.join(versions), 6)}.jsonl"
     if not path.exists():
+        remove_temporaries(path.parent)
         documents = gather_docs()
         texts = separate([text for _, text in documents], is_held_out)
         with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:

@@ -22,10 +22,13 @@ def command_line():
     after Ctrl-C and SIGTERM.
     """
     codecs.register_error("plain", plain_letters)
-    for name in ("stdout", "stderr"):
-        getattr(sys, name).reconfigure(errors="plain")
-        setattr(sys, name, Patient(getattr(sys, name)))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, files are cleaned up
+    streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plain")
+        setattr(sys, name, Patient(stream))
+    # As Ctrl-C, so that files are cleaned up.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except UserError as error:
@@ -41,6 +44,10 @@ def command_line():
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # at once: a thread of a library may be busy for a while
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for name, stream in streams.items():
+            setattr(sys, name, stream)
 
 
 def fail(sentence):

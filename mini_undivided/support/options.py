@@ -335,6 +335,8 @@ def train_options(typed):
         given = [dashed(name) for name in names if name in typed]
         if len(given) > 1:
             raise UserError(f"{given[0]} and {given[1]} exclude each other: give one of them")
+    if "tokenizer" in typed and "vocab_size" in typed:
+        raise UserError("--vocab-size does nothing with --tokenizer, which brings its entries")
     shortcuts = {each.name for each in fields(TrainShortcuts)}
     changes = {name: value for name, value in typed.items() if name not in shortcuts}
     preset = typed.get("preset", "laptop")

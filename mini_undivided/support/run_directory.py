@@ -30,8 +30,13 @@ except ImportError:  # not on Windows
     fcntl = None
 
 NULL = type(None)
-RECORD = {"status": str, "options": dict, "corpus": {"fingerprint": str, "documents": int},
-          "flops_per_token?": float, "unigram_entropy?": float, "result?": dict}  # of train.json
+BASELINE = {"loss": float, "accuracy": float, "accuracy_at_mask": float}
+OPTIONS = {"corpus?": [str], "seq_len?": int, "out?": str}
+RESULT = {"validation_loss": float, "validation_accuracy": float, "tokens": int, "seconds": float,
+          "tokens_per_second": float, "peak_memory_bytes": (int, float), "baseline?": BASELINE,
+          "accuracy_at_mask?": float}
+RECORD = {"status": str, "options": OPTIONS, "corpus": {"fingerprint": str, "documents": int},
+          "flops_per_token?": float, "baseline?": BASELINE, "result?": RESULT}  # of train.json
 ROW = {"step": int, "tokens?": int, "loss?": float, "validation_loss?": float}  # of log.jsonl
 
 
@@ -49,8 +54,10 @@ def resolve(directory):
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # of many kinds: no network, no such model, no permission
-        reason = f"nor a model that the hub gave ({type(error).__name__}); check the name"
-        raise UserError(f"{directory} is neither a folder here {reason}") from None
+        kind = type(error).__name__
+        advice = "check the name" if "NotFound" in kind else "is there a network?"
+        raise UserError(f"{directory} is no folder here, and the hub did not give a model of this "
+                        f"name ({kind}): {advice}") from None
 
 
 def claim(directory):

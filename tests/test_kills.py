@@ -1,0 +1,191 @@
+"""A run of train.py that is killed, started twice, or loses its terminal, its text or its disk.
+
+`python -m pytest tests/test_kills.py --kills 200` kills it so many times, within saves, too.
+"""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import small_run, train_options
+
+from mini_undivided.pretrain import pretrain
+from mini_undivided.report.training import train
+from mini_undivided.support import files, run_directory
+from mini_undivided.support.checkpoint import read_weights
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import read_json, write_json
+from mini_undivided.support.options import resume_options
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(*arguments, **settings):
+    """Start train.py → the process."""
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def losses(out):
+    """step → loss, of the log."""
+    return {row["step"]: row["loss"] for row in run_directory.read_log(out) if "loss" in row}
+
+
+def wait_for(condition, process):
+    """Wait until a condition holds, or the process has ended."""
+    while not condition() and process.poll() is None:
+        time.sleep(0.02)
+
+
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tale, tmp_path, request):
+    """However often it is killed, and wherever, resuming ends in the same weights and losses.
+
+    Nothing temporary is left. A run that was killed before its first checkpoint is started again.
+    """
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    arguments = small_run(tale, out, "--steps", 500, "--dropout", 0.1)
+    start(*arguments, "--out", whole).communicate()
+    rng, kills = np.random.default_rng(os.getpid()), 0
+    while True:
+        resume = (out / "training_state.pt").exists()
+        process = start(*(["--resume", "--out", out] if resume else arguments))
+        if kills == request.config.getoption("--kills"):
+            stdout, stderr = process.communicate()
+            assert process.returncode == 0, stderr
+            break
+        if rng.random() < 0.5:  # while something is saved
+            wait_for(lambda: any(out.glob(".*.tmp")), process)
+        else:
+            time.sleep(rng.uniform(1.5, 5.0))
+        process.kill()
+        stdout, stderr = process.communicate()
+        kills += 1
+        if process.returncode == 0:
+            shutil.rmtree(out)  # it was too late: once more
+    for name, tensor in read_weights(whole).items():
+        assert torch.equal(tensor, read_weights(out)[name]), name
+    assert losses(out) == losses(whole) and not list(out.glob(".*"))
+    assert read_json(out / "train.json")["status"] == "finished"
+
+
+def test_one_process_at_a_time(tale, tmp_path):
+    """A second train.py on a run directory is refused, and a kill gives it free."""
+    out = tmp_path / "run"
+    first = start(*small_run(tale, out, "--steps", 100000))
+    wait_for(lambda: run_directory.read_log(out), first)
+    for arguments in (small_run(tale, out), ["--resume", "--out", out]):
+        second = start(*arguments)
+        _, stderr = second.communicate()
+        assert second.returncode == 2, stderr
+        assert "another process is training in" in stderr or "no checkpoint yet" in stderr
+    first.kill()
+    first.communicate()
+    run_directory.release(run_directory.claim(out))
+
+
+def test_a_run_without_a_checkpoint_can_be_started_again(tale, tmp_path):
+    """What a run left that died before it saved is no obstacle; --resume says what to do."""
+    options = train_options(*small_run(tale, tmp_path / "run"))
+    out = Path(options.out)
+    out.mkdir()
+    record = {"status": "running", "options": vars(options),
+              "corpus": {"fingerprint": "x", "documents": 1}}
+    write_json(out / "train.json", record)
+    (out / ".training_state.pt.999999999.tmp").write_bytes(b"half")
+    with pytest.raises(UserError, match="no checkpoint yet: start it again without --resume"):
+        pretrain(resume_options({"out": str(out)}), resume=True)
+    assert pretrain(options)["status"] == "finished"
+    assert not list(out.glob(".*"))  # nor what a kill left within a save
+
+
+def test_a_run_belongs_to_its_text_and_tokenizer(tale, tmp_path):
+    """A resumed run whose text or tokenizer has changed stops before it writes."""
+    text = tmp_path / "tale.jsonl"
+    text.write_bytes(Path(tale).read_bytes())
+    out = tmp_path / "run"
+    pretrain(train_options(*small_run(text, out)))
+    record = {**read_json(out / "train.json"), "status": "interrupted"}
+    write_json(out / "train.json", record)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with open(text, "a") as file:
+        file.write('{"text": "One more document."}\n')
+    with pytest.raises(UserError, match="the text of .*tale.jsonl is not that which the run in"):
+        pretrain(resume_options({"out": str(out)}), resume=True)
+    text.write_bytes(Path(tale).read_bytes())
+    other = train_options(*small_run(text, tmp_path / "other", "--vocab-size", 60))
+    pretrain(other)
+    shutil.copy(tmp_path / "other" / "tokenizer.json", out)
+    with pytest.raises(UserError, match="its tokenizer has changed|size mismatch"):
+        pretrain(resume_options({"out": str(out)}), resume=True)
+    shutil.copy(out / "tokenizer_config.json", tmp_path)
+    (out / "tokenizer.json").write_bytes(before["tokenizer.json"])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_full_disk_is_said_and_costs_nothing(tale, tmp_path, monkeypatch):
+    """A disk that fills up ends the run with a sentence; the checkpoint before it is whole."""
+    options = train_options(*small_run(tale, tmp_path / "run"))
+    fsync, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(UserError, match="could not be written: the disk is full"):
+        pretrain(options)
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    assert not list(Path(options.out).glob(".*"))
+    assert pretrain(resume_options({"out": options.out}), resume=True)["status"] == "finished"
+
+
+@pytest.mark.parametrize("after", [0.6, 1.2, 2.0])
+def test_ctrl_c_before_training_begins(tale, tmp_path, after):
+    """Ctrl-C while libraries are loaded or text is read: one word, status 130, nothing left."""
+    process = start(*small_run(tale, tmp_path / "run", "--steps", 10**6),
+                    MINI_UNDIVIDED_CACHE=str(tmp_path / "cache"))
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in stderr, stderr
+    assert not list(tmp_path.rglob(".*.tmp"))
+
+
+def test_a_closed_pipe_costs_no_work(tale, tmp_path):
+    """`train.py … | head -1`: the run goes on to its end in silence."""
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, small_run(tale, tmp_path / "run"))]
+    script = 'set -o pipefail; "$@" | head -1'
+    done = subprocess.run(["bash", "-c", script, "bash", *command], capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.stdout.startswith("corpus") and done.stdout.count("\n") == 1
+    assert read_json(tmp_path / "run" / "train.json")["status"] == "finished"
+
+
+def test_a_terminal_without_unicode_gets_plain_letters(tale, tmp_path):
+    """Where "×" cannot be shown an x stands."""
+    process = start(*small_run(tale, tmp_path / "run"), PYTHONIOENCODING="ascii")
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert "at once x 1 accumulated x 1 process(es)" in stdout
+
+
+def test_places_that_cannot_be_written_are_said_before_the_work(tale, tmp_path, monkeypatch):
+    """A file where a folder should be, or a folder without permission: an error at the start."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to .*: .*file is a file"):
+        train(train_options(*small_run(tale, tmp_path / "file" / "run")))
+    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="no permission to write in"):
+        files.check_writable(tmp_path / "new" / "run")

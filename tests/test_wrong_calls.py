@@ -1,0 +1,206 @@
+"""Wrong command lines: status 2, a sentence that names the thing, and nothing written."""
+
+import shutil
+import sys
+
+import pytest
+
+import analyze
+import finetune
+import train
+from mini_undivided.support.files import read_json, write_json
+
+HUGE = 10**12
+
+# RUN and NOFFN are finished runs, HALF is one that is not, BROKEN one with half a train.json, EMPTY
+# an empty folder, FILE a text, TALE a corpus.
+TRAIN = [
+    ("--no-ffn --ffn-every 2", "--no-ffn and --ffn-every exclude each other: give one of them"),
+    ("--no-ffn --ffn-layers 1", "--no-ffn and --ffn-layers exclude each other"),
+    ("--ffn-every 2 --ffn-layers 1", "--ffn-every and --ffn-layers exclude each other"),
+    ("--steps 3 --minutes 1", "--steps and --minutes exclude each other"),
+    ("--lr -1", "argument --lr: -1 is not a number from 1e-12 to 100"),
+    ("--lr 0", "argument --lr: 0 is not a number"),
+    ("--lr nan", "argument --lr: nan is not a number"),
+    ("--lr 1e30", "argument --lr: 1e30 is not a number from 1e-12 to 100"),
+    ("--lr fast", "argument --lr: fast is not a number"),
+    ("--lr", "argument --lr: expected one argument"),
+    ("--layers 0", "argument --layers: 0 is not a whole number from 1 to 1,000"),
+    ("--layers 2.5", "argument --layers: 2.5 is not a whole number"),
+    ("--layers 1000000", "argument --layers: 1000000 is not a whole number from 1 to 1,000"),
+    ("--hidden-size 0", "argument --hidden-size: 0 is not a whole number"),
+    (f"--hidden-size {HUGE}", "is not a whole number from 1 to 65,536"),
+    ("--heads 5", "5 heads do not divide the hidden size 128; choose a number of heads that does"),
+    ("--heads -4", "argument --heads: -4 is not a whole number"),
+    (f"--ffn-size {HUGE}", "argument --ffn-size"),
+    ("--ffn-layers 1,x", "1,x is not a list of layer numbers, such as 3,7,11"),
+    ("--ffn-layers 9", "FFN layer 9 is out of range: the 4 layers are numbered from 0 to 3"),
+    ("--ffn-layers -1", "FFN layer -1 is out of range: the 4 layers are numbered from 0"),
+    ("--ffn-every 0", "argument --ffn-every: 0 is not a whole number"),
+    (f"--vocab-size {HUGE}", "--vocab-size: 1000000000000 is not a whole number from 1"),
+    ("--vocab-size 0", "argument --vocab-size: 0 is not a whole number"),
+    ("--seq-len 7", "argument --seq-len: 7 is not a whole number from 8 to 65,536"),
+    ("--seq-len 513 --corpus TALE", "--seq-len 513 is longer than the model's 512 positions"),
+    ("--short-first 1", "argument --short-first: 1 is not a number from 0 to 0.99"),
+    ("--short-first half", "argument --short-first: half is not a number"),
+    ("--batch-tokens 2000000000", "--batch-tokens: 2000000000 is not a whole number from 1"),
+    ("--batch-tokens 63 --corpus TALE", "--batch-tokens 63 is less than one sequence of 64 tokens"),
+    ("--micro-batch 0", "argument --micro-batch: 0 is not a whole number"),
+    ("--micro-batch 3 --corpus TALE", "--micro-batch 3 does not divide the 16 sequences"),
+    ("--steps 0", "argument --steps: 0 is not a whole number"),
+    ("--steps -5", "argument --steps: -5 is not a whole number"),
+    ("--minutes 0", "argument --minutes: 0 is not a number from 0.001"),
+    ("--minutes soon", "argument --minutes: soon is not a number"),
+    ("--dropout 1.5", "argument --dropout: 1.5 is not a number from 0 to 0.99"),
+    ("--seed -1", "argument --seed: -1 is not a whole number from 0"),
+    ("--seed 1.0", "argument --seed: 1.0 is not a whole number"),
+    ("--preset huge", "argument --preset: invalid choice: 'huge'"),
+    ("--device tpu", "argument --device: invalid choice: 'tpu'"),
+    ("--dtype float16", "argument --dtype: invalid choice: 'float16'"),
+    ("--device cuda --corpus TALE", "--device cuda: this PyTorch sees no CUDA GPU"),
+    ("--device mps --corpus TALE", "--device mps: this PyTorch sees no Apple GPU"),
+    ("--no-fnn", "unrecognized arguments: --no-fnn"),
+    ("extra", "unrecognized arguments: extra"),
+    ("--corpus", "argument --corpus: expected at least one argument"),
+    ("--corpus nowhere.txt", "nothing to read at nowhere.txt: no such file or folder"),
+    ("--corpus EMPTY", "it holds none of .txt, .txt.gz, .jsonl"),
+    ("--corpus nowhere/*.txt", "nothing to read at nowhere/*.txt"),
+    ("--corpus image.png", "image.png is no corpus file: its name should end in .txt"),
+    ("--corpus empty.txt", "the corpus empty.txt is empty: every file has a length of 0"),
+    ("--corpus latin.txt", "latin.txt is not UTF-8 in line 1; convert it, for example with iconv"),
+    ("--corpus bad.jsonl", 'bad.jsonl, line 2: not a JSON object with a "text" field'),
+    ("--corpus half.jsonl", 'half.jsonl, line 1: not a JSON object with a "text" field'),
+    ("--corpus short.txt", "the corpus is too small for its"),
+    ("--corpus TALE hf:some/set", "--corpus takes one dataset from the hub, or paths, not both"),
+    ("--corpus ~nouser/x.txt", "nothing to read at ~nouser/x.txt"),
+    ("--corpus ''", "argument --corpus: it is empty"),
+    ("--out ''", "argument --out: it is empty"),
+    ("--out FILE --corpus TALE", "cannot write to FILE: FILE is a file"),
+    ("--out RUN --corpus TALE", "RUN already holds a run: resume it with --resume"),
+    ("--tokenizer nowhere/at/all --corpus TALE", "nowhere/at/all is not a folder"),
+    ("--tokenizer EMPTY --corpus TALE", "holds no tokenizer: neither tokenizer.json nor vocab.txt"),
+    ("--tokenizer bom.txt --corpus TALE", 'bom.txt, line 7: "the" stands there twice'),
+    ("--tokenizer few.txt --corpus TALE", "the vocabulary of few.txt has no [MASK]; BERT needs"),
+    ("--tokenizer RUN --cased --corpus TALE", "--cased is for a vocab.txt"),
+    ("--tokenizer RUN --vocab-size 99", "--vocab-size does nothing with --tokenizer"),
+    ("--init nowhere/at/all", "nowhere/at/all is not a folder: give a run directory"),
+    ("--init EMPTY", "config.json does not exist: is EMPTY a run or a Hugging Face checkpoint?"),
+    ("--init HALF --corpus TALE", "HALF has not finished its training: wait for it, or resume it"),
+    ("--init RUN --layers 3", "--layers cannot go with --init, which brings its own"),
+    ("--init RUN --tokenizer RUN", "--tokenizer cannot go with --init"),
+    ("--init RUN --cased", "--cased cannot go with --init"),
+    ("--init NOFFN --ffn-layers 0 --corpus TALE", "has no FFN in layer 0: only FFNs that it has"),
+    ("--resume", "there is no run to resume in runs/full; name it with --out"),
+    ("--resume --out nowhere", "there is no run to resume in nowhere; name it with --out"),
+    ("--resume --out HALF --lr 0.5", "--lr 0.5 is not the 0.01 that the run in HALF was"),
+    ("--resume --out HALF --no-ffn", "--ffn-layers (no layer) is not the (every layer)"),
+    ("--resume --out HALF --preset base", "that the run in HALF was started with"),
+    ("--resume --out BROKEN", "train.json cannot be read"),
+]
+FINETUNE = [
+    ("", "the following arguments are required: RUN, --task"),
+    ("RUN", "the following arguments are required: --task"),
+    ("RUN --task cloa", 'there is no task "cloa"; did you mean "cola"?'),
+    ("RUN --task xyzzy", 'there is no task "xyzzy" (tasks: cola, sst2'),
+    ("RUN --task ''", "argument --task: it is empty"),
+    ("RUN --task rte --data-dir nowhere", "RTE is not in nowhere: looked for nowhere/RTE"),
+    ("RUN --task all --data-dir EMPTY", "none of the nine tasks is in EMPTY: looked for CoLA"),
+    ("runs/nothing --task cola", "runs/nothing is not a folder: give a run directory"),
+    ("EMPTY --task cola", "config.json does not exist"),
+    ("HALF --task cola", "HALF has not finished its training"),
+    ("RUN --task cola --epochs 0", "argument --epochs: 0 is not a whole number from 1 to 1,000"),
+    ("RUN --task cola --lr nan", "argument --lr: nan is not a number from 1e-12 to 100"),
+    ("RUN --task cola --seeds 0", "argument --seeds: 0 is not a whole number"),
+    ("RUN --task cola --batch-size -3", "argument --batch-size: -3 is not a whole number"),
+    ("RUN --task cola --max-length 3", "argument --max-length: 3 is not a whole number from 8"),
+    ("RUN --task cola --max-length 999", "--max-length 999 is more than the 512 positions of RUN"),
+    ("RUN --task cola --train-examples 0", "argument --train-examples: 0 is not a whole number"),
+    ("RUN --task cola --device tpu", "argument --device: invalid choice: 'tpu'"),
+    ("RUN EMPTY --task cola", "unrecognized arguments: EMPTY"),
+]
+ANALYZE = [
+    ("", "give two runs to compare, or a command: report, cka, probe, fill"),
+    ("RUN", "report compares two runs or more, but only RUN was given"),
+    ("cka RUN", "cka compares two runs or more, but only RUN was given"),
+    ("RUN RUN", "a run is given twice: RUN RUN"),
+    ("RUN RUN/", "a run is given twice: RUN RUN/"),
+    ("RUN EMPTY", "config.json does not exist"),
+    ("RUN HALF", "HALF has not finished its training"),
+    ("runs/nothing runs/more", "runs/nothing is not a folder"),
+    ("RUN NOFFN --ceiling RUN", "--ceiling names the first run itself"),
+    ("RUN NOFFN --ceiling NOFFN", "has another architecture than"),
+    ("RUN NOFFN --corpus nowhere.txt", "nothing to read at nowhere.txt"),
+    ("RUN NOFFN --examples 0", "argument --examples: 0 is not a whole number"),
+    ("RUN NOFFN --seeds 0", "argument --seeds: 0 is not a whole number"),
+    ("RUN NOFFN --data-dir EMPTY", "--data-dir does nothing without --task"),
+    ("RUN NOFFN --task sst3", 'there is no task "sst3"; did you mean "sst2"?'),
+    ("RUN NOFFN --out FILE", "cannot write to FILE: FILE is a file"),
+    ("probe RUN --ceiling NOFFN", "unrecognized arguments: --ceiling"),
+    ("probe RUN --conllu EMPTY", "should hold one file *train*.conllu, but it holds 0"),
+    ("cka RUN NOFFN --cls", "unrecognized arguments: --cls"),
+    ("fill RUN", "the following arguments are required: SENTENCE"),
+    ("fill RUN 'no mask here'", 'there is no [MASK] in "no mask here"; write one for each word'),
+    ("fill EMPTY 'a [MASK]'", "config.json does not exist"),
+]
+CALLS = [(program, *call) for program, calls in
+         ((train, TRAIN), (finetune, FINETUNE), (analyze, ANALYZE)) for call in calls]
+
+
+@pytest.fixture(scope="module")
+def place(three, tale, tmp_path_factory):
+    """A folder with what the calls name, and {placeholder: path}."""
+    folder = tmp_path_factory.mktemp("calls")
+    for name, run in (("RUN", "full"), ("NOFFN", "noffn"), ("HALF", "full"), ("BROKEN", "full")):
+        shutil.copytree(three / run, folder / name)
+    record = read_json(folder / "HALF" / "train.json")
+    write_json(folder / "HALF" / "train.json", {**record, "status": "interrupted"})
+    (folder / "BROKEN" / "train.json").write_text('{"status": "running", ')
+    (folder / "EMPTY").mkdir()
+    (folder / "FILE").write_text("")
+    (folder / "TALE").mkdir()
+    shutil.copy(tale, folder / "TALE" / "tale.jsonl")
+    special = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n"
+    texts = {"image.png": b"", "empty.txt": b"", "latin.txt": b"caf\xe9 " * 99,
+             "short.txt": b"word", "bad.jsonl": b'{"text": "a"}\n{"words": "b"}\n',
+             "half.jsonl": b'{"text": "\\ud800"}\n',
+             "few.txt": special.encode() + b"the\n",
+             "bom.txt": f"\ufeff{special}[MASK]\nthe\nthe\n".encode()}
+    for name, content in texts.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def listing(folder):
+    """Every file of a folder with its size."""
+    return {str(path): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def test_there_are_a_hundred():
+    """The table is as long as it claims to be, and no call stands in it twice."""
+    assert len(set((program.__name__, call) for program, call, _ in CALLS)) == len(CALLS) >= 100
+
+
+@pytest.mark.parametrize(("program", "call", "sentence"), CALLS, ids=[call for _, call, _ in CALLS])
+def test_a_wrong_call_ends_in_a_sentence(program, call, sentence, place, monkeypatch, capsys):
+    """Status 2, the sentence at the end of stderr, no traceback, no file more or less."""
+    if "cuda" in call:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.chdir(place)
+    before = listing(place)
+    words = [word.strip("'") for word in split(call)]
+    monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    stderr = capsys.readouterr().err
+    last = stderr.strip().splitlines()[-1]
+    assert ended.value.code == 2 and sentence in last, stderr
+    assert "error: " in last and "Traceback" not in stderr
+    assert listing(place) == before
+
+
+def split(call):
+    """The words of a call; quotation marks keep spaces together."""
+    words = []
+    for i, part in enumerate(call.split("'")):
+        words += [f"'{part}'"] if i % 2 else part.split()
+    return words
