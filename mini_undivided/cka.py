@@ -1,24 +1,24 @@
 """How alike are two layers? Debiased centred kernel alignment (CKA; Kornblith 2019, 1905.00414).
 
 Letters: B texts in a batch, T tokens in the longest, C width and L number of layers, n rows in a
-minibatch.
+minibatch; K and G are two layers' Gram matrices.
 
 A layer is a matrix X (n, C) with a row for each token (or text). Its Gram matrix K = X Xᵀ says
-which rows are alike in the eyes of this layer, and CKA is the correlation of two layers' Gram
-matrices:
+which rows are alike in the eyes of this layer, and CKA is the correlation of two Gram matrices:
 
-    CKA(K, L) = HSIC(K, L) / √(HSIC(K, K) HSIC(L, L))
+    CKA(K, G) = HSIC(K, G) / √(HSIC(K, K) HSIC(G, G))
 
-so neither the width of a layer nor a rotation or scaling of it matters. The plain HSIC,
-tr(K H L H) / (n - 1)² with H = I - 1/n, is biased: CKA comes out near 1 whenever n is not far above
-C, even for unrelated layers. The unbiased one (Song et al. 2012) leaves the diagonals out:
+so neither the width of a layer nor a rotation or scaling of it matters. HSIC, the Hilbert-Schmidt
+independence criterion, is the covariance of their entries. Its plain form, tr(K H G H) / (n - 1)²,
+where H = I - 1 1ᵀ / n subtracts means, is biased: CKA comes out near 1 whenever n is not far above
+C, even for unrelated layers. The unbiased form (Song et al. 2012) leaves the diagonals out:
 
-    HSIC(K, L) = Σ K̃ ∘ L̃ / (n (n - 3))           with K̃_ii = 0 and, for i ≠ j,
-    K̃_ij = K_ij - Σ_l K_il / (n - 2) - Σ_l K_lj / (n - 2) + Σ_lm K_lm / ((n - 1) (n - 2))
+    HSIC(K, G) = Σ_ij K̃_ij G̃_ij / (n (n - 3))     with K̃_ii = 0 and, for i ≠ j,
+    K̃_ij = K_ij - Σ_a K_ia / (n - 2) - Σ_a K_aj / (n - 2) + Σ_ab K_ab / ((n - 1) (n - 2))
 
-where K's own diagonal counts as 0 ("U-centring"). Being unbiased, it may be averaged over
-minibatches (Nguyen et al. 2021, 2010.15327). Unrelated layers give 0 on average, and single values
-just below it.
+where K's own diagonal counts as 0 ("U-centring"). Since HSIC is unbiased, it may be averaged over
+minibatches, and CKA taken of the three averages (Nguyen et al. 2021, 2010.15327). Unrelated layers
+give 0 on average, and single values just below it.
 """
 
 import torch
@@ -117,12 +117,12 @@ def collapse(layers, mask):
 
     layers: a list of (B, T, C); mask (B, T) → (L, 2, B): the distance of the token vectors from
     their mean, relative to their norm (Dong et al. 2021, 2103.03404), and the mean cosine of two
-    different tokens. Collapse is 0, and 1.
+    different tokens ([CLS] and [SEP] count). Fully collapsed: distance 0, cosine 1.
     """
     x = torch.stack(layers) * mask[..., None]  # (L, B, T, C), padding 0
     count = mask.sum(1)  # (B,)
     mean = x.sum(2) / count[:, None]  # (L, B, C)
-    squares = x.square().sum((2, 3))  # (L, B): Σ |x|², and of the distances T |mean|² less
+    squares = x.square().sum((2, 3))  # (L, B); Σ|x - mean|² = Σ|x|² - T|mean|²
     distance = ((squares - count * mean.square().sum(-1)).clamp(min=0) / squares).sqrt()
     unit = torch.nn.functional.normalize(x, dim=-1).sum(2)  # (L, B, C)
     cosine = (unit.square().sum(-1) - count) / (count * (count - 1)).clamp(min=1)  # pairs i ≠ j

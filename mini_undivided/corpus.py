@@ -148,6 +148,8 @@ def read_pieces(path):
                     if line.strip():
                         row = json.loads(line)
                         row["text"].encode()  # half a surrogate pair is no text
+                        if row.get("held_out") not in (None, True, False):
+                            raise TypeError
                         yield from pieces_of(row["text"], row.get("held_out"))
                 return
             rest, begins = "", True

@@ -6,9 +6,9 @@ Documents are tokenised once and strung together, a [SEP] after each; a sequence
 tokens between [CLS] and [SEP]. So sequences are full, nothing is padding, and a sequence may begin
 in the middle of a document and run on into the next.
 
-Every random draw is a function of the seed and of the number of the visit (how many sequences were
-drawn before), and of nothing else. So a run resumes without having stored its place, and splitting
-a batch over micro-batches or processes changes no token of it.
+Every random draw is a function of the seed and of the step (masks) or the epoch (order), and of
+nothing else. So a run resumes without having stored its place, and splitting a batch over
+micro-batches or processes changes no token of it.
 """
 
 from dataclasses import dataclass
@@ -66,14 +66,6 @@ class Tokens:
     def count(self):
         """The number of tokens of both parts."""
         return len(self.train) + len(self.valid)
-
-
-def stream(purpose, seed, number):
-    """Random numbers for a purpose (ORDER, MASKS, VALIDATION), a seed, and an epoch, step or batch.
-
-    The three stand at fixed places, so that no two streams meet.
-    """
-    return np.random.default_rng([purpose, seed, number])
 
 
 def cached_tokenizer(corpus, vocab_size, cased=False):
@@ -144,6 +136,14 @@ def byte_bar(name, total):
 
 
 # Token file → masked batches.
+
+
+def stream(purpose, seed, number):
+    """Random numbers for a purpose (ORDER, MASKS, VALIDATION), a seed, and an epoch, step or batch.
+
+    The three stand at fixed places, so that no two streams meet.
+    """
+    return np.random.default_rng([purpose, seed, number])
 
 
 class MaskedBatch(NamedTuple):
@@ -258,15 +258,16 @@ def validation_batches(sequences, limit, rank=0, world=1):
     chosen = np.arange(count) * len(sequences) // count
     for number, first in enumerate(range(0, count, VALIDATION_BATCH)):
         if number % world == rank:
-            rng = stream(VALIDATION, 0, number)  # drawn once, the same for every run
+            rng = stream(VALIDATION, 0, number)  # the same in every run and at every validation
             yield sequences.masked(sequences.read(chosen[first : first + VALIDATION_BATCH]), rng)
 
 
 def context_free_baseline(tokens, is_special):
     """Loss and accuracy of the best model that looks at a masked place and at no other, exactly.
 
-    It knows how common each ordinary word is (p, from `tokens`, the validation part) and how places
-    are masked. At a [MASK] it has to say p: its loss is the (unigram) entropy -Σ p log p. But one
+    It knows how common each of the V ordinary words is (p, from `tokens`, the validation part) and
+    how places are masked. At a [MASK] it has to say p: its loss is the (unigram) entropy -Σ p log
+    p. But one
     place in five shows a word w: w itself, kept, or a random word. By Bayes' rule
 
         P(original = w | shown = w) = (p_w keep + p_w random / V) / (p_w keep + random / V),
@@ -280,12 +281,12 @@ def context_free_baseline(tokens, is_special):
     def xlogx(x):
         return x * np.log(np.where(x > 0, x, 1))
 
-    entropy, random = -xlogx(p).sum(), TO_RANDOM / V
-    shown, own = keep * p + random, (keep + random) * p  # P(w is shown), P(w is shown and original)
-    others = random * (np.log(random) * (1 - p) - entropy - xlogx(p))  # Σ x log x of the others
+    entropy, each = -xlogx(p).sum(), TO_RANDOM / V  # each: P(a certain random word is shown)
+    shown, own = keep * p + each, (keep + each) * p  # P(w is shown), P(w is shown and original)
+    others = each * (np.log(each) * (1 - p) - entropy - xlogx(p))  # Σ x log x of the others
     loss = TO_MASK * entropy + (xlogx(shown) - xlogx(own) - others).sum()
     rival = np.full(V, p.max())  # the commonest other word
-    rival[p.argmax()] = np.partition(p, -2)[-2]
-    accuracy = TO_MASK * p.max() + np.maximum(own, random * rival).sum()
+    rival[p.argmax()] = np.sort(p)[-2:][0]
+    accuracy = TO_MASK * p.max() + np.maximum(own, each * rival).sum()
     scores = {"loss": loss, "accuracy": accuracy, "accuracy_at_mask": p.max()}
     return {name: float(x) for name, x in {**scores, "unigram_entropy": entropy}.items()}

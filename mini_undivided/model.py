@@ -1,7 +1,9 @@
 """The BERT encoder (Devlin et al. 2019, 1810.04805), with an FFN in the layers that you choose.
 
 Letters: B sequences in a batch, T tokens in a sequence, C hidden size, H heads, D = C / H the
-width of a head, M positions that are asked for in a sequence, V words in the vocabulary, K labels.
+width of a head, V words in the vocabulary, K labels. M positions are asked for: pretraining needs
+the last layer's output at the masked places only, so that queries are computed there alone; else M
+= T.
 
 A block is two sublayers, each followed by a residual and a LayerNorm ("post-norm"):
 
@@ -50,6 +52,11 @@ def attend_fast(q, k, v, mask=None, dropout=0.0):
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
+def pick(x, positions):
+    """The vectors of x (B, T, C) at positions (B, M) → (B, M, C)."""
+    return x.gather(1, positions[:, :, None].expand(-1, -1, x.size(-1)))
+
+
 class Attention(nn.Module):
     """The attention sublayer: LayerNorm(x + Dropout(W_o · attention(x)))."""
 
@@ -76,11 +83,6 @@ class Attention(nn.Module):
         form = attend if dropout and x.device.type == "cpu" else attend_fast
         y = form(q, k, v, mask, dropout).transpose(1, 2).flatten(2)  # (B, H, M, D) → (B, M, C)
         return self.norm(asked + self.dropout(self.output(y)))
-
-
-def pick(x, positions):
-    """The vectors of x (B, T, C) at positions (B, M) → (B, M, C)."""
-    return x.gather(1, positions[:, :, None].expand(-1, -1, x.size(-1)))
 
 
 class FeedForward(nn.Module):
@@ -142,7 +144,7 @@ class Embeddings(nn.Module):
 
 
 def initialise(model):
-    """As `transformers`: normal weights of deviation `initializer_range`, biases 0, norms 1."""
+    """Normal weights of deviation `initializer_range`, as in `transformers`; biases 0, norms 1."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=model.config.initializer_range)

@@ -7,8 +7,8 @@ The model sees sequences with some tokens hidden and names them: the loss is the
     L = -(1 / n) Σ log p(token | the rest of its sequence)       over the n masked places of a step
 
 What to expect: ln V at the start, when every word is as likely as any other; after some hundred
-steps the entropy of the words' frequencies, where a small model stays for a while (the plateau);
-then, once attention has learned where to look, a steady fall.
+steps about the loss of the best model without context, where a small model stays for a while (the
+plateau); then, once attention has learned where to look, a steady fall.
 """
 
 import math
@@ -46,10 +46,11 @@ def masked_loss(model, batch):
 def train_step(model, optimizer, batches, masked, machine):
     """One step of the optimizer over micro-batches → the summed loss, like them on the device.
 
+    A micro-batch is as much of the step's batch as fits in memory; gradients add up over them.
     `masked` is the number of masked places over all micro-batches and processes. The sum of all
     losses is divided by it, so that how a batch is split changes nothing: a mean of micro-batch
-    means would give places in a micro-batch with few of them more weight. DDP averages gradients
-    over processes, hence the factor `machine.world`.
+    means would give places in a micro-batch with few of them more weight. DDP (PyTorch's
+    DistributedDataParallel) averages gradients over processes, hence the factor `machine.world`.
     """
     total = torch.zeros((), device=machine.device)
     for i, batch in enumerate(batches):
@@ -125,6 +126,8 @@ class Trainer:
     """The state of a run, and its loop (`train`)."""
 
     def __init__(self, options, machine, model, stages, valid_set):
+        # stages: parts of the run with sequences of one length, each with its batch plan
+        # (support.setup)
         self.options, self.machine = options, machine
         self.stages, self.valid_set = stages, valid_set
         self.out, self.state, self.window = Path(options.out), State(), Window()
@@ -139,12 +142,13 @@ class Trainer:
 
     def train(self):
         """Train to the end → "finished", or to the first Ctrl-C or SIGTERM → "interrupted"."""
-        state, read_every = self.state, 10 if self.machine.on_gpu else 1
+        state, read_every, self.window = self.state, 10 if self.machine.on_gpu else 1, Window()
         self.started, self.saved = time.perf_counter() - state.seconds, time.perf_counter()
         self.model.train()
         with progress_bar(hidden=not self.machine.is_first) as bar, catch_signals() as caught:
             while True:
-                batch = self.stage.data.batch(state.step, self.machine.rank, self.machine.world)
+                stage = self.stage
+                batch = stage.data.batch(state.step, self.machine.rank, self.machine.world)
                 masked, stop, save = self.agree(batch.count(), bool(caught))
                 over = stop or state.progress >= 1
                 validate = int(state.progress * VALIDATIONS) > state.validated and not over
@@ -156,7 +160,7 @@ class Trainer:
                     self.window = Window()
                 if over:
                     return "finished" if state.progress >= 1 else "interrupted"
-                self.take_step(batch, masked)
+                self.take_step(stage, batch, masked)
                 if state.step % read_every == 0:
                     self.read_losses(bar)
 
@@ -177,9 +181,9 @@ class Trainer:
         masked, stop, save, self.state.progress = shared.tolist()
         return max(1, int(masked)), bool(stop), bool(save)
 
-    def take_step(self, batch, masked):
-        """One step at the learning rate of its middle."""
-        plan, length, window = self.stage.plan, self.stage.length, self.window
+    def take_step(self, stage, batch, masked):
+        """One step at the learning rate of its middle; `masked` places in all processes."""
+        plan, length, window = stage.plan, stage.length, self.window
         half = 0.5 / self.options.steps if self.options.steps else 0.0
         window.lr = self.options.lr * warmup_decay(self.state.progress + half)
         set_learning_rate(self.optimizer, window.lr)
@@ -261,7 +265,7 @@ class Trainer:
         return scores
 
     def result(self):
-        """Validate on the whole validation part → the figures of a finished run, for train.json."""
+        """Validate on FULL_TOKENS at most → the figures of a finished run, for train.json."""
         scores, state = self.validate(FULL_TOKENS), self.state
         return {"step": state.step, "tokens": state.tokens, **scores,
                 "tokens_per_second": state.tokens / state.training_seconds,

@@ -42,6 +42,7 @@ def command_line():
             raise
         fail("the GPU is out of memory; a smaller --micro-batch or --batch-tokens needs less")
     except KeyboardInterrupt:
+        sys.stdout.flush()
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # at once: a thread of a library may be busy for a while
     finally:

@@ -115,6 +115,8 @@ def check_sequences(tokens, seq_len, tokenizer):
                 f"the corpus is too small for its {name} part: of its {tokens.documents:,} "
                 f"documents and {tokens.count:,} tokens, that part needs {seq_len - 2} tokens at "
                 "least; give more text or a shorter --seq-len")
+    if valid.is_special[tokens.valid].all():
+        raise UserError("the validation part holds no word that the tokenizer knows")
     return valid
 
 
