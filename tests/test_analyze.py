@@ -83,7 +83,7 @@ def test_the_whole_report(three, tmp_path):
         "part of speech",
         "selectivity",
         "![CKA](cka-noffn.png)",
-        "MFLOPs a token",
+        "the best model without context", "MFLOPs a token",
         "twin (ceiling)",
     ):
         assert words in text, words

@@ -177,6 +177,7 @@ class Analysis:
         yield f"# {', '.join(run.name for run in self.runs)}"
         yield "\n".join(tables.findings(facts, alike, probes))
         yield tables.runs_table(facts)
+        yield tables.baseline_text(self.first.record.get("baseline"))
         if len(texts) > 1:
             source = " ".join(self.corpus)
             yield ("These runs were trained on different text; "

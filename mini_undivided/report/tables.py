@@ -42,6 +42,15 @@ def runs_table(facts):
     return table(["run", "FFNs", "parameters", *columns], rows)
 
 
+def baseline_text(baseline):
+    """What the losses of the table of runs are to be held against, or an empty string."""
+    if not baseline:
+        return ""
+    return ("On the first run's validation text the best model without context, which knows how common "
+            f"words are and looks at the masked place alone, has a loss of {baseline['loss']:.3f} and "
+            f"an accuracy of {baseline['accuracy']:.1%}.")
+
+
 def finetuning_table(results):
     """What finetune.py prints: dev scores × 100, and GLUE's average if all its tasks are there."""
     lines = [f"{'task':14} {'metric':20} {'dev score':>14}  {'majority':>8}"]
