@@ -46,9 +46,9 @@ def baseline_text(baseline):
     """What the losses of the table of runs are to be held against, or an empty string."""
     if not baseline:
         return ""
-    return ("On the first run's validation text the best model without context, which knows how common "
-            f"words are and looks at the masked place alone, has a loss of {baseline['loss']:.3f} and "
-            f"an accuracy of {baseline['accuracy']:.1%}.")
+    return ("On the first run's validation text the best model without context, which knows how "
+            "common words are and looks at the masked place alone, has a loss of "
+            f"{baseline['loss']:.3f} and an accuracy of {baseline['accuracy']:.1%}.")
 
 
 def finetuning_table(results):
