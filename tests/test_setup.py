@@ -1,11 +1,9 @@
 """What a run needs before its loop: what does not fit is refused before any work."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mini_undivided import pretrain
@@ -15,46 +13,8 @@ from mini_undivided.support import run_directory
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.options import (
     AnalyzeOptions,
-    PretrainOptions,
     resume_options,
 )
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """A corpus with something to learn at once.
-
-    A document says one of 13 words again and again.
-    """
-    words = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole".split()
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("text") / "zoo.jsonl"
-    rows = [" ".join([words[rng.integers(13)]] * 61) for _ in range(160)]
-    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    return str(path)
-
-
-@pytest.fixture
-def options(text, tmp_path):
-    """The options of a run of a second.
-
-    2 layers, 3 heads, width 24, and an FFN in the last layer only.
-    """
-    return PretrainOptions(
-        out=str(tmp_path / "run"),
-        corpus=[text],
-        vocab_size=120,
-        layers=2,
-        hidden_size=24,
-        heads=3,
-        ffn_size=41,
-        ffn_layers=[1],
-        seq_len=19,
-        batch_tokens=19 * 6,
-        steps=12,
-        lr=1e-2,
-        device="cpu",
-    )
 
 
 @pytest.mark.parametrize(
