@@ -15,7 +15,7 @@ def parser():
 def main():
     with command_line():
         options = FinetuneOptions(**vars(parser().parse_args()))
-        from mini_undivided.glue import finetune  # late: --help need not wait for PyTorch
+        from mini_undivided.report.finetuning import finetune  # late: --help need not wait for PyTorch
         from mini_undivided.report.tables import finetuning_table
 
         results, out = finetune(options)

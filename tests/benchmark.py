@@ -578,6 +578,7 @@ def our_finetune(size, lengths, count):
 
     from mini_undivided import glue
     from mini_undivided.model import BertConfig, Encoder
+    from mini_undivided.report import finetuning
     from mini_undivided.support.options import FinetuneOptions
     from mini_undivided.support.tasks import Split
     from mini_undivided.tokenizer import save_tokenizer
@@ -588,7 +589,7 @@ def our_finetune(size, lengths, count):
         Encoder(BertConfig(**{**step_config((*size, 0)), **dropout})).save_pretrained(run)
         save_tokenizer(random_text(vocabulary)[0], run)
         options = FinetuneOptions(run, "sst2", epochs=1, batch_size=size[-1])
-        tuner = glue.Finetuner(options)
+        tuner = finetuning.Finetuner(options)
     train = [(ids, [0] * len(ids)) for ids in random_examples(lengths, count, vocabulary)]
     splits = {"train": Split([], np.arange(count) % 2)}
     *_, seconds = tuner.train("sst2", {"train": train}, splits, seed=0)

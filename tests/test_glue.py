@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from mini_undivided import glue
+from mini_undivided.report import finetuning
 from mini_undivided.model import BertConfig, MaskedLM, SequenceClassifier
 from mini_undivided.support import glue_files
 from mini_undivided.support.errors import UserError
@@ -298,7 +299,7 @@ def test_a_planted_task_is_learned_and_written(run_dir, data_dir, capsys):
 
     The JSON holds every seed, their mean and deviation, and the majority.
     """
-    (result,), out = glue.finetune(
+    (result,), out = finetuning.finetune(
         options(run_dir, data_dir, seeds=2, epochs=6, lr=1e-2, task="sst2")
     )
     accuracy = result["scores"]["accuracy"]
@@ -318,14 +319,14 @@ def test_a_regression_is_learned_and_scored_by_correlation(run_dir, data_dir):
 
     The majority baseline has no correlation.
     """
-    (result,), _ = glue.finetune(options(run_dir, data_dir, lr=1e-2, epochs=5, task="stsb"))
+    (result,), _ = finetuning.finetune(options(run_dir, data_dir, lr=1e-2, epochs=5, task="stsb"))
     assert result["scores"]["pearson"]["mean"] > 0.8 and result["scores"]["spearman"]["mean"] > 0.5
     assert result["majority"] == {"pearson": 0, "spearman": 0}
 
 
 def test_a_seed_gives_the_same_model_bit_for_bit(run_dir, data_dir):
     """Seed 1 trains the same weights alone and after seed 0; another seed trains others."""
-    tuner = glue.Finetuner(options(run_dir, data_dir, epochs=1))
+    tuner = finetuning.Finetuner(options(run_dir, data_dir, epochs=1))
     splits = glue.read_task("sst2", str(data_dir), False)
     rows = {part: encode(split.texts, tuner.tokenizer, 29) for part, split in splits.items()}
     models = [tuner.train("sst2", rows, splits, seed)[0].state_dict() for seed in (1, 0, 1)]
@@ -352,7 +353,7 @@ def test_every_option_changes_the_result(run_dir, data_dir):
         {"dtype": "bfloat16"},
     ]
     for change in changes:
-        tuner = glue.Finetuner(options(run_dir, data_dir, **{"epochs": 1, **change}))
+        tuner = finetuning.Finetuner(options(run_dir, data_dir, **{"epochs": 1, **change}))
         splits = glue.read_task("sst2", str(data_dir), False)
         splits["train"] = splits["train"].first(tuner.options.train_examples)
         rows = {part: tuner.encode(split) for part, split in splits.items()}
@@ -375,7 +376,7 @@ def test_evaluation_leaves_training_untouched(run_dir, data_dir, monkeypatch):
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(SequenceClassifier, "forward", spy)
-    tuner = glue.Finetuner(options(run_dir, data_dir, epochs=2))
+    tuner = finetuning.Finetuner(options(run_dir, data_dir, epochs=2))
     splits = glue.read_task("sst2", str(data_dir), False)
     rows = {part: encode(split.texts, tuner.tokenizer, 29) for part, split in splits.items()}
     one, *_ = tuner.train("sst2", rows, splits, 0)
@@ -394,9 +395,9 @@ def test_predictions_are_laid_out_for_the_server(run_dir, data_dir, tmp_path, mo
     Each file has index and prediction, one row per example, labels by name and scores from 0 to 5;
     MNLI has AX too.
     """
-    out = glue.Finetuner(options(run_dir, data_dir)).out
+    out = finetuning.Finetuner(options(run_dir, data_dir)).out
     for key in ("sst2", "stsb", "mnli"):
-        glue.finetune(options(run_dir, data_dir, predict=True, epochs=2, lr=1e-2, task=key))
+        finetuning.finetune(options(run_dir, data_dir, predict=True, epochs=2, lr=1e-2, task=key))
     with zipfile.ZipFile(out / "submission.zip") as archive:
         files = {name: archive.read(name).decode().splitlines() for name in archive.namelist()}
     assert {name: len(lines) - 1 for name, lines in files.items()} == {
@@ -425,7 +426,7 @@ def test_a_saved_model_opens_in_transformers(run_dir, data_dir, tmp_path):
     MaskedLM(BertConfig(tokenizer.get_vocab_size(), 24, 2, 3, 41, 64)).save_pretrained(tmp_path)
     save_tokenizer(tokenizer, tmp_path)
     for key, labels in (("mnli", 3), ("stsb", 1)):
-        _, out = glue.finetune(options(tmp_path, data_dir, save=True, epochs=1, task=key))
+        _, out = finetuning.finetune(options(tmp_path, data_dir, save=True, epochs=1, task=key))
         saved = out / f"{key}-seed0"
         ours = SequenceClassifier.from_pretrained(saved, num_labels=labels).eval()
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(saved).eval()
@@ -457,19 +458,19 @@ def test_bad_runs_are_refused(run_dir, data_dir, tmp_path):
     save_tokenizer(load_tokenizer(run_dir), tmp_path)
     write_json(tmp_path / "config.json", config.to_hugging_face("BertModel"))
     with pytest.raises(UserError, match="no weights|model.safetensors"):
-        glue.Finetuner(options(tmp_path, data_dir))
+        finetuning.Finetuner(options(tmp_path, data_dir))
     MaskedLM(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="has 31 embeddings"):
-        glue.Finetuner(options(tmp_path, data_dir))
+        finetuning.Finetuner(options(tmp_path, data_dir))
     write_json(tmp_path / "train.json", {"status": "running"})
     with pytest.raises(UserError, match="not finished|still|running"):
-        glue.Finetuner(options(tmp_path, data_dir))
+        finetuning.Finetuner(options(tmp_path, data_dir))
     with pytest.raises(UserError, match="--max-length 65 is more than the 64 positions"):
-        glue.Finetuner(options(run_dir, data_dir, max_length=65))
+        finetuning.Finetuner(options(run_dir, data_dir, max_length=65))
     with pytest.raises(UserError, match="none of the nine tasks is in"):
-        glue.finetune(options(run_dir, tmp_path, task="all"))
+        finetuning.finetune(options(run_dir, tmp_path, task="all"))
     with pytest.raises(UserError, match="the loss became (nan|inf).*lower --lr"):
-        tuner = glue.Finetuner(options(run_dir, data_dir))
+        tuner = finetuning.Finetuner(options(run_dir, data_dir))
         tuner.lr = 1e30
         tuner.run("sst2")
 
@@ -481,10 +482,10 @@ def test_a_trained_pooler_is_kept(run_dir, data_dir, tmp_path):
     trained.save_pretrained(tmp_path)
     save_tokenizer(load_tokenizer(run_dir), tmp_path)
     for from_scratch in (False, True):
-        tuner = glue.Finetuner(options(tmp_path, data_dir, from_scratch=from_scratch))
+        tuner = finetuning.Finetuner(options(tmp_path, data_dir, from_scratch=from_scratch))
         model = tuner.make_model(find_task("sst2"))
         assert torch.equal(model.pooler.weight, trained.pooler.weight) != from_scratch
-    assert glue.Finetuner(options(run_dir, data_dir)).pooler is None
+    assert finetuning.Finetuner(options(run_dir, data_dir)).pooler is None
 
 
 def test_texts_are_cut_where_pretraining_ended(run_dir, data_dir, tmp_path, capsys):
@@ -493,17 +494,17 @@ def test_texts_are_cut_where_pretraining_ended(run_dir, data_dir, tmp_path, caps
     record = {"status": "finished", "options": {"seq_len": 17},
               "corpus": {"fingerprint": "x", "documents": 1}}
     write_json(tmp_path / "run" / "train.json", record)
-    assert glue.Finetuner(options(run_dir, data_dir, max_length=None)).max_length == 64
-    assert glue.Finetuner(options(tmp_path / "run", data_dir, max_length=None)).max_length == 17
+    assert finetuning.Finetuner(options(run_dir, data_dir, max_length=None)).max_length == 64
+    assert finetuning.Finetuner(options(tmp_path / "run", data_dir, max_length=None)).max_length == 17
     assert "random" not in capsys.readouterr().out
-    assert glue.Finetuner(options(tmp_path / "run", data_dir, max_length=19)).max_length == 19
+    assert finetuning.Finetuner(options(tmp_path / "run", data_dir, max_length=19)).max_length == 19
     assert "--max-length 19: pretraining showed 17 tokens" in capsys.readouterr().out
 
 
 def test_answers_that_are_no_numbers_are_an_error(run_dir, data_dir):
     """NaN is no answer: not 0, not the first class."""
     assert np.isnan(glue.pearson(np.array([0.1, np.nan, 0.3]), np.array([1.0, 2.0, 3.0])))
-    tuner = glue.Finetuner(options(run_dir, data_dir))
+    tuner = finetuning.Finetuner(options(run_dir, data_dir))
     model = tuner.make_model(find_task("sst2"))
     torch.nn.init.constant_(model.classifier.bias, float("nan"))
     with pytest.raises(UserError, match="answers are no longer numbers"):

@@ -22,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from mini_undivided import data, glue, pretrain, probe
 from mini_undivided.corpus import open_corpus
 from mini_undivided.model import BertConfig, MaskedLM, SequenceClassifier
+from mini_undivided.report import finetuning
 from mini_undivided.support import run_directory
 from mini_undivided.support.files import read_json
 from mini_undivided.support.machine import Machine
@@ -117,7 +118,7 @@ def task_options(run, data_dir, **changes):
 
 def finetune(options):
     """Fine-tune on one task → its result."""
-    (result,), _ = glue.finetune(options)
+    (result,), _ = finetuning.finetune(options)
     return result
 
 
@@ -596,7 +597,7 @@ def test_the_result_is_that_of_the_last_epoch(task_run, data_dir, monkeypatch):
         return np.where(np.arange(len(labels)) < wrong, 1 - labels, labels)
 
     monkeypatch.setattr(glue, "predict", scripted)
-    results, out = glue.finetune(task_options(task_run, data_dir, save=True))
+    results, out = finetuning.finetune(task_options(task_run, data_dir, save=True))
     assert len(weights) == TASK_EPOCHS and not torch.equal(weights[1], weights[2])
     assert results[0]["scores"]["accuracy"]["values"] == [pytest.approx(8 / 13)]
     saved = SequenceClassifier.from_pretrained(out / "sst2-seed0", num_labels=2)

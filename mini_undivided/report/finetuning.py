@@ -1,0 +1,163 @@
+"""Fine-tuning as people see it: a run is opened, trained on tasks, and its scores are kept."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mini_undivided import glue
+from mini_undivided.model import BertConfig, Encoder, SequenceClassifier
+from mini_undivided.support.checkpoint import label_names, read_pooler
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import check_writable, read_json, write_json
+from mini_undivided.support.glue_files import tasks_in, write_predictions
+from mini_undivided.support.machine import Machine
+from mini_undivided.support.run_directory import check_finished, resolve, trained_length
+from mini_undivided.support.tasks import BUILT_IN, GLUE, find_task
+from mini_undivided.tokenizer import check_fits, encode, load_tokenizer, save_tokenizer
+
+
+def finetune(options):
+    """Fine-tune a run on a task, or "all" of GLUE → results, their folder. Errors come early."""
+    if options.task == "all":
+        keys = tasks_in(options.data_dir) if options.data_dir else list(GLUE)
+    else:
+        find_task(options.task)
+        keys = [options.task]
+    tuner = Finetuner(options)
+    return [tuner.run(key) for key in keys], tuner.out
+
+
+class Finetuner:
+    """A run's encoder and tokenizer, read once, and fine-tuned on task after task."""
+
+    def __init__(self, options):
+        check_finished(options.run)
+        self.options, self.machine = options, Machine.start(options.device, options.dtype)
+        self.folder = resolve(options.run)
+        self.config = BertConfig.from_hugging_face(self.folder)
+        self.encoder = Encoder.from_pretrained(self.folder)
+        self.pooler = read_pooler(self.folder, self.config)  # None: the run has none
+        self.tokenizer = load_tokenizer(self.folder)
+        check_fits(self.tokenizer, self.config.vocab_size, options.run)
+        self.lr = options.lr or glue.default_lr(self.config.hidden_size)
+        self.max_length = self.choose_length()
+        local = Path(options.run).is_dir()
+        self.out = (Path(options.run) if local else Path("runs") / self.folder.name) / "glue"
+        check_writable(self.out)
+
+    def choose_length(self):
+        """The tokens after which a text is cut: --max-length, or what the run was trained on."""
+        limit = self.config.max_position_embeddings
+        trained = min(limit, trained_length(self.folder) or limit)
+        length = self.options.max_length or min(128, trained)
+        if length > limit:
+            where = f"the {limit} positions of {self.options.run}"
+            raise UserError(f"--max-length {length} is more than {where}")
+        if length > trained:
+            print(f"--max-length {length}: pretraining showed {trained} tokens, so that "
+                  "the vectors of the positions after that are as random as at its start")
+        return length
+
+    def run(self, key):
+        """Fine-tune on a task once a seed, and write its results → the dictionary written."""
+        task, options = find_task(key), self.options
+        splits = glue.read_task(key, options.data_dir, options.predict)
+        train = splits["train"] = splits["train"].first(options.train_examples)
+        rows = {part: self.encode(split) for part, split in splits.items()}
+        values, seconds = {}, []
+        for seed in range(options.seeds):
+            model, scores, took = self.train(key, rows, splits, seed)
+            seconds.append(took)
+            for name, value in scores.items():
+                values.setdefault(name, []).append(value)
+            print(f"{key}, seed {seed}: {in_words(scores)}", flush=True)
+            if seed == 0 and options.predict:
+                def answer(part, split, model=model):
+                    examples = self.encode(split) if split else rows[part]
+                    return glue.predict(model, examples, self.machine)
+
+                write_predictions(self.out, key, task, answer, options.data_dir)
+            if options.save:
+                self.save(model, key, seed)
+        result = {
+            "task": key, "name": task.name, "built_in": key in BUILT_IN,
+            "from_scratch": options.from_scratch,
+            "options": {**asdict(options), "epochs": options.epochs or task.epochs, "lr": self.lr,
+                        "max_length": self.max_length},
+            "train_examples": len(train),
+            "scores": {name: glue.summarise(v) for name, v in values.items()},
+            "primary": next(iter(values)), "majority": glue.best_constant(task, splits),
+            "seconds_per_epoch": float(np.median(seconds))}
+        if key == "docs-next":
+            result["word_overlap"] = glue.word_overlap(splits)
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.out / f"{self.file_name(key)}.json", result)
+        return result
+
+    def train(self, key, rows, splits, seed):
+        """Fine-tune from one seed → model, {metric: value} on dev at the end, seconds an epoch."""
+        task, options = find_task(key), self.options
+        torch.manual_seed(seed)
+        rng = np.random.default_rng(seed)
+        model = self.make_model(task)
+        train, labels = rows["train"], splits["train"].labels
+        plan = [glue.length_batches(train, options.batch_size, rng)
+                for _ in range(options.epochs or task.epochs)]
+        if seed == 0:
+            print(self.describe(key, train, plan), flush=True)
+        dev, name = [part for part in rows if part.startswith("dev")], f"{key}, seed {seed}"
+        bar = tqdm(total=sum(map(len, plan)), desc=name, leave=False, dynamic_ncols=True,
+                   mininterval=0.3)
+        with bar:
+            seconds, started = 0.0, time.perf_counter()
+            for epoch in glue.fine_tune(model, train, labels, plan, self.lr, self.machine, bar):
+                seconds += time.perf_counter() - started
+                answers = {part: glue.predict(model, rows[part], self.machine) for part in dev}
+                scores = glue.score(task, splits, answers)
+                bar.write(f"{name}, epoch {epoch} of {len(plan)}: {in_words(scores)}")
+                started = time.perf_counter()
+        return model, scores, seconds / len(plan)
+
+    def make_model(self, task):
+        """The run's encoder, or with --from-scratch a fresh one, under a fresh head."""
+        model = self.machine.place(SequenceClassifier(self.config, max(1, len(task.labels))))
+        if not self.options.from_scratch:
+            model.encoder.load_state_dict(self.encoder.state_dict())
+            if self.pooler:
+                model.pooler.load_state_dict(self.pooler)
+        return model
+
+    def encode(self, split):
+        """A split's texts as token ids and segment ids."""
+        return encode(split.texts, self.tokenizer, self.max_length)
+
+    def describe(self, key, train, plan):
+        """What a task's training is going to be, as a line of text."""
+        padding = f"{glue.padding_share(train, plan[0]):.1%} padding"
+        epochs = f"{len(plan)} epochs of {len(plan[0]):,} batches of {self.options.batch_size}"
+        return (f"{key}: {len(train):,} examples, {epochs}, learning rate up to {self.lr:g}, "
+                f"{padding}, {self.machine}")
+
+    def file_name(self, key):
+        """Results of a task have its name; those of the control are kept apart."""
+        return key + "-from-scratch" * self.options.from_scratch
+
+    def save(self, model, key, seed):
+        """Write a fine-tuned model with its tokenizer and the names of its labels."""
+        out, task = self.out / f"{self.file_name(key)}-seed{seed}", find_task(key)
+        model.save_pretrained(out)
+        save_tokenizer(self.tokenizer, out)
+        kind = "single_label_classification" if task.labels else "regression"
+        settings = {**read_json(out / "config.json"), "problem_type": kind}
+        if task.labels:
+            settings |= label_names(task.labels)
+        write_json(out / "config.json", settings)
+
+
+def in_words(scores):
+    """Scores × 100, as a line of text."""
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
