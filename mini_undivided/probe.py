@@ -8,7 +8,6 @@ encoder; the embeddings' layer; and, for tags of words, a control task with rand
 Liang 2019, 1909.03368), which only a probe that learns words by heart can solve.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,17 +16,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mini_undivided.cka import text_means
-from mini_undivided.glue import METRICS, collate, read_task
-from mini_undivided.support.errors import UserError
-from mini_undivided.support.tasks import find_task
-from mini_undivided.support.treebank import read_treebank
+from mini_undivided.glue import METRICS, collate
 from mini_undivided.tokenizer import encode
 
 STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # λ, strongest first: each fit starts from the one before
 PARTS = ("train", "valid", "test")
 SHARE = 0.8  # of the training examples that a seed draws
-BINS = 6  # of sentence length, as in Conneau et al. 2018 (1805.01070)
-WORDS = 10  # of word content
 BATCH = 32  # texts in a forward pass
 
 
@@ -89,21 +83,21 @@ def probe(features, labels, classes, metric="accuracy"):
     return {part: [table[i][layer] for layer, i in chosen] for part, table in scores.items()}
 
 
-# Tasks.
+# What is probed for.
 
 @dataclass
 class ProbeTask:
-    """What to read off. texts: {part: tuples of one or two strings}, labels: {part: array}.
+    """What a probe has to predict. texts: {part: tuples of one or two strings}; labels: {part: array}.
 
-    For tags of words a text is a list of words, and labels are a tag for each word of the texts in
-    turn. A regression has float labels.
+    per_word: a text is a list of words, and there is a label for each word of the texts in turn.
+    Integer labels are classes; with float labels the task is a regression.
     """
 
     name: str
     texts: dict
     labels: dict
     metric: str = "accuracy"
-    words: bool = False
+    per_word: bool = False
 
     @property
     def classes(self):
@@ -114,101 +108,17 @@ class ProbeTask:
         return 1 + max(int(labels.max()) for labels in parts)
 
     def control(self, seed):
-        """Labels of the control task: each different word has one tag, drawn by frequency.
+        """Labels of the control task: every occurrence of a word gets the same random tag.
 
-        The score on the real tags minus that on these is the selectivity: what the layer itself
-        makes easy.
+        Tags are drawn as often as they occur in training. A probe can solve this task only by
+        learning words by heart, so that the score on the real tags minus that on these, the
+        selectivity, says what the layer itself makes easy.
         """
         rng = np.random.default_rng(seed)
         texts = self.texts.items()
         kinds = sorted({word for _, part in texts for text in part for word in text})
         tags = dict(zip(kinds, rng.choice(self.labels["train"], len(kinds)), strict=True))
         return {name: np.array([tags[w] for text in part for w in text]) for name, part in texts}
-
-
-def split(texts, labels):
-    """Shuffle and cut: 60 % for training, 20 % each for validation and test → texts, labels."""
-    order, labels = np.random.default_rng(0).permutation(len(texts)), np.asarray(labels)
-    cuts = np.split(order, [len(order) * 3 // 5, len(order) * 4 // 5])
-    parts = dict(zip(PARTS, cuts, strict=True))
-    texts = {part: [texts[i] for i in cut] for part, cut in parts.items()}
-    return texts, {part: labels[cut] for part, cut in parts.items()}
-
-
-def text_tasks(sentences, examples):
-    """Three tasks after Conneau et al. 2018 (1805.01070). UserError if the sentences are few."""
-    rng = np.random.default_rng(0)
-    sentences = [sentences[i] for i in rng.permutation(len(sentences))[:examples]]
-    if len(sentences) < 100:
-        few = f"the text has {len(sentences)}"
-        raise UserError(f"the probes need 100 different sentences at least, but {few}")
-    return [make(sentences) for make in (length_task, content_task, shift_task)]
-
-
-def length_task(sentences):
-    """How many words has the sentence? Bins that hold equally many sentences."""
-    lengths = np.array([len(sentence.split()) for sentence in sentences])
-    edges = np.unique(np.quantile(lengths, np.arange(1, BINS) / BINS))
-    bins = np.searchsorted(edges, lengths)
-    return ProbeTask("sentence length", *split([(sentence,) for sentence in sentences], bins))
-
-
-def content_task(sentences):
-    """Which of ten words of middling frequency is in the sentence? Exactly one of them is."""
-    bags = [{w.strip(".,;:!?()\"'").lower() for w in sentence.split()} for sentence in sentences]
-    counts = Counter(w for words in bags for w in sorted(words) if w.isalpha() and len(w) > 2)
-    chosen = [word for word, _ in counts.most_common(50 + WORDS)[-WORDS:]]  # beyond "the" and "and"
-    rows = [(s, words & set(chosen)) for s, words in zip(sentences, bags, strict=True)]
-    rows = [((s,), chosen.index(*words)) for s, words in rows if len(words) == 1]
-    texts, labels = [text for text, _ in rows], [label for _, label in rows]
-    return ProbeTask("word content", *split(texts, labels))
-
-
-def shift_task(sentences):
-    """Have two neighbouring words been swapped? In half of the sentences, in their inside."""
-    rng, texts, labels = np.random.default_rng(0), [], []
-    for sentence in sentences:
-        words = sentence.split()
-        places = [i for i in range(1, len(words) - 2) if words[i].lower() != words[i + 1].lower()]
-        if not places:
-            continue
-        labels.append(int(rng.random() < 0.5))
-        if labels[-1]:
-            i = rng.choice(places)
-            words[i], words[i + 1] = words[i + 1], words[i]
-        texts.append((" ".join(words),))
-    return ProbeTask("bigram shift", *split(texts, labels))
-
-
-def treebank_task(folder, examples):
-    """Universal part-of-speech tags from a folder of CoNLL-U files.
-
-    Whole sentences are drawn until they hold `examples` words for training, a quarter for
-    validation, as many for the test.
-    """
-    rng, tags, texts, labels = np.random.default_rng(0), {}, {}, {}
-    limits = {"train": examples, "valid": examples // 4, "test": examples}
-    for part, sentences in read_treebank(folder).items():
-        texts[part], labels[part] = [], []
-        for i in rng.permutation(len(sentences)):
-            if len(labels[part]) >= limits[part]:
-                break
-            texts[part].append([word for word, _ in sentences[i]])
-            labels[part] += [tags.setdefault(tag, len(tags)) for _, tag in sentences[i]]
-    labels = {part: np.array(each) for part, each in labels.items()}
-    return ProbeTask("part of speech", texts, labels, words=True)
-
-
-def glue_task(key, data_dir, examples):
-    """A task of GLUE: its dev part is the test, a tenth of its training part the validation."""
-    task, splits = find_task(key), read_task(key, data_dir)
-    train, test = splits["train"], next(s for name, s in splits.items() if name.startswith("dev"))
-    order = np.random.default_rng(0).permutation(len(train))[:examples]
-    cuts = {"train": order[len(order) // 10 :], "valid": order[: len(order) // 10]}
-    texts = {part: [train.texts[i] for i in cut] for part, cut in cuts.items()}
-    labels = {part: train.labels[cut] for part, cut in cuts.items()}
-    texts, labels = {**texts, "test": test.texts}, {**labels, "test": test.labels}
-    return ProbeTask(task.name, texts, labels, task.metrics[0])
 
 
 # Features.
@@ -267,8 +177,8 @@ def task_features(encoder, tasks, tokenizer, machine, length, cls=False):
 
     `kept`: {part: numbers of the examples that have features}, for words perhaps not all.
     """
-    words = sum(len(part) for task in tasks if task.words for part in task.texts.values())
-    different = (text for t in tasks if not t.words for part in t.texts.values() for text in part)
+    words = sum(len(part) for task in tasks if task.per_word for part in task.texts.values())
+    different = (text for t in tasks if not t.per_word for part in t.texts.values() for text in part)
     place = {text: i for i, text in enumerate(dict.fromkeys(different))}
     results, total = [], len(place) + words
     with tqdm(total=total, desc="features", unit=" texts", leave=False, mininterval=0.3) as bar:
@@ -277,7 +187,7 @@ def task_features(encoder, tasks, tokenizer, machine, length, cls=False):
         for task in tasks:
             features, kept = {}, {}
             for part, texts in task.texts.items():
-                if task.words:
+                if task.per_word:
                     features[part], kept[part] = word_features(
                         encoder, texts, tokenizer, machine, length, bar)
                 else:
@@ -307,13 +217,13 @@ def run_probes(encoder, untrained, tasks, tokenizer, machine, length, seeds=3, c
     """
     trained = task_features(encoder, tasks, tokenizer, machine, length, cls)
     scores = [{"trained": [], "untrained": [], "control": []} for _ in tasks]
-    total = seeds * sum(3 if task.words else 2 for task in tasks)
+    total = seeds * sum(3 if task.per_word else 2 for task in tasks)
     with tqdm(total=total, desc="probes", leave=False) as bar:
         for seed in range(seeds):
             fresh = task_features(untrained(seed), tasks, tokenizer, machine, length, cls)
             for i, task in enumerate(tasks):
                 jobs = {"trained": (trained[i], task.labels), "untrained": (fresh[i], task.labels)}
-                if task.words:
+                if task.per_word:
                     jobs["control"] = (trained[i], task.control(seed))
                 for name, ((features, kept), labels) in jobs.items():
                     labels = {part: each[kept[part]] for part, each in labels.items()}

@@ -3,6 +3,7 @@
 Small odd sizes, models of `transformers` to compare with, and the arguments of a short run.
 """
 
+import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -100,3 +101,42 @@ def train_options(*arguments):
     """The options that train.py makes of its arguments, without running it."""
     typed = train.parser().parse_args([str(argument) for argument in arguments])
     return options.train_options(vars(typed))
+
+
+# Random words, sentences of them, and treebanks.
+
+WORDS = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole newt owl pig".split()
+
+
+def sentences(count, seed=0, least=4, most=17):
+    """Different sentences of random words."""
+    rng = np.random.default_rng(seed)
+    return [f"{i} " + " ".join(rng.choice(WORDS, rng.integers(least, most))) for i in range(count)]
+
+
+def treebank_row(number, word, tag):
+    return "\t".join([number, word, word, tag, *"______"])
+
+
+def write_treebank(folder, sentences=41):
+    """Write three small files with a multi-word token, an empty node and comments.
+
+    The tag depends on the word.
+    """
+    rng = np.random.default_rng(0)
+    for part in ("train", "dev", "test"):
+        lines = []
+        for i in range(sentences):
+            words = rng.choice(WORDS, 5)
+            lines += [
+                f"# sent_id = {part}-{i}",
+                treebank_row("1", words[0], tag_of(words[0])),
+                treebank_row("2-3", "dont", "_"),
+            ]
+            lines += [treebank_row(str(n), word, tag_of(word)) for n, word in enumerate(words[1:], 2)]
+            lines += [treebank_row("5.1", "ghost", "VERB"), ""]
+        (folder / f"xx-ud-{part}.conllu").write_text("\n".join(lines))
+
+
+def tag_of(word):
+    return "NOUN" if word in WORDS[:5] else "VERB" if word in WORDS[5:8] else "ADJ"

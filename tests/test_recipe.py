@@ -664,7 +664,7 @@ def test_control_tags_have_the_shares_of_the_training_tags():
         "test": np.full(counts["test"], 3),
     }
     wanted = np.bincount(labels["train"], minlength=4) / counts["train"]
-    task = probe.ProbeTask("tags", texts, labels, words=True)
+    task = probe.ProbeTask("tags", texts, labels, per_word=True)
     for seed in (0, 1):
         tags = task.control(seed)
         assert {part: len(each) for part, each in tags.items()} == counts

@@ -11,7 +11,7 @@ from mini_undivided.cka import compare
 from mini_undivided.corpus import held_out, open_corpus, sentences
 from mini_undivided.glue import collate, length_batches
 from mini_undivided.model import BertConfig, Encoder, count_parameters
-from mini_undivided.probe import glue_task, run_probes, text_tasks, treebank_task
+from mini_undivided.probe import run_probes
 from mini_undivided.report import figures, tables
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
@@ -22,6 +22,7 @@ from mini_undivided.support.files import (
     write_text,
 )
 from mini_undivided.support.machine import Machine
+from mini_undivided.support.probe_tasks import glue_task, text_tasks, treebank_task
 from mini_undivided.support.run_directory import check_finished, read_record, resolve
 from mini_undivided.support.tasks import find_task
 from mini_undivided.tokenizer import check_fits, encode, load_tokenizer, same_tokenizer
