@@ -11,131 +11,17 @@ nothing else. So a run resumes without having stored its place, and splitting a 
 micro-batches or processes changes no token of it.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from mini_undivided.support.files import (
-    atomic,
-    cache_dir,
-    read_json,
-    remove_temporaries,
-    short_hash,
-    write_json,
-)
-from mini_undivided.support.token_files import TokenWriter, encode_ahead, read_tokens
-from mini_undivided.tokenizer import (
-    load_tokenizer,
-    ordinary_ids,
-    save_tokenizer,
-    special_ids,
-    train_tokenizer,
-)
+from mini_undivided.tokenizer import ordinary_ids, special_ids
 
 IGNORE = -100  # the label of a place that does not count; PyTorch's cross entropy leaves it out
 MASK_SHARE, TO_MASK, TO_RANDOM = 0.15, 0.8, 0.1  # BERT's; the remaining tenth stays as it is
-TOKENIZER_CHARACTERS = 10**8  # more text does not change which pieces are frequent
 VALIDATION_BATCH = 64  # sequences
-COUNTS = {"documents": int, "pieces": int, "held_out": int, "words": int}
 ORDER, MASKS, VALIDATION = 1, 2, 3  # what a stream of random numbers is for
-
-
-# Documents → token file.
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A tokenised corpus: two arrays of ids, and how many documents, pieces and words it has.
-
-    held_out: documents in the validation part, or pieces if the corpus has few documents.
-    """
-
-    folder: Path
-    train: np.ndarray
-    valid: np.ndarray
-    documents: int
-    pieces: int
-    held_out: int
-    words: int
-
-    @property
-    def count(self):
-        """The number of tokens of both parts."""
-        return len(self.train) + len(self.valid)
-
-
-def cached_tokenizer(corpus, vocab_size, cased=False):
-    """A WordPiece tokenizer for a corpus, trained at the first call and then cached.
-
-    It sees the training documents only, and of a corpus above TOKENIZER_CHARACTERS an even sample.
-    """
-    key = short_hash(f"{corpus.fingerprint} {vocab_size} {cased}")
-    folder = cache_dir() / f"word-pieces-{key}"
-    if not (folder / "tokenizer_config.json").exists():
-        save_tokenizer(train_tokenizer(sample(corpus), vocab_size, cased), folder)
-    return load_tokenizer(folder)
-
-
-def sample(corpus):
-    """Yield at most TOKENIZER_CHARACTERS characters of the training documents, spread over them."""
-    every, taken = 1 + corpus.size // TOKENIZER_CHARACTERS, 0
-    limit = min(corpus.size, TOKENIZER_CHARACTERS) or TOKENIZER_CHARACTERS
-    with byte_bar("tokenizer", limit) as bar:
-        for i, piece in enumerate(corpus.pieces()):
-            if i % every == 0 and not piece.held_out:
-                yield piece.text
-                bar.update(len(piece.text))
-                taken += len(piece.text)
-                if taken > TOKENIZER_CHARACTERS:
-                    return
-
-
-def tokenize(corpus, tokenizer):
-    """The token files of a corpus, written at the first call and then cached → Tokens."""
-    folder = cache_dir() / f"token-files-{short_hash(corpus.fingerprint + tokenizer.to_str())}"
-    about, train, valid = (folder / name for name in ("about.json", "train.npy", "valid.npy"))
-    if not about.exists():
-        folder.mkdir(exist_ok=True)
-        remove_temporaries(folder)
-        with atomic(train) as new_train, atomic(valid) as new_valid:
-            counts = write_token_files(corpus, tokenizer, new_train, new_valid)
-        write_json(about, counts)  # last: its presence says that the token files are whole
-    counts = read_json(about, COUNTS)
-    parts = (read_tokens(path, tokenizer.get_vocab_size()) for path in (train, valid))
-    return Tokens(folder, *parts, **{name: counts[name] for name in COUNTS})
-
-
-def write_token_files(corpus, tokenizer, train, valid):
-    """Tokenise a corpus into two files, batch by batch → the counts of `Tokens`."""
-    vocab_size, sep = tokenizer.get_vocab_size(), tokenizer.token_to_id("[SEP]")
-    writers = TokenWriter(train, vocab_size), TokenWriter(valid, vocab_size)
-    counts = dict.fromkeys(COUNTS, 0)
-    tokenizer.encode_special_tokens = True  # a document's own "[MASK]" is text, not a place to fill
-    with byte_bar("tokenising", corpus.size or None) as bar:
-        for pieces, encodings in encode_ahead(tokenizer, corpus.pieces()):
-            for (text, begins, held_out), encoding in zip(pieces, encodings, strict=True):
-                writers[held_out].write([*encoding.ids, sep])
-                counts["documents"] += begins
-                counts["pieces"] += 1
-                counts["held_out"] += held_out and (begins or not corpus.holds_out_documents)
-                counts["words"] += len(text.split())
-                bar.update(len(text))
-    tokenizer.encode_special_tokens = False
-    for writer in writers:
-        writer.close()
-    return counts
-
-
-def byte_bar(name, total):
-    """A progress bar that counts bytes."""
-    return tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, mininterval=0.5)
-
-
-# Token file → masked batches.
 
 
 def stream(purpose, seed, number):
@@ -153,7 +39,7 @@ class MaskedBatch(NamedTuple):
     positions: torch.Tensor
     labels: torch.Tensor
 
-    def split(self, size):
+    def micro_batches(self, size):
         """Yield micro-batches of `size` sequences."""
         for parts in zip(*(tensor.split(size) for tensor in self), strict=True):
             yield MaskedBatch(*parts)
@@ -162,8 +48,8 @@ class MaskedBatch(NamedTuple):
         """The batch on the machine's device."""
         return MaskedBatch(*map(machine.move, self))
 
-    def count(self):
-        """How many places count."""
+    def num_masked(self):
+        """How many places have to be named."""
         return int((self.labels != IGNORE).sum())
 
 
@@ -174,8 +60,8 @@ class Sequences:
         self.seq_len = seq_len
         width = seq_len - 2
         self.rows = tokens[: len(tokens) // width * width].reshape(-1, width)  # (N, T - 2), no copy
-        self.places = int(np.rint(MASK_SHARE * width))  # M
-        _, _, self.cls, self.sep, self.mask = special_ids(tokenizer)
+        self.num_masked = int(np.rint(MASK_SHARE * width))  # M
+        _, _, self.cls_id, self.sep_id, self.mask_id = special_ids(tokenizer)
         self.ordinary = ordinary_ids(tokenizer)
         self.is_special = np.ones(tokenizer.get_vocab_size(), dtype=bool)
         self.is_special[self.ordinary] = False
@@ -186,10 +72,10 @@ class Sequences:
     def read(self, indices):
         """The sequences of these numbers → (B, T) int64."""
         ids = np.empty((len(indices), self.seq_len), dtype=np.int64)
-        ids[:, 0], ids[:, 1:-1], ids[:, -1] = self.cls, self.rows[indices], self.sep
+        ids[:, 0], ids[:, 1:-1], ids[:, -1] = self.cls_id, self.rows[indices], self.sep_id
         return ids
 
-    def masked(self, ids, rng, mine=slice(None)):
+    def mask(self, ids, rng, mine=slice(None)):
         """Choose and hide round(0.15 n) of the n ordinary tokens of each sequence → MaskedBatch.
 
         Of the chosen, 80 % become [MASK], 10 % a random ordinary token, 10 % stay (Devlin et al.
@@ -208,18 +94,18 @@ class Sequences:
         rows, so that a row's draws do not depend on which rows are mine.
         """
         scores = rng.random(ids.shape, dtype=np.float32)[mine]  # (B, T): the lowest are chosen
-        fate = rng.random((len(ids), self.places), dtype=np.float32)[mine]  # (B, M)
-        words = self.ordinary[rng.integers(len(self.ordinary), size=(len(ids), self.places))[mine]]
+        fate = rng.random((len(ids), self.num_masked), dtype=np.float32)[mine]  # (B, M)
+        words = self.ordinary[rng.integers(len(self.ordinary), size=(len(ids), self.num_masked))[mine]]
         ids = ids[mine]
 
         special = self.is_special[ids]
         scores[special] = 2.0  # above every random number: special tokens come last
-        positions = np.argsort(scores, axis=1)[:, : self.places]  # (B, M)
+        positions = np.argsort(scores, axis=1)[:, : self.num_masked]  # (B, M)
         wanted = np.rint(MASK_SHARE * (~special).sum(axis=1, keepdims=True))  # (B, 1)
-        used = np.arange(self.places) < wanted  # (B, M): fewer where special tokens lie inside
+        used = np.arange(self.num_masked) < wanted  # (B, M): fewer where special tokens lie inside
         original = np.take_along_axis(ids, positions, axis=1)
         changed = np.where(fate < TO_MASK + TO_RANDOM, words, original)
-        changed = np.where(fate < TO_MASK, self.mask, changed)
+        changed = np.where(fate < TO_MASK, self.mask_id, changed)
         np.put_along_axis(ids, positions, np.where(used, changed, original), axis=1)
         labels = np.where(used, original, IGNORE)
         return MaskedBatch(*map(torch.from_numpy, (ids, positions, labels)))
@@ -238,7 +124,7 @@ class TrainingData:
         ids = self.sequences.read(self.indices(visits))
         share = self.size // world
         rng = stream(MASKS, self.seed, step)
-        return self.sequences.masked(ids, rng, slice(rank * share, (rank + 1) * share))
+        return self.sequences.mask(ids, rng, slice(rank * share, (rank + 1) * share))
 
     def indices(self, visits):
         """Which sequences are visited: in each epoch a permutation, drawn from seed and epoch."""
@@ -259,7 +145,7 @@ def validation_batches(sequences, limit, rank=0, world=1):
     for number, first in enumerate(range(0, count, VALIDATION_BATCH)):
         if number % world == rank:
             rng = stream(VALIDATION, 0, number)  # the same in every run and at every validation
-            yield sequences.masked(sequences.read(chosen[first : first + VALIDATION_BATCH]), rng)
+            yield sequences.mask(sequences.read(chosen[first : first + VALIDATION_BATCH]), rng)
 
 
 def context_free_baseline(tokens, is_special):

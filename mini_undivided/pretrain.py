@@ -13,7 +13,7 @@ plateau); then, once attention has learned where to look, a steady fall.
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,12 +21,11 @@ from torch.nn import functional as F
 
 from mini_undivided.data import IGNORE, validation_batches
 from mini_undivided.support import run_directory, setup
-from mini_undivided.support.checkpoint import restore_state
+from mini_undivided.support.checkpoint import load_trainer, save_trainer
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import write_json
 from mini_undivided.support.machine import Machine
-from mini_undivided.support.terminal import catch_signals, progress_bar
-from mini_undivided.tokenizer import save_tokenizer
+from mini_undivided.support.terminal import catch_signals, progress_bar, show
 
 WARMUP = 0.1  # share of the run in which the learning rate rises
 VALIDATIONS = 10  # in a run
@@ -43,12 +42,12 @@ def masked_loss(model, batch):
     return F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum")
 
 
-def train_step(model, optimizer, batches, masked, machine):
+def train_step(model, optimizer, batches, num_masked, machine):
     """One step of the optimizer over micro-batches → the summed loss, like them on the device.
 
     A micro-batch is as much of the step's batch as fits in memory; gradients add up over them.
-    `masked` is the number of masked places over all micro-batches and processes. The sum of all
-    losses is divided by it, so that how a batch is split changes nothing: a mean of micro-batch
+    `num_masked` counts the masked places of all micro-batches and processes. The sum of all losses
+    is divided by it, so that how a batch is split changes nothing: a mean of micro-batch
     means would give places in a micro-batch with few of them more weight. DDP (PyTorch's
     DistributedDataParallel) averages gradients over processes, hence the factor `machine.world`.
     """
@@ -58,7 +57,7 @@ def train_step(model, optimizer, batches, masked, machine):
         with machine.synchronise(model, now=i == len(batches) - 1):
             with machine.autocast():
                 loss = masked_loss(model, batch)
-            (loss * (machine.world / masked)).backward()
+            (loss * (machine.world / num_masked)).backward()
         total += loss.detach()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -106,16 +105,12 @@ class State:
     smooth: float | None = None  # the loss that the progress bar shows
 
 
-STATE_FORM = {"step": int, "tokens": int, "progress": float, "validated": int, "seconds": float,
-              "training_seconds": float, "smooth": (float, type(None))}  # in a checkpoint
-
-
 @dataclass
 class Window:
     """The steps since losses were last read: on a GPU ten, since reading makes the CPU wait."""
 
     losses: list = field(default_factory=list)
-    masked: int = 0
+    num_masked: int = 0
     tokens: int = 0
     flops: float = 0.0
     lr: float = 0.0
@@ -134,9 +129,10 @@ class Trainer:
         self.model = machine.place(model)
         self.optimizer = adamw(self.model, options.lr)
         compiled = machine.on_gpu if options.compile is None else options.compile
-        # Shares its weights with self.model. Shapes are static within a stage.
-        self.parallel = torch.compile(self.model, dynamic=False) if compiled else self.model
-        self.parallel = machine.distribute(self.parallel)
+        # The model as a step calls it, compiled and under DDP. It shares its weights with
+        # self.model. Shapes are static within a stage.
+        self.wrapped = torch.compile(self.model, dynamic=False) if compiled else self.model
+        self.wrapped = machine.distribute(self.wrapped)
         if machine.world > 1:
             torch.manual_seed(options.seed + machine.rank)  # from here on for dropout alone
 
@@ -149,18 +145,18 @@ class Trainer:
             while True:
                 stage = self.stage
                 batch = stage.data.batch(state.step, self.machine.rank, self.machine.world)
-                masked, stop, save = self.agree(batch.count(), bool(caught))
+                num_masked, stop, save = self.agree(batch.num_masked(), bool(caught))
                 over = stop or state.progress >= 1
                 validate = int(state.progress * VALIDATIONS) > state.validated and not over
                 if over or validate or save:
                     self.read_losses(bar)
                     if validate:
                         self.quick_validation(bar)
-                    self.save()
-                    self.window = Window()
+                    save_trainer(self)
+                    self.saved, self.window = time.perf_counter(), Window()
                 if over:
                     return "finished" if state.progress >= 1 else "interrupted"
-                self.take_step(stage, batch, masked)
+                self.take_step(stage, batch, num_masked)
                 if state.step % read_every == 0:
                     self.read_losses(bar)
 
@@ -169,27 +165,28 @@ class Trainer:
         """The stage that the coming step belongs to."""
         return next(s for s in self.stages if self.state.progress < s.end or s is self.stages[-1])
 
-    def agree(self, masked, stop):
+    def agree(self, num_masked, stop):
         """Agree with all processes, by the first one's clock → all masked places, stop?, save?"""
         now, first = time.perf_counter(), self.machine.is_first
         self.state.seconds = now - self.started
         if self.options.minutes is not None:
             self.state.progress = min(1.0, self.state.seconds / (60 * self.options.minutes))
         save = now - self.saved > SAVE_SECONDS
-        numbers = [masked, stop, save * first, self.state.progress * first]
+        numbers = [num_masked, stop, save * first, self.state.progress * first]
         shared = self.machine.add_up(torch.tensor(numbers, dtype=torch.float64))
-        masked, stop, save, self.state.progress = shared.tolist()
-        return max(1, int(masked)), bool(stop), bool(save)
+        num_masked, stop, save, self.state.progress = shared.tolist()
+        return max(1, int(num_masked)), bool(stop), bool(save)
 
-    def take_step(self, stage, batch, masked):
-        """One step at the learning rate of its middle; `masked` places in all processes."""
+    def take_step(self, stage, batch, num_masked):
+        """One step at the learning rate of its middle; `num_masked` places in all processes."""
         plan, length, window = stage.plan, stage.length, self.window
         half = 0.5 / self.options.steps if self.options.steps else 0.0
         window.lr = self.options.lr * warmup_decay(self.state.progress + half)
         set_learning_rate(self.optimizer, window.lr)
-        parts = [part.move(self.machine) for part in batch.split(plan.micro)]
-        window.losses.append(train_step(self.parallel, self.optimizer, parts, masked, self.machine))
-        window.masked += masked
+        parts = [part.move(self.machine) for part in batch.micro_batches(plan.micro)]
+        loss = train_step(self.wrapped, self.optimizer, parts, num_masked, self.machine)
+        window.losses.append(loss)
+        window.num_masked += num_masked
         window.tokens += plan.size * length
         window.flops += plan.size * length * plan.flops
         self.state.step += 1
@@ -202,7 +199,7 @@ class Trainer:
         if not window.losses:
             return
         total = self.machine.add_up(torch.stack(window.losses).sum().cpu())
-        loss, seconds = total.item() / window.masked, time.perf_counter() - window.since
+        loss, seconds = total.item() / window.num_masked, time.perf_counter() - window.since
         if not math.isfinite(loss):
             saved = run_directory.has_checkpoint(self.out)
             raise UserError(
@@ -214,12 +211,9 @@ class Trainer:
         speed = window.tokens / seconds
         self.log({"loss": loss, "lr": window.lr, "tokens_per_second": speed})
         state.smooth = loss if state.smooth is None else 0.95 * state.smooth + 0.05 * loss
-        peak = self.machine.peak_flops()
-        mfu = f", {window.flops / seconds / self.machine.world / peak:.1%} MFU" if peak else ""
-        bar.n = state.progress
-        text = f"step {state.step:,}, loss {state.smooth:.3f}, {speed:,.0f} tokens/s{mfu}"
-        bar.set_postfix_str(text, refresh=False)
-        bar.update(0)
+        mfu = self.machine.utilisation(window.flops / seconds)
+        show(bar, state.progress, f"step {state.step:,}, loss {state.smooth:.3f}, "
+                                  f"{speed:,.0f} tokens/s{mfu}")
         self.window = Window()
 
     def log(self, row):
@@ -254,7 +248,7 @@ class Trainer:
             shown = batch.input_ids.gather(1, batch.positions).flatten()  # (B, M) → (B M)
             loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
             right, used = logits.argmax(-1) == labels, labels != IGNORE
-            hidden = used & (shown == self.valid_set.mask)
+            hidden = used & (shown == self.valid_set.mask_id)
             counts = (right & used, used, right & hidden, hidden)
             sums += torch.stack([loss, *(each.sum() for each in counts)]).cpu().double()
         self.model.train()
@@ -271,24 +265,6 @@ class Trainer:
                 "tokens_per_second": state.tokens / state.training_seconds,
                 "seconds": state.seconds, "peak_memory_bytes": self.machine.peak_memory()}
 
-    def save(self):
-        """Write the checkpoint: what --resume reads first, then the weights that others read."""
-        random = self.machine.gather(self.machine.random_state())
-        if self.machine.is_first:
-            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                     "random": random, **asdict(self.state)}
-            run_directory.write_state(self.out, state)
-            self.model.save_pretrained(self.out)
-        self.saved = time.perf_counter()
-
-    def load(self):
-        """Go on from training_state.pt, as if there had been no interruption."""
-        random, saved = restore_state(self.out, self.model, self.optimizer, STATE_FORM)
-        self.machine.set_random_state(random[self.machine.rank % len(random)])
-        self.state = State(**saved)
-        if self.machine.is_first:
-            run_directory.truncate_log(self.out, self.state.step)
-
 
 # From options to a run.
 
@@ -299,38 +275,28 @@ def pretrain(options, resume=False, announce=None):
     announce: called as announce(record, trainer, tokenizer) in the first process before training
     begins. Raises UserError before any long work.
     """
-    out, claim = Path(options.out or ""), None
     setup.check(options, resume)
     machine = Machine.start(options.device, options.dtype)
     torch.manual_seed(options.seed)
-    before = run_directory.read_record(out) if resume else None
-    corpus, tokenizer, tokens = machine.in_turn(lambda: setup.prepare_text(options, before))
+    corpus, tokenizer, tokens = machine.in_turn(lambda: setup.prepare_text(options, resume))
     valid_set = setup.check_sequences(tokens, options.seq_len, tokenizer)
     model = setup.make_model(options, tokenizer)
     stages = setup.make_stages(options, machine, model.config, tokens.train, tokenizer)
     trainer = Trainer(options, machine, model, stages, valid_set)
     record = setup.make_record(
         options, machine, corpus, tokens, tokenizer, model.config, stages, valid_set)
-    if machine.is_first:
-        claim = run_directory.claim(out)  # from here on nobody else writes there
-        setup.check_free(out, resume)
-    if resume:
-        trainer.load()
-    if machine.is_first:
-        if announce:
-            announce(record, trainer, tokenizer)
-        if not resume:
-            save_tokenizer(tokenizer, out)
-            (out / "log.jsonl").unlink(missing_ok=True)
-        write_json(out / "train.json", record)
-    try:
+    with setup.claimed(options.out, resume, machine):  # from here on nobody else writes there
+        if resume:
+            load_trainer(trainer)
+        if machine.is_first:
+            if announce:
+                announce(record, trainer, tokenizer)
+            setup.begin(record, tokenizer, resume)
         record["status"] = trainer.train()
         if record["status"] == "finished":
             record["result"] = {**trainer.result(), "baseline": record["baseline"]}
         if machine.is_first:
-            write_json(out / "train.json", record)
-    finally:
-        run_directory.release(claim)
+            write_json(trainer.out / "train.json", record)
     del trainer  # DDP has to go before the process group does
     machine.close()
     return record

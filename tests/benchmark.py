@@ -328,7 +328,7 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     def step(number):
         started = time.perf_counter()
         batch = training.batch(number)
-        masked, parts = batch.count(), [batch.move(machine)]
+        masked, parts = batch.num_masked(), [batch.move(machine)]
         loading.append(time.perf_counter() - started)
         pretrain.train_step(parallel, optimizer, parts, masked, machine)
 
@@ -342,8 +342,8 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     }
     if not products:
         return result
-    shapes = matrix_products(config, batch_size, T, training.sequences.places)
-    flops = flops_per_token(config, T, training.sequences.places) * batch_size * T
+    shapes = matrix_products(config, batch_size, T, training.sequences.num_masked)
+    flops = flops_per_token(config, T, training.sequences.num_masked) * batch_size * T
     assert abs(sum(count * 6 * b * m * k * n for count, b, m, k, n in shapes) / flops - 1) < 1e-6
     alone, peak = time_products(shapes, machine), machine.peak_flops()
     return {
@@ -516,14 +516,15 @@ def peak(device):
 
 
 def our_tokens(text, tokenizer):
-    from mini_undivided import corpus, data
+    from mini_undivided import corpus
+    from mini_undivided.support import token_files
     from mini_undivided.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer)
     with tempfile.TemporaryDirectory(dir=Path(text).parent) as cache:
         os.environ["MINI_UNDIVIDED_CACHE"] = cache
         started = time.perf_counter()
-        tokens = data.tokenize(corpus.open_corpus([text]), tokenizer)
+        tokens = token_files.tokenize(corpus.open_corpus([text]), tokenizer)
         seconds = time.perf_counter() - started
     return {
         "bytes_per_second": Path(text).stat().st_size / seconds,

@@ -9,6 +9,7 @@ import torch
 
 from mini_undivided import corpus, data
 from mini_undivided.support.errors import UserError
+from mini_undivided.support import token_files
 from mini_undivided.support.files import cache_dir, read_json
 from mini_undivided.tokenizer import same_tokenizer, special_ids, train_tokenizer
 
@@ -36,7 +37,7 @@ def parts(text_file):
     """(corpus, tokenizer, tokens) of that file."""
     source = corpus.open_corpus([str(text_file)])
     tokenizer = train_tokenizer((WORDS * 3 for _ in range(3)), 150)
-    return source, tokenizer, data.tokenize(source, tokenizer)
+    return source, tokenizer, token_files.tokenize(source, tokenizer)
 
 
 def test_tokens_are_the_documents_in_order_with_separators(parts):
@@ -60,7 +61,7 @@ def test_a_mask_that_a_document_spells_out_is_not_a_mask(tmp_path, parts):
     Only the [SEP] at its end is one.
     """
     (tmp_path / "a.txt").write_text("alpha [MASK] beta [CLS] " * 7)
-    tokens = data.tokenize(corpus.open_corpus([str(tmp_path / "a.txt")]), parts[1])
+    tokens = token_files.tokenize(corpus.open_corpus([str(tmp_path / "a.txt")]), parts[1])
     mask = parts[1].token_to_id("[MASK]")
     assert mask not in tokens.train
     assert parts[1].encode("[MASK]", add_special_tokens=False).ids == [mask]
@@ -71,12 +72,12 @@ def test_token_files_are_cached_by_content(tmp_path, parts, monkeypatch):
     source, tokenizer, tokens = parts
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(source.files[0].read_bytes())
-    monkeypatch.setattr(data, "write_token_files", lambda *_: pytest.fail("tokenised again"))
-    again = data.tokenize(corpus.open_corpus([str(copy)]), tokenizer)
+    monkeypatch.setattr(token_files, "write_token_files", lambda *_: pytest.fail("tokenised again"))
+    again = token_files.tokenize(corpus.open_corpus([str(copy)]), tokenizer)
     assert np.array_equal(again.train, tokens.train)
     copy.write_text(json.dumps({"text": "alpha"}))
     with pytest.raises(pytest.fail.Exception, match="tokenised again"):
-        data.tokenize(corpus.open_corpus([str(copy)]), tokenizer)
+        token_files.tokenize(corpus.open_corpus([str(copy)]), tokenizer)
 
 
 def test_sequences_are_packed_full(parts):
@@ -107,7 +108,7 @@ def test_masking_shares_and_special_tokens(parts):
     for visit in range(60):
         rng = np.random.default_rng(visit)
         original = sequences.read(rng.integers(len(sequences), size=353))
-        batch = sequences.masked(original.copy(), rng)
+        batch = sequences.mask(original.copy(), rng)
         rows = np.arange(353)[:, None]
         used = (batch.labels != data.IGNORE).numpy()
         before, after = (
@@ -175,7 +176,7 @@ def test_processes_share_the_batch_of_one(parts):
         assert torch.equal(
             torch.cat([getattr(share, name) for share in shares]), getattr(whole, name)
         )
-    assert [part.input_ids.shape for part in whole.split(4)] == [(4, 21), (4, 21), (1, 21)]
+    assert [part.input_ids.shape for part in whole.micro_batches(4)] == [(4, 21), (4, 21), (1, 21)]
 
 
 def test_validation_masks_never_change(parts):
@@ -248,10 +249,10 @@ def test_trained_tokenizer_is_cached_and_ignores_held_out_text(tmp_path):
     texts[10] = "zyzzyva " * 50  # document 10 is held out
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = corpus.open_corpus([str(path)])
-    tokenizer = data.cached_tokenizer(source, 60)
-    assert same_tokenizer(tokenizer, data.cached_tokenizer(source, 60))
+    tokenizer = token_files.cached_tokenizer(source, 60)
+    assert same_tokenizer(tokenizer, token_files.cached_tokenizer(source, 60))
     assert tokenizer.token_to_id("plain") and tokenizer.token_to_id("zyzzyva") is None
-    assert not same_tokenizer(tokenizer, data.cached_tokenizer(source, 60, cased=True))
+    assert not same_tokenizer(tokenizer, token_files.cached_tokenizer(source, 60, cased=True))
 
 
 def test_a_failed_tokenisation_leaves_nothing_behind(tmp_path, parts, monkeypatch):
@@ -259,7 +260,7 @@ def test_a_failed_tokenisation_leaves_nothing_behind(tmp_path, parts, monkeypatc
     (tmp_path / "bad.txt").write_bytes(b"alpha beta \xff\xfe gamma")
     source = corpus.open_corpus([str(tmp_path / "bad.txt")])
     with pytest.raises(UserError, match="bad.txt is not UTF-8"):
-        data.tokenize(source, parts[1])
+        token_files.tokenize(source, parts[1])
     leftovers = [p for p in cache_dir().rglob("*.tmp")]
     assert not leftovers
     assert not any(

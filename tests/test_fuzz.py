@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from mini_undivided.corpus import open_corpus
-from mini_undivided.data import COUNTS
 from mini_undivided.model import MaskedLM
-from mini_undivided.pretrain import STATE_FORM, adamw
+from mini_undivided.pretrain import State, adamw
 from mini_undivided.report import tables
 from mini_undivided.report.analysis import Run
 from mini_undivided.support import run_directory
@@ -22,7 +21,7 @@ from mini_undivided.support.checkpoint import read_weights, restore_state
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json
 from mini_undivided.support.options import resume_options
-from mini_undivided.support.token_files import TokenWriter, read_tokens
+from mini_undivided.support.token_files import COUNTS, TokenWriter, read_tokens
 from mini_undivided.tokenizer import load_tokenizer
 
 RUN = Path(__file__).parent / "run_0.1.0"
@@ -109,7 +108,7 @@ def load_state(folder):
     """Load training_state.pt into the model that it belongs to, and take a step."""
     model = MaskedLM.from_pretrained(RUN)
     optimizer = adamw(model, 1e-3)
-    restore_state(folder, model, optimizer, STATE_FORM)
+    restore_state(folder, model, optimizer, State)
     model(torch.tensor([[2, 7, 3]])).sum().backward()
     optimizer.step()
 

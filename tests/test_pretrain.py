@@ -157,7 +157,7 @@ def test_the_loss_of_a_step_is_over_all_its_masked_places():
         def step(self):
             seen["gradient"] = model.head.bias.grad.clone()
 
-    parts = list(data.MaskedBatch(ids, positions, labels).split(1))
+    parts = list(data.MaskedBatch(ids, positions, labels).micro_batches(1))
     total = pretrain.train_step(model, Spy(model.parameters(), lr=0.0), parts, 6, machine)
     assert total / 6 == pytest.approx(expected.item(), rel=1e-5)
     # train_step clips to norm 1: the direction is what must agree

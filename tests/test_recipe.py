@@ -23,7 +23,7 @@ from mini_undivided import data, glue, pretrain, probe
 from mini_undivided.corpus import open_corpus
 from mini_undivided.model import BertConfig, MaskedLM, SequenceClassifier
 from mini_undivided.report import finetuning
-from mini_undivided.support import run_directory
+from mini_undivided.support import run_directory, token_files
 from mini_undivided.support.files import read_json
 from mini_undivided.support.machine import Machine
 from mini_undivided.support.options import FinetuneOptions, PretrainOptions
@@ -274,7 +274,7 @@ def test_processes_average_to_the_gradient_of_the_mean_loss(monkeypatch, before_
     labels = torch.tensor([[7, data.IGNORE, data.IGNORE], [8, 9, 11]])
     positions = torch.tensor([[1, 2, 4], [2, 5, 6]])
     whole = data.MaskedBatch(torch.randint(5, V, (2, T)), positions, labels)
-    for rank, part in enumerate(whole.split(1)):
+    for rank, part in enumerate(whole.micro_batches(1)):
         machine = Machine(torch.device("cpu"), rank=rank, world=2)
         pretrain.train_step(model, optimizer, [part], 4, machine)
     pretrain.train_step(model, optimizer, [whole], 4, Machine(torch.device("cpu")))
@@ -368,7 +368,7 @@ def test_the_default_rate_of_finetuning_falls_with_the_width():
 def validation_set(options):
     """The validation sequences of a finished run, and its tokens."""
     tokenizer = load_tokenizer(options.out)
-    tokens = data.tokenize(open_corpus(options.corpus), tokenizer)
+    tokens = token_files.tokenize(open_corpus(options.corpus), tokenizer)
     return data.Sequences(tokens.valid, options.seq_len, tokenizer), tokens
 
 

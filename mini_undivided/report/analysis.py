@@ -75,7 +75,7 @@ def read_result(path):
     """What finetune.py wrote of a task."""
     result = read_json(path, RESULT)
     for metric, score in result["scores"].items():
-        check_form(score, {"mean": float, "std": (float, type(None))}, path, f'"{metric}"')
+        check_form(score, {"mean": float, "std": float | None}, path, f'"{metric}"')
         check_form(result["majority"], {metric: float}, path)
     return result
 

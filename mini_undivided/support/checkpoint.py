@@ -2,7 +2,7 @@
 
 import logging
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -12,7 +12,7 @@ from torch import nn
 from mini_undivided.support.config import BertConfig
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import atomic, check_form, reading, write_json
-from mini_undivided.support.run_directory import read_state, resolve
+from mini_undivided.support.run_directory import read_state, resolve, truncate_log, write_state
 
 log = logging.getLogger(__name__)
 
@@ -189,11 +189,32 @@ def write_weights(folder, tensors):
         safetensors.torch.save_file(tensors, temporary, {"format": "pt"})
 
 
-def restore_state(directory, model, optimizer, form):
-    """Load training_state.pt into model and optimizer → random states, and the rest, of a form.
+def save_trainer(trainer):
+    """Write a run's checkpoint: what --resume reads first, then the weights that others read."""
+    random = trainer.machine.gather(trainer.machine.random_state())
+    if trainer.machine.is_first:
+        state = {"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict(),
+                 "random": random, **asdict(trainer.state)}
+        write_state(trainer.out, state)
+        trainer.model.save_pretrained(trainer.out)
 
-    Raises UserError if it is damaged, or is not the state of this model.
+
+def load_trainer(trainer):
+    """Go on from training_state.pt, as if there had been no interruption."""
+    machine, counts = trainer.machine, type(trainer.state)
+    random, trainer.state = restore_state(trainer.out, trainer.model, trainer.optimizer, counts)
+    machine.set_random_state(random[machine.rank % len(random)])
+    if machine.is_first:
+        truncate_log(trainer.out, trainer.state.step)
+
+
+def restore_state(directory, model, optimizer, counts):
+    """Load training_state.pt into model and optimizer → random states; the rest as `counts`.
+
+    counts: the dataclass of how far a run is, pretrain.State.
+    Raises UserError if the file is damaged, or is not the state of this model.
     """
+    form = {field.name: field.type for field in fields(counts)}
     saved, path = read_state(directory), Path(directory) / "training_state.pt"
     with reading(path):
         weights, moments, random = (saved.pop(key) for key in ("model", "optimizer", "random"))
@@ -213,4 +234,4 @@ def restore_state(directory, model, optimizer, form):
         groups = optimizer.state_dict()["param_groups"]  # rates and so on: the options say them
         optimizer.load_state_dict({"state": moments["state"], "param_groups": groups})
         torch.Generator().set_state(random[0][: torch.get_rng_state().numel()])  # raises if damaged
-    return random, saved
+    return random, counts(**saved)

@@ -8,6 +8,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 from mini_undivided.support.errors import UserError
 
@@ -127,7 +128,7 @@ KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or
 def check_form(value, form, path, key="its content"):
     """Raise UserError, which names file and key, if a JSON value is not of a form.
 
-    A form is a type, a tuple of alternatives, [form] for a list, or {key: form} for an object with
+    A form is a type, a union of types, [form] for a list, or {key: form} for an object with
     at least these keys; {"key?": form} may be absent.
     """
     if isinstance(form, dict):
@@ -142,9 +143,8 @@ def check_form(value, form, path, key="its content"):
         check_form(value, list, path, key)
         for each in value:
             check_form(each, form[0], path, f"an entry of {key}")
-    elif not any(is_kind(value, kind) for kind in (form if isinstance(form, tuple) else (form,))):
-        kinds = form if isinstance(form, tuple) else (form,)
-        wanted = " or ".join(KINDS[kind] for kind in kinds)
+    elif not any(is_kind(value, kind) for kind in get_args(form) or (form,)):
+        wanted = " or ".join(KINDS[kind] for kind in get_args(form) or (form,))
         raise UserError(f"{path}: {key} is {str(value)[:40]}, but should be {wanted}")
 
 

@@ -105,6 +105,11 @@ class Machine:
         name = torch.cuda.get_device_name(self.device)
         return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
 
+    def utilisation(self, flops):
+        """The share of the peak (MFU) that FLOP/s of all processes are, as a text; "" if unknown."""
+        peak = self.peak_flops()
+        return f", {flops / self.world / peak:.1%} MFU" if peak else ""
+
     def peak_memory(self):
         """The most memory held so far, in bytes: the GPU's if there is one, else the process's."""
         if self.on_gpu:

@@ -1,24 +1,20 @@
 """What a pretraining run needs before its loop: checked options, text, a model, a plan."""
 
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from mini_undivided.corpus import open_corpus
-from mini_undivided.data import (
-    Sequences,
-    TrainingData,
-    cached_tokenizer,
-    context_free_baseline,
-    tokenize,
-)
+from mini_undivided.data import Sequences, TrainingData, context_free_baseline
 from mini_undivided.model import BertConfig, MaskedLM, count_parameters, flops_per_token
 from mini_undivided.support import run_directory
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import check_writable, read_json, write_json
 from mini_undivided.support.overlap import shared_words
-from mini_undivided.tokenizer import check_fits, load_tokenizer, opens_word
+from mini_undivided.support.token_files import cached_tokenizer, tokenize
+from mini_undivided.tokenizer import check_fits, load_tokenizer, opens_word, save_tokenizer
 
 SHORTEST = 16  # tokens in the sequences that a run begins with
 
@@ -44,6 +40,27 @@ def check_free(out, resume):
     if not resume and run_directory.has_checkpoint(out):
         advice = "resume it with --resume, or choose another folder with --out"
         raise UserError(f"{out} already holds a run: {advice}")
+
+
+@contextmanager
+def claimed(out, resume, machine):
+    """Context: the run directory is this run's alone. UserError if it is taken."""
+    claim = run_directory.claim(out) if machine.is_first else None
+    try:
+        if machine.is_first:
+            check_free(out, resume)  # once more: another process may have finished there
+        yield
+    finally:
+        run_directory.release(claim)
+
+
+def begin(record, tokenizer, resume):
+    """Write what a run directory holds before training; the log of a new run is a new one."""
+    out = Path(record["options"]["out"])
+    if not resume:
+        save_tokenizer(tokenizer, out)
+        (out / "log.jsonl").unlink(missing_ok=True)
+    write_json(out / "train.json", record)
 
 
 def make_config(options, vocab_size):
@@ -73,11 +90,12 @@ def make_model(options, tokenizer):
     return model
 
 
-def prepare_text(options, record=None):
+def prepare_text(options, resume):
     """Find corpus, load or train tokenizer, write token files → Corpus, Tokenizer, Tokens.
 
-    record: that of the run which is resumed; UserError if its text or tokenizer has changed.
+    Raises UserError if the text or the tokenizer of a resumed run has changed.
     """
+    record = run_directory.read_record(options.out) if resume else None
     corpus = open_corpus(options.corpus, record and record["corpus"]["fingerprint"])
     if record:
         tokenizer = load_tokenizer(options.out)
@@ -172,7 +190,7 @@ def make_plan(options, machine, config, sequences):
     if options.micro_batch and length == options.seq_len and micro != options.micro_batch:
         raise UserError(f"--micro-batch {options.micro_batch} does not divide the {local} "
                         f"sequences that {options.batch_tokens} tokens a batch are in each process")
-    flops = flops_per_token(config, length, sequences.places)
+    flops = flops_per_token(config, length, sequences.num_masked)
     return Plan(local * machine.world, micro, local // micro, flops)
 
 

@@ -13,6 +13,13 @@ def progress_bar(hidden=False):
     return tqdm(total=1.0, bar_format=form, disable=hidden, mininterval=0.2, dynamic_ncols=True)
 
 
+def show(bar, share, text):
+    """Move the bar to the share of the run that is over, with a text behind it."""
+    bar.n = share
+    bar.set_postfix_str(text, refresh=False)
+    bar.update(0)
+
+
 @contextmanager
 def catch_signals():
     """Context: yields a list that takes the first Ctrl-C or SIGTERM; a second ends the program."""

@@ -1,16 +1,119 @@
-"""Token files: a tokenised corpus on disk, cached by the hash of text and tokenizer.
+"""A tokenised corpus: its tokenizer and its token files, made once and then cached.
 
-A token file is a numpy file (.npy) of one dimension, two bytes a token where the vocabulary allows
-it, else four; numpy's header says which, and how many.
+Both are named by a hash of what they are made from. A token file is a numpy file (.npy) of one
+dimension, two bytes a token where the vocabulary allows it, else four; numpy's header says which,
+and how many.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import (
+    atomic,
+    cache_dir,
+    read_json,
+    remove_temporaries,
+    short_hash,
+    write_json,
+)
+from mini_undivided.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
+TOKENIZER_CHARACTERS = 10**8  # more text does not change which pieces are frequent
 BATCH_CHARACTERS = 1 << 21  # tokenised at once: enough for all cores, small enough for any memory
+COUNTS = {"documents": int, "pieces": int, "held_out": int, "words": int}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenised corpus: two arrays of ids, and how many documents, pieces and words it has.
+
+    held_out: documents in the validation part, or pieces if the corpus has few documents.
+    """
+
+    folder: Path
+    train: np.ndarray
+    valid: np.ndarray
+    documents: int
+    pieces: int
+    held_out: int
+    words: int
+
+    @property
+    def count(self):
+        """The number of tokens of both parts."""
+        return len(self.train) + len(self.valid)
+
+
+def cached_tokenizer(corpus, vocab_size, cased=False):
+    """A WordPiece tokenizer for a corpus, trained at the first call and then cached.
+
+    It sees the training documents only, and of a corpus above TOKENIZER_CHARACTERS an even sample.
+    """
+    key = short_hash(f"{corpus.fingerprint} {vocab_size} {cased}")
+    folder = cache_dir() / f"word-pieces-{key}"
+    if not (folder / "tokenizer_config.json").exists():
+        save_tokenizer(train_tokenizer(sample(corpus), vocab_size, cased), folder)
+    return load_tokenizer(folder)
+
+
+def sample(corpus):
+    """Yield at most TOKENIZER_CHARACTERS characters of the training documents, spread over them."""
+    every, taken = 1 + corpus.size // TOKENIZER_CHARACTERS, 0
+    limit = min(corpus.size, TOKENIZER_CHARACTERS) or TOKENIZER_CHARACTERS
+    with byte_bar("tokenizer", limit) as bar:
+        for i, piece in enumerate(corpus.pieces()):
+            if i % every == 0 and not piece.held_out:
+                yield piece.text
+                bar.update(len(piece.text))
+                taken += len(piece.text)
+                if taken > TOKENIZER_CHARACTERS:
+                    return
+
+
+def tokenize(corpus, tokenizer):
+    """The token files of a corpus, written at the first call and then cached → Tokens."""
+    folder = cache_dir() / f"token-files-{short_hash(corpus.fingerprint + tokenizer.to_str())}"
+    about, train, valid = (folder / name for name in ("about.json", "train.npy", "valid.npy"))
+    if not about.exists():
+        folder.mkdir(exist_ok=True)
+        remove_temporaries(folder)
+        with atomic(train) as new_train, atomic(valid) as new_valid:
+            counts = write_token_files(corpus, tokenizer, new_train, new_valid)
+        write_json(about, counts)  # last: its presence says that the token files are whole
+    counts = read_json(about, COUNTS)
+    parts = (read_tokens(path, tokenizer.get_vocab_size()) for path in (train, valid))
+    return Tokens(folder, *parts, **{name: counts[name] for name in COUNTS})
+
+
+def write_token_files(corpus, tokenizer, train, valid):
+    """Tokenise a corpus into two files, batch by batch → the counts of `Tokens`."""
+    vocab_size, sep = tokenizer.get_vocab_size(), tokenizer.token_to_id("[SEP]")
+    writers = TokenWriter(train, vocab_size), TokenWriter(valid, vocab_size)
+    counts = dict.fromkeys(COUNTS, 0)
+    tokenizer.encode_special_tokens = True  # a document's own "[MASK]" is text, not a place to fill
+    with byte_bar("tokenising", corpus.size or None) as bar:
+        for pieces, encodings in encode_ahead(tokenizer, corpus.pieces()):
+            for (text, begins, held_out), encoding in zip(pieces, encodings, strict=True):
+                writers[held_out].write([*encoding.ids, sep])
+                counts["documents"] += begins
+                counts["pieces"] += 1
+                counts["held_out"] += held_out and (begins or not corpus.holds_out_documents)
+                counts["words"] += len(text.split())
+                bar.update(len(text))
+    tokenizer.encode_special_tokens = False
+    for writer in writers:
+        writer.close()
+    return counts
+
+
+def byte_bar(name, total):
+    """A progress bar that counts bytes."""
+    return tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, mininterval=0.5)
 
 
 class TokenWriter:
