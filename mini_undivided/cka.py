@@ -24,11 +24,11 @@ give 0 on average, and single values just below it.
 import torch
 
 from mini_undivided.support.errors import UserError
+from mini_undivided.support.machine import in_float64
 
-PLACES = {"attention": "attention outputs", "block": "block outputs"}
-FIRST = {"attention": 1, "block": 0}  # the number of a matrix's first layer; 0: the embeddings
+OUTPUTS = ("attention", "block")  # of a layer: after its attention sublayer, and after all of it
 LEAST = 4  # rows: the estimator divides by n - 3
-POOL = 8  # minibatches whose rows are shuffled together, so that none is made of one text's tokens
+SHUFFLED = 8  # minibatches whose rows are shuffled together, so that none is one text's tokens
 
 
 def centre(x):
@@ -74,20 +74,6 @@ def cka(a, b):
     sums = CKA()
     sums.add(*(centre(x.double()[None]) for x in (a, b)))
     return sums.value().item()
-
-
-def equal_depth(matrix, place="block"):
-    """The values of a CKA matrix at equal relative depth: (row, column, value) for each row.
-
-    Depth is a layer's number, with the embeddings as 0, divided by the number of layers.
-    """
-    first = FIRST[place]
-    most, others = len(matrix) - 1 + first, len(matrix[0]) - 1 + first  # layers of the two models
-    values = []
-    for i, row in enumerate(matrix):
-        j = max(first, round((i + first) * others / max(1, most))) - first
-        values.append((i, j, row[j]))
-    return values
 
 
 def layer_outputs(encoder, ids, mask=None, segments=None):
@@ -142,7 +128,7 @@ def compare(encoders, batches, per_text=False, n=256):
     if n < LEAST:
         raise UserError(f"CKA needs at least {LEAST} rows in a minibatch, not {n}")
     first, *others = encoders
-    sums = {name: {place: CKA() for place in PLACES} for name in others}
+    sums = {name: {output: CKA() for output in OUTPUTS} for name in others}
     shapes = {name: [] for name in encoders}
     pool = Pool(n)
     for ids, mask, segments in batches:
@@ -150,29 +136,29 @@ def compare(encoders, batches, per_text=False, n=256):
         for name, encoder in encoders.items():
             outputs = layer_outputs(encoder, ids, mask, segments)
             shapes[name].append(collapse(outputs["block"], real))
-            for place, layers in outputs.items():
+            for output, layers in outputs.items():
                 x = torch.stack(layers)  # (L, B, T, C)
-                pool.add((name, place), text_means(x, real) if per_text else x[:, real])
-        for minibatch in pool.take(POOL * n):
+                pool.add((name, output), text_means(x, real) if per_text else x[:, real])
+        for minibatch in pool.take(SHUFFLED * n):
             add_minibatch(sums, first, minibatch)
     for minibatch in pool.take(n):
         add_minibatch(sums, first, minibatch)
-    rows = max((places["block"].rows for places in sums.values()), default=0)
+    rows = max((each["block"].rows for each in sums.values()), default=0)
     if others and not rows:
         kind = "texts" if per_text else "tokens"
         advice = "give more text or more --examples"
         raise UserError(f"CKA needs {n} {kind} at least, but there are {pool.size}: {advice}")
-    values = {name: {place: each.value() for place, each in places.items()}
-              for name, places in sums.items()}
+    values = {name: {output: each.value() for output, each in outputs.items()}
+              for name, outputs in sums.items()}
     return values, {name: torch.cat(s, dim=2).mean(2).cpu() for name, s in shapes.items()}, rows
 
 
 def add_minibatch(sums, first, minibatch):
-    """Add a minibatch, {(name, place): rows (L, n, C)}, to the sums; each Gram is computed once."""
+    """Add a minibatch {(name, output): rows (L, n, C)} to the sums; each Gram is computed once."""
     grams = {key: centre(rows) for key, rows in minibatch.items()}
-    for name, places in sums.items():
-        for place, each in places.items():
-            each.add(grams[first, place], grams[name, place])
+    for name, outputs in sums.items():
+        for output, each in outputs.items():
+            each.add(grams[first, output], grams[name, output])
 
 
 class Pool:
@@ -188,7 +174,7 @@ class Pool:
         return sum(part.size(1) for part in next(iter(self.parts.values()), []))
 
     def add(self, key, rows):
-        """Add rows (L, number, C) of one encoder and place."""
+        """Add rows (L, number, C) of an output of one encoder."""
         self.parts.setdefault(key, []).append(rows)
 
     def take(self, least):
@@ -199,11 +185,6 @@ class Pool:
         whole = {key: torch.cat(parts, dim=1) for key, parts in self.parts.items()}
         used = len(order) // self.n * self.n
         for chosen in order[:used].split(self.n):
-            yield {key: double(rows[:, chosen.to(rows.device)]) for key, rows in whole.items()}
+            yield {key: in_float64(rows[:, chosen.to(rows.device)]) for key, rows in whole.items()}
         rest = order[used:]
         self.parts = {key: [rows[:, rest.to(rows.device)]] for key, rows in whole.items()}
-
-
-def double(x):
-    """A tensor in float64, on the CPU if its device has none (Apple's GPUs)."""
-    return x.cpu().double() if x.device.type == "mps" else x.double()

@@ -95,7 +95,8 @@ class Sequences:
         """
         scores = rng.random(ids.shape, dtype=np.float32)[mine]  # (B, T): the lowest are chosen
         fate = rng.random((len(ids), self.num_masked), dtype=np.float32)[mine]  # (B, M)
-        words = self.ordinary[rng.integers(len(self.ordinary), size=(len(ids), self.num_masked))[mine]]
+        random = rng.integers(len(self.ordinary), size=(len(ids), self.num_masked))
+        words = self.ordinary[random[mine]]  # (B, M)
         ids = ids[mine]
 
         special = self.is_special[ids]

@@ -9,6 +9,7 @@ Liang 2019, 1909.03368), which only a probe that learns words by heart can solve
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -87,8 +88,9 @@ def probe(features, labels, classes, metric="accuracy"):
 
 @dataclass
 class ProbeTask:
-    """What a probe has to predict. texts: {part: tuples of one or two strings}; labels: {part: array}.
+    """What a probe has to predict.
 
+    texts: {part: list of tuples of one or two strings}; labels: {part: array}.
     per_word: a text is a list of words, and there is a label for each word of the texts in turn.
     Integer labels are classes; with float labels the task is a regression.
     """
@@ -178,8 +180,8 @@ def task_features(encoder, tasks, tokenizer, machine, length, cls=False):
     `kept`: {part: numbers of the examples that have features}, for words perhaps not all.
     """
     words = sum(len(part) for task in tasks if task.per_word for part in task.texts.values())
-    different = (text for t in tasks if not t.per_word for part in t.texts.values() for text in part)
-    place = {text: i for i, text in enumerate(dict.fromkeys(different))}
+    parts = (part for task in tasks if not task.per_word for part in task.texts.values())
+    place = {text: i for i, text in enumerate(dict.fromkeys(chain.from_iterable(parts)))}
     results, total = [], len(place) + words
     with tqdm(total=total, desc="features", unit=" texts", leave=False, mininterval=0.3) as bar:
         if place:

@@ -128,18 +128,6 @@ def test_minibatches_do_not_drift():
     assert 0.2 < whole < 0.8
 
 
-def test_equal_depth():
-    """Layers are paired at equal depth.
-
-    That is the diagonal for models of one depth; for others, the layer at the same share of the
-    depth, and ends with ends.
-    """
-    square = np.arange(9).reshape(3, 3)
-    assert [value for *_, value in cka.equal_depth(square)] == [0, 4, 8]
-    assert [(i, j) for i, j, _ in cka.equal_depth(np.zeros((3, 7)))] == [(0, 0), (1, 3), (2, 6)]
-    assert [(i, j) for i, j, _ in cka.equal_depth(np.zeros((5, 2)))][0::4] == [(0, 0), (4, 1)]
-
-
 def test_outputs_are_the_layers_of_one_forward_pass():
     """Block outputs are the encoder's hidden states.
 

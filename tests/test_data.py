@@ -8,8 +8,8 @@ import scipy.stats
 import torch
 
 from mini_undivided import corpus, data
-from mini_undivided.support.errors import UserError
 from mini_undivided.support import token_files
+from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import cache_dir, read_json
 from mini_undivided.tokenizer import same_tokenizer, special_ids, train_tokenizer
 

@@ -13,8 +13,8 @@ import torch
 import transformers
 
 from mini_undivided import glue
-from mini_undivided.report import finetuning
 from mini_undivided.model import BertConfig, MaskedLM, SequenceClassifier
+from mini_undivided.report import finetuning
 from mini_undivided.support import glue_files
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json

@@ -85,3 +85,15 @@ def test_sentences_say_what_the_numbers_say():
     )
     assert "too close together" in tables.alike_sentence(alike(0.5, 0.22, 0.2), "b")
     assert "without a ceiling" in tables.alike_sentence(alike(0.5, None, 0.2), "b")
+
+
+def test_equal_depth():
+    """Layers are paired at equal depth.
+
+    That is the diagonal for models of one depth; for others, the layer at the same share of the
+    depth, and ends with ends.
+    """
+    square = np.arange(9).reshape(3, 3)
+    assert [value for *_, value in tables.equal_depth(square)] == [0, 4, 8]
+    assert [(i, j) for i, j, _ in tables.equal_depth(np.zeros((3, 7)))] == [(0, 0), (1, 3), (2, 6)]
+    assert [(i, j) for i, j, _ in tables.equal_depth(np.zeros((5, 2)))][0::4] == [(0, 0), (4, 1)]

@@ -138,8 +138,8 @@ class Analysis:
             "rows": count, "rows_are": "sentences" if self.options.per_sentence else "tokens",
             "first": self.first.name, "others": [run.name for run in self.runs[1:]],
             "ceiling": self.ceiling and self.ceiling.name, "floor": "untrained",
-            "values": {name: {place: x.tolist() for place, x in places.items()}
-                       for name, places in values.items()},
+            "values": {name: {output: x.tolist() for output, x in outputs.items()}
+                       for name, outputs in values.items()},
             "collapse": {name: {"distance": x[:, 0].tolist(), "cosine": x[:, 1].tolist()}
                          for name, x in shapes.items()}}
         write_json(self.out / "cka.json", alike)

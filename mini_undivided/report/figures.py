@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mini_undivided.cka import FIRST, PLACES, equal_depth
+from mini_undivided.report.tables import FIRST, OUTPUTS, equal_depth
 from mini_undivided.support.files import atomic
 from mini_undivided.support.run_directory import read_log
 
@@ -76,20 +76,20 @@ def plot_cka(alike, out):
     first, size = alike["first"], f"n = {alike['rows']:,} {alike['rows_are']}"
     for name, file in zip(alike["others"], cka_files(alike), strict=True):
         with figure(out / file, 1, 3, (16, 4.8), width_ratios=(1, 1.15, 1.2)) as (drawn, panels):
-            for axes, (place, title) in zip(panels, PLACES.items(), strict=False):
-                matrix = np.array(alike["values"][name][place])
-                image = heat_map(axes, matrix, place)
+            for axes, (output, title) in zip(panels, OUTPUTS.items(), strict=False):
+                matrix = np.array(alike["values"][name][output])
+                image = heat_map(axes, matrix, output)
                 axes.set(xlabel=f"layer of {name}", ylabel=f"layer of {first}", title=title)
             drawn.colorbar(image, ax=panels[1], label="CKA")
             depth_curves(panels[2], alike, name)
             drawn.suptitle(f"{first} and {name}: debiased linear CKA, {size}")
 
 
-def heat_map(axes, matrix, place):
-    """Draw a CKA matrix of a place ("attention", "block"), cells of equal depth framed."""
+def heat_map(axes, matrix, output):
+    """Draw a CKA matrix of an output ("attention", "block"), cells of equal depth framed."""
     from matplotlib.patches import Rectangle
 
-    first = FIRST[place]
+    first = FIRST[output]
     image = axes.imshow(matrix, vmin=0, vmax=1, cmap="magma", origin="lower")
     axes.set_xticks(range(matrix.shape[1]), range(first, first + matrix.shape[1]))
     axes.set_yticks(range(matrix.shape[0]), range(first, first + matrix.shape[0]))
@@ -98,7 +98,7 @@ def heat_map(axes, matrix, place):
         for (i, j), value in np.ndenumerate(matrix):
             style = {"color": "white" if value < 0.65 else "black", "fontsize": size}
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", **style)
-    for i, j, _ in equal_depth(matrix, place):
+    for i, j, _ in equal_depth(matrix, output):
         frame = {"fill": False, "edgecolor": "tab:cyan", "linewidth": 2}
         axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **frame))
     return image
@@ -109,11 +109,11 @@ def depth_curves(axes, alike, name):
     lines = {name: ("tab:blue", 2), alike["ceiling"]: ("tab:green", 1),
              alike["floor"]: ("tab:gray", 1)}
     for key, (colour, width) in lines.items():
-        for place, line in zip(PLACES, ("-", "--"), strict=True):
+        for output, line in zip(OUTPUTS, ("-", "--"), strict=True):
             if key in alike["values"]:
-                points = equal_depth(alike["values"][key][place], place)
-                layers = [i + FIRST[place] for i, *_ in points]
-                style = {"color": colour, "linewidth": width, "label": f"{key}, {PLACES[place]}"}
+                points = equal_depth(alike["values"][key][output], output)
+                layers = [i + FIRST[output] for i, *_ in points]
+                style = {"color": colour, "linewidth": width, "label": f"{key}, {OUTPUTS[output]}"}
                 axes.plot(layers, [value for *_, value in points], line, marker="o", **style)
     layer = f"layer of {alike['first']} (0: embeddings)"
     by_layer(axes, xlabel=layer, ylabel="CKA at equal depth", ylim=(-0.05, 1.05))

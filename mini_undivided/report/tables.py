@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from mini_undivided.cka import PLACES, equal_depth
 from mini_undivided.support.tasks import GLUE
+
+OUTPUTS = {"attention": "attention outputs", "block": "block outputs"}
+FIRST = {"attention": 1, "block": 0}  # the number of a matrix's first layer; 0: the embeddings
 
 
 def table(header, rows):
@@ -95,16 +97,30 @@ def cka_text(alike):
             "its floor an untrained model of the last run's architecture:")
 
 
+def equal_depth(matrix, output="block"):
+    """The values of a CKA matrix at equal relative depth: (row, column, value) for each row.
+
+    Depth is a layer's number, with the embeddings as 0, divided by the number of layers.
+    """
+    first = FIRST[output]
+    most, others = len(matrix) - 1 + first, len(matrix[0]) - 1 + first  # layers of the two models
+    values = []
+    for i, row in enumerate(matrix):
+        j = max(first, round((i + first) * others / max(1, most))) - first
+        values.append((i, j, row[j]))
+    return values
+
+
 def cka_table(alike):
     """CKA at equal depth: a row a layer, two columns for each other run, ceiling and floor."""
-    columns = [(name, place) for place in PLACES for name in alike["values"]]
+    columns = [(name, output) for output in OUTPUTS for name in alike["values"]]
     curves = []
-    for name, place in columns:
-        curve = [f"{x:.2f}" for *_, x in equal_depth(alike["values"][name][place], place)]
-        curves.append(curve if place == "block" else ["–", *curve])  # embeddings: no attention
+    for name, output in columns:
+        curve = [f"{x:.2f}" for *_, x in equal_depth(alike["values"][name][output], output)]
+        curves.append(curve if output == "block" else ["–", *curve])  # embeddings: no attention
     names = ["embeddings", *(f"layer {layer}" for layer in range(1, len(curves[0])))]
     rows = [list(row) for row in zip(names, *curves, strict=True)]
-    return table(["", *(f"{name}, {place}" for name, place in columns)], rows)
+    return table(["", *(f"{name}, {output}" for name, output in columns)], rows)
 
 
 def probe_text(seeds):
@@ -194,8 +210,8 @@ def cost_sentence(first, other):
 def alike_sentence(alike, name):
     """The mean CKA of attention outputs at equal depth, on the scale from floor to ceiling."""
     mean = {}
-    for key, places in alike["values"].items():
-        curve = equal_depth(places["attention"], "attention")
+    for key, outputs in alike["values"].items():
+        curve = equal_depth(outputs["attention"], "attention")
         mean[key] = float(np.mean([value for *_, value in curve]))
     floor, ceiling, first = mean[alike["floor"]], mean.get(alike["ceiling"]), alike["first"]
     likeness = f"{mean[name]:.2f} on average"

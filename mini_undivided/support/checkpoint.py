@@ -12,7 +12,12 @@ from torch import nn
 from mini_undivided.support.config import BertConfig
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import atomic, check_form, reading, write_json
-from mini_undivided.support.run_directory import read_state, resolve, truncate_log, write_state
+from mini_undivided.support.run_directory import (
+    read_state,
+    resolve,
+    truncate_log,
+    write_state,
+)
 
 log = logging.getLogger(__name__)
 

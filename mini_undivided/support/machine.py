@@ -106,7 +106,7 @@ class Machine:
         return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
 
     def utilisation(self, flops):
-        """The share of the peak (MFU) that FLOP/s of all processes are, as a text; "" if unknown."""
+        """FLOP/s of all processes as a share of the peak (MFU), in words; "" if unknown."""
         peak = self.peak_flops()
         return f", {flops / self.world / peak:.1%} MFU" if peak else ""
 
@@ -175,3 +175,8 @@ class Machine:
         """
         if self.world > 1:
             dist.destroy_process_group()
+
+
+def in_float64(x):
+    """A tensor in float64, on the CPU if its device has none (Apple's GPUs)."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()

@@ -41,14 +41,15 @@ def length_task(sentences):
     lengths = np.array([len(sentence.split()) for sentence in sentences])
     edges = np.unique(np.quantile(lengths, np.arange(1, BINS) / BINS))
     bins = np.searchsorted(edges, lengths)
-    return ProbeTask("sentence length", *split_examples([(sentence,) for sentence in sentences], bins))
+    return ProbeTask("sentence length", *split_examples([(s,) for s in sentences], bins))
 
 
 def content_task(sentences):
     """Which of ten words of middling frequency is in the sentence? Exactly one of them is."""
     bags = [{w.strip(".,;:!?()\"'").lower() for w in sentence.split()} for sentence in sentences]
     counts = Counter(w for words in bags for w in sorted(words) if w.isalpha() and len(w) > 2)
-    chosen = [word for word, _ in counts.most_common(50 + CONTENT_WORDS)[-CONTENT_WORDS:]]  # beyond "the" and "and"
+    common = counts.most_common(50 + CONTENT_WORDS)
+    chosen = [word for word, _ in common[-CONTENT_WORDS:]]  # beyond "the" and "and"
     rows = [(s, words & set(chosen)) for s, words in zip(sentences, bags, strict=True)]
     rows = [((s,), chosen.index(*words)) for s, words in rows if len(words) == 1]
     texts, labels = [text for text, _ in rows], [label for _, label in rows]
@@ -56,7 +57,7 @@ def content_task(sentences):
 
 
 def shift_task(sentences):
-    """Have two neighbouring words been swapped? They are in half of the sentences, and never at an end."""
+    """Have two neighbouring words been swapped? In half of them, and never the first or last."""
     rng, texts, labels = np.random.default_rng(0), [], []
     for sentence in sentences:
         words = sentence.split()

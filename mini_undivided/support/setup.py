@@ -14,7 +14,12 @@ from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import check_writable, read_json, write_json
 from mini_undivided.support.overlap import shared_words
 from mini_undivided.support.token_files import cached_tokenizer, tokenize
-from mini_undivided.tokenizer import check_fits, load_tokenizer, opens_word, save_tokenizer
+from mini_undivided.tokenizer import (
+    check_fits,
+    load_tokenizer,
+    opens_word,
+    save_tokenizer,
+)
 
 SHORTEST = 16  # tokens in the sequences that a run begins with
 
