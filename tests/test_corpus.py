@@ -13,6 +13,7 @@ import pytest
 
 from mini_undivided import corpus as corpora
 from mini_undivided.corpus import open_corpus
+from mini_undivided.support import text_files
 from mini_undivided.support.errors import UserError
 
 TEXT = "First line, with a café.\nSecond line: 中文 😀.\n\nA new paragraph."
@@ -121,8 +122,8 @@ def test_a_long_document_comes_in_pieces_that_lose_nothing(tmp_path, monkeypatch
 
     None is longer than PIECE.
     """
-    monkeypatch.setattr(corpora, "PIECE", 97)
-    monkeypatch.setattr(corpora, "BLOCK", 251)
+    monkeypatch.setattr(text_files, "PIECE", 97)
+    monkeypatch.setattr(text_files, "BLOCK", 251)
     text = unit * (1 + 3000 // len(unit)) + "The end"
     content = (
         json.dumps({"text": text}).encode()
@@ -139,10 +140,10 @@ def test_a_long_document_comes_in_pieces_that_lose_nothing(tmp_path, monkeypatch
 
 def test_pieces_end_where_a_line_or_a_word_does():
     """The end of a line is preferred to a space, and a space to the middle of a word."""
-    assert corpora.cut("a b\n" * 3000)[0].endswith("b\n")
-    assert corpora.cut("word " * 3000)[0].endswith("word ")
-    assert [len(piece) for piece in corpora.cut("x" * (corpora.PIECE + 1))] == [corpora.PIECE, 1]
-    assert corpora.cut("short") == ["short"]
+    assert text_files.cut("a b\n" * 3000)[0].endswith("b\n")
+    assert text_files.cut("word " * 3000)[0].endswith("word ")
+    assert [len(piece) for piece in text_files.cut("x" * (text_files.PIECE + 1))] == [text_files.PIECE, 1]
+    assert text_files.cut("short") == ["short"]
 
 
 def test_one_document_in_twenty_is_held_out(tmp_path):
@@ -296,7 +297,7 @@ def test_sentences_are_whole_sentences():
 
 def test_whole_documents_are_held_out_where_there_are_enough(tmp_path, monkeypatch):
     """Of 41 files two whole ones, all of their pieces; of three files one piece in twenty."""
-    monkeypatch.setattr(corpora, "PIECE", 50)
+    monkeypatch.setattr(text_files, "PIECE", 50)
     for i in range(41):
         write(tmp_path / "many" / f"{i:02}.txt", f"text number {i:02} " * 11)
     many = open_corpus([str(tmp_path / "many")])
