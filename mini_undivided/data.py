@@ -54,13 +54,17 @@ class MaskedBatch(NamedTuple):
 
 
 class Sequences:
-    """A token array cut into N sequences, [CLS] and T - 2 tokens and [SEP], which can be masked."""
+    """A token array cut into N sequences, [CLS] and T - 2 tokens and [SEP], which can be masked.
 
-    def __init__(self, tokens, seq_len, tokenizer):
-        self.seq_len = seq_len
+    mask_share: of the ordinary tokens. Many (25 %) teach a small model faster than BERT's 15 %
+    (Wettig et al. 2022, 2202.08005, found 40 % best for large ones).
+    """
+
+    def __init__(self, tokens, seq_len, tokenizer, mask_share=MASK_SHARE):
+        self.seq_len, self.mask_share = seq_len, mask_share
         width = seq_len - 2
         self.rows = tokens[: len(tokens) // width * width].reshape(-1, width)  # (N, T - 2), no copy
-        self.num_masked = int(np.rint(MASK_SHARE * width))  # M
+        self.num_masked = int(np.rint(mask_share * width))  # M
         _, _, self.cls_id, self.sep_id, self.mask_id = special_ids(tokenizer)
         self.ordinary = ordinary_ids(tokenizer)
         self.is_special = np.ones(tokenizer.get_vocab_size(), dtype=bool)
@@ -76,7 +80,7 @@ class Sequences:
         return ids
 
     def mask(self, ids, rng, mine=slice(None)):
-        """Choose and hide round(0.15 n) of the n ordinary tokens of each sequence → MaskedBatch.
+        """Choose and hide round(mask_share n) of the n ordinary tokens of each sequence → a batch.
 
         Of the chosen, 80 % become [MASK], 10 % a random ordinary token, 10 % stay (Devlin et al.
         2019, section 3.1). With T = 16 and two places, a batch of one sequence may become:
@@ -102,7 +106,7 @@ class Sequences:
         special = self.is_special[ids]
         scores[special] = 2.0  # above every random number: special tokens come last
         positions = np.argsort(scores, axis=1)[:, : self.num_masked]  # (B, M)
-        wanted = np.rint(MASK_SHARE * (~special).sum(axis=1, keepdims=True))  # (B, 1)
+        wanted = np.rint(self.mask_share * (~special).sum(axis=1, keepdims=True))  # (B, 1)
         used = np.arange(self.num_masked) < wanted  # (B, M): fewer where special tokens lie inside
         original = np.take_along_axis(ids, positions, axis=1)
         changed = np.where(fate < TO_MASK + TO_RANDOM, words, original)

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from mini_undivided.corpus import held_out_docs, sentences
-from mini_undivided.pretrain import adamw, set_learning_rate, warmup_decay
+from mini_undivided.optim import adamw, set_learning_rate, warmup_decay
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.glue_files import make_docs_task, read_glue
 from mini_undivided.support.tasks import BUILT_IN

@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from mini_undivided.data import IGNORE, validation_batches
+from mini_undivided.optim import adamw, set_learning_rate, warmup_decay
 from mini_undivided.support import run_directory, setup
 from mini_undivided.support.checkpoint import load_trainer, save_trainer
 from mini_undivided.support.errors import UserError
@@ -27,7 +28,6 @@ from mini_undivided.support.files import write_json
 from mini_undivided.support.machine import Machine
 from mini_undivided.support.terminal import catch_signals, progress_bar, show
 
-WARMUP = 0.1  # share of the run in which the learning rate rises
 VALIDATIONS = 10  # in a run
 SAVE_SECONDS = 600  # between checkpoints, if validations are rarer
 QUICK_TOKENS, FULL_TOKENS = 2**15, 2**18  # of the validation part: during the run, and at its end
@@ -63,31 +63,6 @@ def train_step(model, optimizer, batches, num_masked, machine):
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total
-
-
-def adamw(model, lr, weight_decay=0.01):
-    """AdamW (Loshchilov & Hutter, 1711.05101), with no decay on biases and LayerNorms."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
-              {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-6, fused=True)
-
-
-def warmup_decay(progress, warmup=WARMUP):
-    """The factor on the peak learning rate: up in a line until `warmup`, then down to 0.
-
-    Adam's first steps are almost as large as the learning rate whatever the gradient, and a
-    post-norm model that is pushed far at the start does not recover: hence the line up.
-    """
-    if progress < warmup:
-        return progress / warmup
-    return max(0.0, (1.0 - progress) / (1.0 - warmup))
-
-
-def set_learning_rate(optimizer, lr):
-    """Set the learning rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 # The loop.

@@ -310,7 +310,7 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     """Our training step; with `products` also the time of its matrix multiplications alone."""
     import torch
 
-    from mini_undivided import data, pretrain
+    from mini_undivided import data, optim, pretrain
     from mini_undivided.model import BertConfig, MaskedLM, flops_per_token
     from mini_undivided.support.machine import Machine
 
@@ -321,7 +321,7 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     config = BertConfig(**step_config(size), ffn_layers=ffn_layers)
     torch.manual_seed(0)
     model = machine.place(MaskedLM(config)).train()
-    optimizer = pretrain.adamw(model, 1e-4)
+    optimizer = optim.adamw(model, 1e-4)
     parallel = torch.compile(model) if compile else model
     loading = []
 

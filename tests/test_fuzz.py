@@ -13,7 +13,8 @@ import torch
 
 from mini_undivided.corpus import open_corpus
 from mini_undivided.model import MaskedLM
-from mini_undivided.pretrain import State, adamw
+from mini_undivided.optim import adamw
+from mini_undivided.pretrain import State
 from mini_undivided.report import tables
 from mini_undivided.report.analysis import Run
 from mini_undivided.support import run_directory

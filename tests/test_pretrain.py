@@ -14,7 +14,7 @@ import torch
 
 from mini_undivided import data, pretrain
 from mini_undivided.model import BertConfig, MaskedLM
-from mini_undivided.pretrain import adamw, set_learning_rate, warmup_decay
+from mini_undivided.optim import adamw, set_learning_rate, warmup_decay
 from mini_undivided.report.training import train
 from mini_undivided.support import checkpoint, run_directory
 from mini_undivided.support.errors import UserError
