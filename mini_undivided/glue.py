@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from mini_undivided.corpus import held_out_docs, sentences
-from mini_undivided.optim import adamw, set_learning_rate, warmup_decay
+from mini_undivided.optim import adamw, scale_learning_rates, warmup_decay
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.glue_files import make_docs_task, read_glue
 from mini_undivided.support.tasks import BUILT_IN
@@ -153,22 +153,25 @@ def fine_tune(model, rows, labels, plan, lr, machine, bar):
 
     The learning rate rises and falls as in pretraining. Raises UserError if the loss is not finite.
     """
-    optimizer, steps = adamw(model, lr), sum(map(len, plan))
-    rates = (lr * warmup_decay((step + 0.5) / steps) for step in range(steps))
+    optimizer, steps = adamw(model.parameters(), lr), sum(map(len, plan))
+    factors = (warmup_decay((step + 0.5) / steps) for step in range(steps))
     for epoch, batches in enumerate(plan, 1):
-        loss = train_epoch(model, optimizer, rates, batches, rows, labels, machine, bar)
+        loss = train_epoch(model, optimizer, factors, batches, rows, labels, machine, bar)
         if not math.isfinite(loss):
             advice = f"try a lower --lr than {lr:g}"
             raise UserError(f"the loss became {loss} in epoch {epoch}; {advice}")
         yield epoch
 
 
-def train_epoch(model, optimizer, rates, batches, rows, labels, machine, bar):
-    """A step for each batch, at the next of `rates` → the last loss. Integer labels are classes."""
+def train_epoch(model, optimizer, factors, batches, rows, labels, machine, bar):
+    """A step for each batch → the last loss. Integer labels are classes.
+
+    factors: an iterator of what each step's learning rate is multiplied by.
+    """
     model.train()
     tokens, started = 0, time.perf_counter()
     for number, batch in enumerate(batches, 1):
-        set_learning_rate(optimizer, next(rates))
+        scale_learning_rates([optimizer], next(factors))
         ids, mask, segments = collate([rows[i] for i in batch], machine)
         targets = machine.move(torch.from_numpy(labels[batch]))  # (B,)
         with machine.autocast():

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from mini_undivided.data import IGNORE, validation_batches
-from mini_undivided.optim import adamw, set_learning_rate, warmup_decay
+from mini_undivided.optim import adamw, muon_and_adamw, scale_learning_rates, warmup_decay
 from mini_undivided.support import run_directory, setup
 from mini_undivided.support.checkpoint import load_trainer, save_trainer
 from mini_undivided.support.errors import UserError
@@ -42,8 +42,8 @@ def masked_loss(model, batch):
     return F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum")
 
 
-def train_step(model, optimizer, batches, num_masked, machine):
-    """One step of the optimizer over micro-batches → the summed loss, like them on the device.
+def train_step(model, optimizers, batches, num_masked, machine):
+    """One step of the optimizers over micro-batches → the summed loss, like them on the device.
 
     A micro-batch is as much of the step's batch as fits in memory; gradients add up over them.
     `num_masked` counts the masked places of all micro-batches and processes. The sum of all losses
@@ -60,8 +60,9 @@ def train_step(model, optimizer, batches, num_masked, machine):
             (loss * (machine.world / num_masked)).backward()
         total += loss.detach()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return total
 
 
@@ -102,7 +103,11 @@ class Trainer:
         self.stages, self.valid_set = stages, valid_set
         self.out, self.state, self.window = Path(options.out), State(), Window()
         self.model = machine.place(model)
-        self.optimizer = adamw(self.model, options.lr)
+        if options.optimizer == "muon":
+            self.optimizers = muon_and_adamw(
+                self.model, options.muon_lr, options.lr, machine.quick_dtype)
+        else:
+            self.optimizers = [adamw(self.model.parameters(), options.lr)]
         compiled = machine.on_gpu if options.compile is None else options.compile
         # The model as a step calls it, compiled and under DDP. It shares its weights with
         # self.model. Shapes are static within a stage.
@@ -156,10 +161,11 @@ class Trainer:
         """One step at the learning rate of its middle; `num_masked` places in all processes."""
         plan, length, window = stage.plan, stage.length, self.window
         half = 0.5 / self.options.steps if self.options.steps else 0.0
-        window.lr = self.options.lr * warmup_decay(self.state.progress + half)
-        set_learning_rate(self.optimizer, window.lr)
+        factor = warmup_decay(self.state.progress + half)
+        window.lr = self.options.lr * factor
+        scale_learning_rates(self.optimizers, factor)
         parts = [part.move(self.machine) for part in batch.micro_batches(plan.micro)]
-        loss = train_step(self.wrapped, self.optimizer, parts, num_masked, self.machine)
+        loss = train_step(self.wrapped, self.optimizers, parts, num_masked, self.machine)
         window.losses.append(loss)
         window.num_masked += num_masked
         window.tokens += plan.size * length

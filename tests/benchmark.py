@@ -321,7 +321,7 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     config = BertConfig(**step_config(size), ffn_layers=ffn_layers)
     torch.manual_seed(0)
     model = machine.place(MaskedLM(config)).train()
-    optimizer = optim.adamw(model, 1e-4)
+    optimizers = [optim.adamw(model.parameters(), 1e-4)]
     parallel = torch.compile(model) if compile else model
     loading = []
 
@@ -330,7 +330,7 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
         batch = training.batch(number)
         masked, parts = batch.num_masked(), [batch.move(machine)]
         loading.append(time.perf_counter() - started)
-        pretrain.train_step(parallel, optimizer, parts, masked, machine)
+        pretrain.train_step(parallel, optimizers, parts, masked, machine)
 
     first, times = time_steps(step, seconds, machine.device.type)
     peak_bytes = machine.peak_memory()

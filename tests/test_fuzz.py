@@ -108,10 +108,11 @@ def load_weights(folder):
 def load_state(folder):
     """Load training_state.pt into the model that it belongs to, and take a step."""
     model = MaskedLM.from_pretrained(RUN)
-    optimizer = adamw(model, 1e-3)
-    restore_state(folder, model, optimizer, State)
+    optimizers = [adamw(model.parameters(), 1e-3)]
+    restore_state(folder, model, optimizers, State)
     model(torch.tensor([[2, 7, 3]])).sum().backward()
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 def load_words(folder):

@@ -75,7 +75,8 @@ def pretrain_options(text, out, **changes):
     """A run of a second: 3 layers, an FFN in the second only, 6 sequences of 19 tokens a step."""
     sizes = {"layers": 3, "hidden_size": 24, "heads": 2, "ffn_size": 41, "ffn_layers": [1]}
     batches = {"vocab_size": 120, "seq_len": 19, "batch_tokens": 19 * 6, "short_first": 0.0}
-    options = {**sizes, **batches, "steps": 5, "lr": 1e-2, "device": "cpu", **changes}
+    steps = {"steps": 5, "lr": 1e-2, "optimizer": "adamw"}
+    options = {**sizes, **batches, **steps, "device": "cpu", **changes}
     return PretrainOptions(out=str(out), corpus=[text], **options)
 
 
@@ -270,14 +271,14 @@ def test_processes_average_to_the_gradient_of_the_mean_loss(monkeypatch, before_
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_, **__: torch.zeros(()))
     before_step(lambda optimizer: seen.append(list(gradients(optimizer).values())))
     model = MaskedLM(config()).eval()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.0)]
     labels = torch.tensor([[7, data.IGNORE, data.IGNORE], [8, 9, 11]])
     positions = torch.tensor([[1, 2, 4], [2, 5, 6]])
     whole = data.MaskedBatch(torch.randint(5, V, (2, T)), positions, labels)
     for rank, part in enumerate(whole.micro_batches(1)):
         machine = Machine(torch.device("cpu"), rank=rank, world=2)
-        pretrain.train_step(model, optimizer, [part], 4, machine)
-    pretrain.train_step(model, optimizer, [whole], 4, Machine(torch.device("cpu")))
+        pretrain.train_step(model, optimizers, [part], 4, machine)
+    pretrain.train_step(model, optimizers, [whole], 4, Machine(torch.device("cpu")))
     for a, b, one in zip(*seen, strict=True):
         torch.testing.assert_close((a + b) / 2, one, atol=1e-6, rtol=1e-3)
 

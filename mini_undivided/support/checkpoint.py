@@ -198,7 +198,7 @@ def save_trainer(trainer):
     """Write a run's checkpoint: what --resume reads first, then the weights that others read."""
     random = trainer.machine.gather(trainer.machine.random_state())
     if trainer.machine.is_first:
-        state = {"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict(),
+        state = {"model": trainer.model.state_dict(), "optimizer": [each.state_dict() for each in trainer.optimizers],
                  "random": random, **asdict(trainer.state)}
         write_state(trainer.out, state)
         trainer.model.save_pretrained(trainer.out)
@@ -207,14 +207,14 @@ def save_trainer(trainer):
 def load_trainer(trainer):
     """Go on from training_state.pt, as if there had been no interruption."""
     machine, counts = trainer.machine, type(trainer.state)
-    random, trainer.state = restore_state(trainer.out, trainer.model, trainer.optimizer, counts)
+    random, trainer.state = restore_state(trainer.out, trainer.model, trainer.optimizers, counts)
     machine.set_random_state(random[machine.rank % len(random)])
     if machine.is_first:
         truncate_log(trainer.out, trainer.state.step)
 
 
-def restore_state(directory, model, optimizer, counts):
-    """Load training_state.pt into model and optimizer → random states; the rest as `counts`.
+def restore_state(directory, model, optimizers, counts):
+    """Load training_state.pt into model and optimizers → random states; the rest as `counts`.
 
     counts: the dataclass of how far a run is, pretrain.State.
     Raises UserError if the file is damaged, or is not the state of this model.
@@ -224,19 +224,27 @@ def restore_state(directory, model, optimizer, counts):
     with reading(path):
         weights, moments, random = (saved.pop(key) for key in ("model", "optimizer", "random"))
         check_numbers(path, weights)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for i, state in moments["state"].items():
-            check_numbers(path, {f"{name} of parameter {i}": t for name, t in state.items()})
-            shapes = {t.shape for name, t in state.items() if name != "step"}
-            if shapes != {parameters[i].shape}:
-                raise UserError(f"{path}: the optimizer's state of parameter {i} has another shape")
+        moments = moments if isinstance(moments, list) else [moments]  # as version 0.1.0 wrote it
+        for optimizer, saved_moments in zip(optimizers, moments, strict=True):
+            check_moments(path, optimizer, saved_moments["state"])
         if not all(t.dtype == torch.uint8 and t.dim() == 1 for t in random) or not random:
             raise UserError(f"{path}: its random states are damaged")
         check_form(saved, form, path)
         if min(value or 0 for value in saved.values()) < 0 or saved.keys() != form.keys():
             raise UserError(f"{path}: its counts are damaged")
         model.load_state_dict(weights)
-        groups = optimizer.state_dict()["param_groups"]  # rates and so on: the options say them
-        optimizer.load_state_dict({"state": moments["state"], "param_groups": groups})
+        for optimizer, saved_moments in zip(optimizers, moments, strict=True):
+            groups = optimizer.state_dict()["param_groups"]  # rates: the options say them
+            optimizer.load_state_dict({"state": saved_moments["state"], "param_groups": groups})
         torch.Generator().set_state(random[0][: torch.get_rng_state().numel()])  # raises if damaged
     return random, counts(**saved)
+
+
+def check_moments(path, optimizer, states):
+    """Raise UserError if what an optimizer kept of a parameter is damaged or another's."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, state in states.items():
+        check_numbers(path, {f"{name} of parameter {i}": t for name, t in state.items()})
+        shapes = {t.shape for name, t in state.items() if name != "step"}
+        if shapes != {parameters[i].shape}:
+            raise UserError(f"{path}: the optimizer's state of parameter {i} has another shape")

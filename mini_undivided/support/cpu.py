@@ -109,6 +109,15 @@ def multiply_with_onednn():
     return True
 
 
+def multiplies_bfloat16():
+    """Whether the processor has instructions for products of bfloat16 matrices."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return not is_plain() and re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) is not None
+
+
 def mkl_is_slow():
     """Whether PyTorch uses MKL, has oneDNN too, and runs on Linux on an AMD Zen 5 or later.
 

@@ -88,6 +88,12 @@ class Machine:
         """Context: matrix multiplications in `dtype`, sums and norms in float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    @property
+    def quick_dtype(self):
+        """The type in which the device multiplies matrices fastest, where rounding is harmless."""
+        quick = cpu.multiplies_bfloat16() if self.device.type == "cpu" else self.on_gpu
+        return torch.bfloat16 if quick else torch.float32
+
     def move(self, tensor):
         """Copy a CPU tensor to the device; to a GPU from pinned memory, without waiting for it."""
         if not self.on_gpu:

@@ -126,13 +126,24 @@ class PretrainOptions(Checked):
     short_first: float = option(
         0.5, "share of the run with 16 tokens a sequence, which are doubled after that; the model "
         "learns sooner; 0: --seq-len from the start", "P", least=0, most=0.99)
+    mask_share: float = option(
+        0.15, "share of the tokens that training hides; validation hides 0.15", "P", least=0.01,
+        most=0.9)
     batch_tokens: int = option(
         1024, "tokens in a step of all processes", "N", most=2**26, unset=PRESET)
     micro_batch: int | None = option(None, "sequences at once in a process", "N", unset="what fits")
     steps: int | None = option(5000, "length of the run", "N", unset=PRESET)
     minutes: float | None = option(
         None, "length of the run by the clock instead", "M", least=1e-3, most=1e6)
-    lr: float = option(2e-3, "peak of the learning rate", "X", least=1e-12, most=100, unset=PRESET)
+    optimizer: str = option(
+        "muon", "muon: for the matrices inside the model, and AdamW for the rest; adamw: for all",
+        choices=("muon", "adamw"))
+    muon_lr: float = option(
+        0.02, "peak of Muon's learning rate", "X", least=1e-12, most=100)
+    lr: float = option(2e-3, "peak of AdamW's learning rate", "X", least=1e-12, most=100,
+                       unset=PRESET)
+    init_std: float = option(
+        0.02, "standard deviation of the initial weights", "X", least=1e-6, most=10)
     dropout: float = option(
         0.0, "dropout while pretraining; BERT's is 0.1", "P", least=0, most=0.99)
     seed: int = option(0, "of weights, order, masks and dropout", "N", least=0)
@@ -180,7 +191,8 @@ class TrainShortcuts:
 TRAIN_GROUPS = {
     "model": "preset no_ffn ffn_every ffn_layers layers hidden_size heads ffn_size init",
     "text": "corpus tokenizer vocab_size cased",
-    "training": "seq_len short_first batch_tokens micro_batch steps minutes lr dropout seed resume",
+    "training": "seq_len short_first mask_share batch_tokens micro_batch steps minutes optimizer "
+                "muon_lr lr init_std dropout seed resume",
     "machine": "device dtype compile out"}
 
 
@@ -324,8 +336,9 @@ def dashed(name):
 
 SIZES = {
     "layers": "num_hidden_layers", "hidden_size": "hidden_size", "heads": "num_attention_heads",
-    "ffn_size": "intermediate_size", "vocab_size": "vocab_size"}
+    "ffn_size": "intermediate_size", "vocab_size": "vocab_size", "init_std": "initializer_range"}
 EXCLUSIVE = (("no_ffn", "ffn_every", "ffn_layers"), ("steps", "minutes"))
+OLD_RECIPE = {"optimizer": "adamw", "mask_share": 0.15, "init_std": 0.02}  # of version 0.1.0
 MAY_CHANGE = ("device", "dtype", "compile", "micro_batch")  # when a run is resumed
 
 
@@ -367,7 +380,7 @@ def resume_options(typed):
     if not (Path(out) / "train.json").exists():
         raise UserError(f"there is no run to resume in {out}; name it with --out")
     record = read_record(out)
-    saved = {**record["options"], "out": out}
+    saved = {**OLD_RECIPE, **record["options"], "out": out}
     if saved.get("ffn_layers") == "as saved":  # as version 0.1.0 wrote it
         saved["ffn_layers"] = None
     changes = {name: typed[name] for name in MAY_CHANGE if name in typed}

@@ -75,7 +75,7 @@ def make_config(options, vocab_size):
     return BertConfig(
         vocab_size=vocab_size, hidden_size=options.hidden_size, num_hidden_layers=options.layers,
         num_attention_heads=options.heads, intermediate_size=options.ffn_size,
-        ffn_layers=options.ffn_layers)
+        ffn_layers=options.ffn_layers, initializer_range=options.init_std)
 
 
 def make_model(options, tokenizer):
@@ -175,7 +175,7 @@ def make_stages(options, machine, config, tokens, tokenizer):
     count, rest = len(lengths), 1 - options.short_first
     stages = []
     for i, length in enumerate([*lengths, options.seq_len]):
-        sequences = Sequences(tokens, length, tokenizer)
+        sequences = Sequences(tokens, length, tokenizer, options.mask_share)
         plan = make_plan(options, machine, config, sequences)
         end = options.short_first + rest * i / count if count else 1.0
         stages.append(Stage(end, length, plan, TrainingData(sequences, plan.size, options.seed)))
