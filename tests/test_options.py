@@ -80,6 +80,10 @@ CHANGES = [
     ("--steps", "7"),
     ("--minutes", "2.5"),
     ("--lr", "0.1"),
+    ("--optimizer", "adamw"),
+    ("--muon-lr", "0.1"),
+    ("--init-std", "0.3"),
+    ("--mask-share", "0.4"),
     ("--dropout", "0.2"),
     ("--seed", "3"),
     ("--device", "cpu"),
@@ -96,6 +100,12 @@ CHANGES = [
 def test_every_option_changes_the_options_of_the_run(arguments):
     """Each flag reaches PretrainOptions."""
     assert train_options(*arguments) != train_options()
+
+
+def test_what_muon_alone_reads_is_refused_without_it():
+    """--muon-lr does nothing with --optimizer adamw, so the two exclude each other."""
+    with pytest.raises(UserError, match="--muon-lr does nothing with --optimizer adamw"):
+        train_options("--optimizer", "adamw", "--muon-lr", 0.1)
 
 
 def test_init_takes_sizes_from_the_run(tale, tmp_path):

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import fields, replace
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -327,6 +328,60 @@ def schedule(step, steps):
     """The share of the peak in the middle of step 1, 2, …: up for a tenth of the run, then down."""
     middle = (step - 0.5) / steps
     return middle / 0.1 if middle < 0.1 else (1 - middle) / 0.9
+
+
+def first_step(options, monkeypatch):
+    """What the first step of a run sees: its model, its optimizers and its batches."""
+    seen, step = [], pretrain.train_step
+
+    def spy(model, optimizers, batches, *rest):
+        if not seen:
+            weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+            seen.append((weights, optimizers, batches))
+        return step(model, optimizers, batches, *rest)
+
+    monkeypatch.setattr(pretrain, "train_step", spy)
+    pretrain.pretrain(options)
+    return seen[0]
+
+
+def test_berts_own_recipe_is_a_matter_of_options(options, monkeypatch):
+    """AdamW for all weights, 15 % masked, deviation 0.02 and dropout 0.1, each by its option.
+
+    With our defaults in their place the first step sees something else.
+    """
+    berts = replace(options, optimizer="adamw", mask_share=0.15, init_std=0.02, dropout=0.1,
+                    seq_len=42, batch_tokens=42 * 5, steps=1)
+    ours = replace(berts, optimizer="muon", mask_share=0.3, init_std=0.07, dropout=0.0,
+                   out=f"{options.out}-ours")
+    for each, masked, kinds in ((berts, 6, ["AdamW"]), (ours, 12, ["Muon", "AdamW"])):
+        weights, optimizers, batches = first_step(each, monkeypatch)
+        assert [type(optimizer).__name__ for optimizer in optimizers] == kinds
+        assert [batch.labels.size(1) for batch in batches] == [masked] * len(batches)  # of 40
+        spread = torch.cat([w.flatten() for w in weights.values() if w.dim() == 2]).std().item()
+        assert spread == pytest.approx(each.init_std, rel=0.03)
+    valid = pretrain.setup.check_sequences(
+        SimpleNamespace(train=np.arange(80) + 5, valid=np.arange(80) + 5), 42,
+        load_tokenizer(ours.out))
+    assert valid.num_masked == 6  # whatever the share in training
+
+
+@pytest.mark.parametrize("change", [
+    {"optimizer": "muon"}, {"init_std": 0.05}, {"mask_share": 0.3}, {"dropout": 0.1},
+    {"lr": 2e-2}, {"short_first": 0.5, "seq_len": 33}], ids=lambda change: next(iter(change)))
+def test_each_part_of_the_recipe_changes_the_weights(options, change):
+    """A run with one of these options changed ends with other weights."""
+    results = [pretrain.pretrain(each)["result"]["validation_loss"]
+               for each in (options, replace(options, out=f"{options.out}-other", **change))]
+    assert results[0] != results[1]
+
+
+def test_muon_has_a_learning_rate_of_its_own(options):
+    """Of a run by Muon, another --muon-lr changes the weights."""
+    muon = replace(options, optimizer="muon")
+    results = [pretrain.pretrain(replace(muon, muon_lr=rate, out=f"{options.out}-{rate}"))["result"]
+               for rate in (0.02, 0.03)]
+    assert results[0]["validation_loss"] != results[1]["validation_loss"]
 
 
 def test_pretraining_follows_its_schedule(options, before_step):

@@ -350,6 +350,8 @@ def train_options(typed):
             raise UserError(f"{given[0]} and {given[1]} exclude each other: give one of them")
     if "tokenizer" in typed and "vocab_size" in typed:
         raise UserError("--vocab-size does nothing with --tokenizer, which brings its entries")
+    if "muon_lr" in typed and typed.get("optimizer") == "adamw":
+        raise UserError("--muon-lr does nothing with --optimizer adamw: leave one of them out")
     shortcuts = {each.name for each in fields(TrainShortcuts)}
     changes = {name: value for name, value in typed.items() if name not in shortcuts}
     preset = typed.get("preset", "laptop")
