@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import LENGTHS, SIZES, B, T, V
+from helpers import LENGTHS, NOUNS, SIZES, B, T, V, coloured_sentences, write_lines
 
 from mini_undivided.pretrain import pretrain
 from mini_undivided.support.options import PretrainOptions
@@ -18,9 +18,6 @@ def pytest_addoption(parser):
     """How thorough the slow checks are: 10,000 and 200 take an hour."""
     parser.addoption("--fuzz", type=int, default=60, help="mutations of each kind of file")
     parser.addoption("--kills", type=int, default=3, help="kills of a run of train.py")
-
-
-NOUNS = "fox hen owl cat dog bee ant cow pig elk".split()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,8 +52,7 @@ def tale(tmp_path_factory):
     """A small corpus of sentences."""
     path = tmp_path_factory.mktemp("text") / "tale.jsonl"
     sentence = "The {} walked slowly to the old {} and found nothing there but rain. "
-    nouns = "fox hen owl cat dog bee ant cow pig elk".split()
-    rows = [sentence.format(a, b) * 3 for a in nouns for b in nouns]
+    rows = [sentence.format(a, b) * 3 for a in NOUNS for b in NOUNS]
     path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     return str(path)
 
@@ -134,3 +130,51 @@ def options(zoo, tmp_path):
         lr=1e-2,
         device="cpu",
     )
+
+
+@pytest.fixture(scope="session")
+def glue_dir(tmp_path_factory):
+    """SST-2, STS-B and MNLI in the official layout, small and learnable."""
+    folder = tmp_path_factory.mktemp("glue")
+    for part, count in (("train", 211), ("dev", 53)):
+        rows = coloured_sentences(count, seed=count)
+        write_lines(
+            folder,
+            f"SST-2/{part}.tsv",
+            "sentence\tlabel",
+            *(f"{text}\t{label}" for text, label in rows),
+        )
+        write_lines(
+            folder,
+            f"STS-B/{part}.tsv",
+            "sentence1\tsentence2\tscore",
+            *(f"{text}\tthe fox\t{4.5 if label else 0.5}" for text, label in rows),
+        )
+    write_lines(
+        folder,
+        "SST-2/test.tsv",
+        "index\tsentence",
+        *(f"{i}\t{text}" for i, (text, _) in enumerate(coloured_sentences(31))),
+    )
+    write_lines(
+        folder,
+        "STS-B/test.tsv",
+        "index\tsentence1\tsentence2",
+        "0\tred .\tthe fox",
+        "1\tblue .\tthe fox",
+    )
+    rows = [
+        f"{text}\tthe fox\t{('contradiction', 'entailment')[label]}"
+        for text, label in coloured_sentences(41)
+    ]
+    write_lines(folder, "MNLI/train.tsv", "sentence1\tsentence2\tgold_label", *rows)
+    for variant, count in (("matched", 7), ("mismatched", 5)):
+        header = "\t".join([f"c{i}" for i in range(13)] + ["sentence1", "sentence2", "gold_label"])
+        filler = "\t".join(["-"] * 13)
+        write_lines(
+            folder, f"MNLI/dev_{variant}.tsv", header, *(f"{filler}\t{row}" for row in rows[:count])
+        )
+        tests = (f"{i}\t{row.rsplit(chr(9), 1)[0]}" for i, row in enumerate(rows[:count]))
+        write_lines(folder, f"MNLI/test_{variant}.tsv", "index\tsentence1\tsentence2", *tests)
+    write_lines(folder, "AX/diagnostic.tsv", "index\tsentence1\tsentence2", "0\tred .\tthe fox")
+    return folder

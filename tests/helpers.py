@@ -1,7 +1,12 @@
 """What the tests of several modules share.
 
-Small odd sizes, models of `transformers` to compare with, and the arguments of a short run.
+Small odd sizes, models of `transformers` to compare with, short runs, files, and random sentences.
 """
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +16,8 @@ from safetensors.torch import load_file, save_file
 import train
 from mini_undivided.model import BertConfig
 from mini_undivided.support import options
+
+ROOT = Path(__file__).parent.parent
 
 # Odd and mutually distinct, so that a transposed axis or a mistaken size cannot pass.
 B, T, C, H, L, V, LABELS = 5, 13, 36, 3, 4, 99, 7
@@ -97,14 +104,50 @@ def small_run(text, out, *more):
     ]
 
 
+def run_script(script, *arguments, cwd=ROOT):
+    """Run train.py, finetune.py or analyze.py → the finished process, with its output as text."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
 def train_options(*arguments):
     """The options that train.py makes of its arguments, without running it."""
     typed = train.parser().parse_args([str(argument) for argument in arguments])
     return options.train_options(vars(typed))
 
 
+# Files.
+
+
+def names(folder):
+    """The names of what is in a folder, sorted."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_lines(folder, name, *lines, head="", end="\n"):
+    """Write a file of a task; the last line ends with `end`."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((head + "\n".join(lines) + end).encode())
+    return path
+
+
+class Trap:
+    """A pickle that creates a file when it is opened carelessly."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 # Random words, sentences of them, and treebanks.
 
+NOUNS = "fox hen owl cat dog bee ant cow pig elk".split()
+COLOURS, BEASTS = "red blue pink grey gold".split(), "ant bee cat dog eel fox gnu".split()
 WORDS = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole newt owl pig".split()
 
 
@@ -112,6 +155,16 @@ def sentences(count, seed=0, least=4, most=17):
     """Different sentences of random words."""
     rng = np.random.default_rng(seed)
     return [f"{i} " + " ".join(rng.choice(WORDS, rng.integers(least, most))) for i in range(count)]
+
+
+def coloured_sentences(count, seed=0):
+    """Sentences with their label: whether the beast is red or blue."""
+    rng = np.random.default_rng(seed)
+    pairs = [(COLOURS[rng.integers(5)], BEASTS[rng.integers(7)]) for _ in range(count)]
+    return [
+        (f"the {beast} is {hue} ." + " ." * int(rng.integers(9)), int(hue in COLOURS[:2]))
+        for hue, beast in pairs
+    ]
 
 
 def treebank_row(number, word, tag):
@@ -133,7 +186,8 @@ def write_treebank(folder, sentences=41):
                 treebank_row("1", words[0], tag_of(words[0])),
                 treebank_row("2-3", "dont", "_"),
             ]
-            lines += [treebank_row(str(n), word, tag_of(word)) for n, word in enumerate(words[1:], 2)]
+            for n, word in enumerate(words[1:], 2):
+                lines.append(treebank_row(str(n), word, tag_of(word)))
             lines += [treebank_row("5.1", "ghost", "VERB"), ""]
         (folder / f"xx-ud-{part}.conllu").write_text("\n".join(lines))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import NOUNS
 
 from mini_undivided import pretrain
 from mini_undivided.report import figures, tables
@@ -13,11 +14,6 @@ from mini_undivided.report.analysis import Analysis, short_names
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.support.options import AnalyzeOptions, PretrainOptions
-
-ROOT = Path(__file__).parent.parent
-
-
-NOUNS = "fox hen owl cat dog bee ant cow pig elk".split()
 
 
 def options(three, *names, **changed):

@@ -1,29 +1,19 @@
 """analyze.py and the report: what it writes, what it says, and what it refuses."""
 
-import os
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
-from test_probe import write_treebank
+from helpers import ROOT, run_script, write_treebank
 
 import analyze
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.support.options import AnalyzeOptions
 
-ROOT = Path(__file__).parent.parent
-NOUNS = "fox hen owl cat dog bee ant cow pig elk".split()
-
-
-def run(*arguments, cwd=ROOT):
-    """Run analyze.py → the finished process, with its output as text."""
-    command = [sys.executable, str(ROOT / "analyze.py"), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+run = partial(run_script, "analyze.py")
 
 
 def test_the_whole_report(three, tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from helpers import (
     LABELS,
     C,
     L,
+    Trap,
     V,
     assert_close,
     change_tensors,
@@ -283,16 +283,6 @@ def test_ffns_that_the_checkpoint_lacks_are_an_error(tmp_path, saved, asked):
     MaskedLM(config(ffn_layers=saved)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"has no FFN in layer \d: only FFNs that it has"):
         MaskedLM.from_pretrained(tmp_path, ffn_layers=asked)
-
-
-class Trap:
-    """A pickle that creates a file when it is opened carelessly."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_a_pickle_with_code_is_refused(tmp_path):

@@ -142,7 +142,8 @@ def test_pieces_end_where_a_line_or_a_word_does():
     """The end of a line is preferred to a space, and a space to the middle of a word."""
     assert text_files.cut("a b\n" * 3000)[0].endswith("b\n")
     assert text_files.cut("word " * 3000)[0].endswith("word ")
-    assert [len(piece) for piece in text_files.cut("x" * (text_files.PIECE + 1))] == [text_files.PIECE, 1]
+    pieces = text_files.cut("x" * (text_files.PIECE + 1))
+    assert [len(piece) for piece in pieces] == [text_files.PIECE, 1]
     assert text_files.cut("short") == ["short"]
 
 

@@ -4,13 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from helpers import names
 
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import atomic, cache_dir, read_json, write_json
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_atomic_writes_the_whole_file_or_leaves_the_old(tmp_path):

@@ -1,27 +1,19 @@
 """finetune.py, typed as a person types it."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
+from helpers import ROOT, run_script
 
 import finetune
 from mini_undivided.model import BertConfig, MaskedLM
 from mini_undivided.support.files import read_json
 from mini_undivided.tokenizer import save_tokenizer, train_tokenizer
 
-ROOT = Path(__file__).parent.parent
-
-
-def run(*arguments, cwd=ROOT):
-    """Run finetune.py → the finished process, with its output as text."""
-    command = [sys.executable, str(ROOT / "finetune.py"), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+run = partial(run_script, "finetune.py")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import scipy.stats
 import sklearn.metrics
 import torch
 import transformers
+from helpers import BEASTS, COLOURS
 
 from mini_undivided import glue
 from mini_undivided.model import BertConfig, MaskedLM, SequenceClassifier
@@ -28,7 +29,6 @@ from mini_undivided.tokenizer import (
     train_tokenizer,
 )
 
-COLOURS, BEASTS = "red blue pink grey gold".split(), "ant bee cat dog eel fox gnu".split()
 CPU = Machine(torch.device("cpu"), torch.float32)
 
 
@@ -56,72 +56,6 @@ def lively(model):
         for parameter in model.parameters():
             parameter.mul_(10 if parameter.dim() > 1 else 1)
     return model
-
-
-def write(folder, name, *lines, head="", end="\n"):
-    """Write a file of a task; the last line ends with `end`."""
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((head + "\n".join(lines) + end).encode())
-    return path
-
-
-def sentences(count, seed=0):
-    """Sentences with their label: whether the beast is red or blue."""
-    rng = np.random.default_rng(seed)
-    pairs = [(COLOURS[rng.integers(5)], BEASTS[rng.integers(7)]) for _ in range(count)]
-    return [
-        (f"the {beast} is {hue} ." + " ." * int(rng.integers(9)), int(hue in COLOURS[:2]))
-        for hue, beast in pairs
-    ]
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """SST-2, STS-B and MNLI in the official layout, small and learnable."""
-    folder = tmp_path_factory.mktemp("glue")
-    for part, count in (("train", 211), ("dev", 53)):
-        rows = sentences(count, seed=count)
-        write(
-            folder,
-            f"SST-2/{part}.tsv",
-            "sentence\tlabel",
-            *(f"{text}\t{label}" for text, label in rows),
-        )
-        write(
-            folder,
-            f"STS-B/{part}.tsv",
-            "sentence1\tsentence2\tscore",
-            *(f"{text}\tthe fox\t{4.5 if label else 0.5}" for text, label in rows),
-        )
-    write(
-        folder,
-        "SST-2/test.tsv",
-        "index\tsentence",
-        *(f"{i}\t{text}" for i, (text, _) in enumerate(sentences(31))),
-    )
-    write(
-        folder,
-        "STS-B/test.tsv",
-        "index\tsentence1\tsentence2",
-        "0\tred .\tthe fox",
-        "1\tblue .\tthe fox",
-    )
-    rows = [
-        f"{text}\tthe fox\t{('contradiction', 'entailment')[label]}"
-        for text, label in sentences(41)
-    ]
-    write(folder, "MNLI/train.tsv", "sentence1\tsentence2\tgold_label", *rows)
-    for variant, count in (("matched", 7), ("mismatched", 5)):
-        header = "\t".join([f"c{i}" for i in range(13)] + ["sentence1", "sentence2", "gold_label"])
-        filler = "\t".join(["-"] * 13)
-        write(
-            folder, f"MNLI/dev_{variant}.tsv", header, *(f"{filler}\t{row}" for row in rows[:count])
-        )
-        tests = (f"{i}\t{row.rsplit(chr(9), 1)[0]}" for i, row in enumerate(rows[:count]))
-        write(folder, f"MNLI/test_{variant}.tsv", "index\tsentence1\tsentence2", *tests)
-    write(folder, "AX/diagnostic.tsv", "index\tsentence1\tsentence2", "0\tred .\tthe fox")
-    return folder
 
 
 # Metrics.
@@ -279,12 +213,12 @@ def test_predictions_come_in_the_order_of_the_examples(run_dir):
 # The loop.
 
 
-def options(run_dir, data_dir, **changed):
+def options(run_dir, glue_dir, **changed):
     """The options of a fine-tuning that takes a second."""
     base = FinetuneOptions(
         str(run_dir),
         "sst2",
-        data_dir=str(data_dir),
+        data_dir=str(glue_dir),
         epochs=3,
         lr=3e-3,
         batch_size=16,
@@ -294,19 +228,19 @@ def options(run_dir, data_dir, **changed):
     return replace(base, **changed)
 
 
-def test_a_planted_task_is_learned_and_written(run_dir, data_dir, capsys):
+def test_a_planted_task_is_learned_and_written(run_dir, glue_dir, capsys):
     """Whether the beast is red or blue is learned and written.
 
     The JSON holds every seed, their mean and deviation, and the majority.
     """
     (result,), out = finetuning.finetune(
-        options(run_dir, data_dir, seeds=2, epochs=6, lr=1e-2, task="sst2")
+        options(run_dir, glue_dir, seeds=2, epochs=6, lr=1e-2, task="sst2")
     )
     accuracy = result["scores"]["accuracy"]
     assert accuracy["mean"] > 0.95 and len(accuracy["values"]) == 2
     assert accuracy["mean"] == pytest.approx(np.mean(accuracy["values"]))
     assert accuracy["std"] == pytest.approx(np.std(accuracy["values"], ddof=1))
-    labels = glue_files.read_folder(GLUE["sst2"], data_dir, ("dev",))["dev"].labels
+    labels = glue_files.read_folder(GLUE["sst2"], glue_dir, ("dev",))["dev"].labels
     assert result["majority"]["accuracy"] == pytest.approx(max(labels.mean(), 1 - labels.mean()))
     assert read_json(out / "sst2.json") == json.loads(json.dumps(result))
     printed = capsys.readouterr().out
@@ -314,20 +248,20 @@ def test_a_planted_task_is_learned_and_written(run_dir, data_dir, capsys):
     assert "sst2, seed 0: accuracy" in printed and "sst2, seed 1: accuracy" in printed
 
 
-def test_a_regression_is_learned_and_scored_by_correlation(run_dir, data_dir):
+def test_a_regression_is_learned_and_scored_by_correlation(run_dir, glue_dir):
     """STS-B is learned from the squared error, and scored by Pearson and Spearman.
 
     The majority baseline has no correlation.
     """
-    (result,), _ = finetuning.finetune(options(run_dir, data_dir, lr=1e-2, epochs=5, task="stsb"))
+    (result,), _ = finetuning.finetune(options(run_dir, glue_dir, lr=1e-2, epochs=5, task="stsb"))
     assert result["scores"]["pearson"]["mean"] > 0.8 and result["scores"]["spearman"]["mean"] > 0.5
     assert result["majority"] == {"pearson": 0, "spearman": 0}
 
 
-def test_a_seed_gives_the_same_model_bit_for_bit(run_dir, data_dir):
+def test_a_seed_gives_the_same_model_bit_for_bit(run_dir, glue_dir):
     """Seed 1 trains the same weights alone and after seed 0; another seed trains others."""
-    tuner = finetuning.Finetuner(options(run_dir, data_dir, epochs=1))
-    splits = glue.read_task("sst2", str(data_dir), False)
+    tuner = finetuning.Finetuner(options(run_dir, glue_dir, epochs=1))
+    splits = glue.read_task("sst2", str(glue_dir), False)
     rows = {part: encode(split.texts, tuner.tokenizer, 29) for part, split in splits.items()}
     models = [tuner.train("sst2", rows, splits, seed)[0].state_dict() for seed in (1, 0, 1)]
     same = [
@@ -336,7 +270,7 @@ def test_a_seed_gives_the_same_model_bit_for_bit(run_dir, data_dir):
     assert same == [True, False]
 
 
-def test_every_option_changes_the_result(run_dir, data_dir):
+def test_every_option_changes_the_result(run_dir, glue_dir):
     """No two of these options give the same weights.
 
     Epochs, learning rate, batch size, length, training examples, from scratch and dtype.
@@ -353,8 +287,8 @@ def test_every_option_changes_the_result(run_dir, data_dir):
         {"dtype": "bfloat16"},
     ]
     for change in changes:
-        tuner = finetuning.Finetuner(options(run_dir, data_dir, **{"epochs": 1, **change}))
-        splits = glue.read_task("sst2", str(data_dir), False)
+        tuner = finetuning.Finetuner(options(run_dir, glue_dir, **{"epochs": 1, **change}))
+        splits = glue.read_task("sst2", str(glue_dir), False)
         splits["train"] = splits["train"].first(tuner.options.train_examples)
         rows = {part: tuner.encode(split) for part, split in splits.items()}
         model, *_ = tuner.train("sst2", rows, splits, 0)
@@ -363,7 +297,7 @@ def test_every_option_changes_the_result(run_dir, data_dir):
         seen[key] = change
 
 
-def test_evaluation_leaves_training_untouched(run_dir, data_dir, monkeypatch):
+def test_evaluation_leaves_training_untouched(run_dir, glue_dir, monkeypatch):
     """Each epoch trains with dropout and evaluates without.
 
     Evaluating more often changes no weight.
@@ -376,8 +310,8 @@ def test_evaluation_leaves_training_untouched(run_dir, data_dir, monkeypatch):
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(SequenceClassifier, "forward", spy)
-    tuner = finetuning.Finetuner(options(run_dir, data_dir, epochs=2))
-    splits = glue.read_task("sst2", str(data_dir), False)
+    tuner = finetuning.Finetuner(options(run_dir, glue_dir, epochs=2))
+    splits = glue.read_task("sst2", str(glue_dir), False)
     rows = {part: encode(split.texts, tuner.tokenizer, 29) for part, split in splits.items()}
     one, *_ = tuner.train("sst2", rows, splits, 0)
     assert modes == ([(True, True)] * 14 + [(False, False)]) * 2
@@ -389,15 +323,15 @@ def test_evaluation_leaves_training_untouched(run_dir, data_dir, monkeypatch):
     )
 
 
-def test_predictions_are_laid_out_for_the_server(run_dir, data_dir, tmp_path, monkeypatch):
+def test_predictions_are_laid_out_for_the_server(run_dir, glue_dir, tmp_path, monkeypatch):
     """The predictions are in one zip, laid out for the GLUE server.
 
     Each file has index and prediction, one row per example, labels by name and scores from 0 to 5;
     MNLI has AX too.
     """
-    out = finetuning.Finetuner(options(run_dir, data_dir)).out
+    out = finetuning.Finetuner(options(run_dir, glue_dir)).out
     for key in ("sst2", "stsb", "mnli"):
-        finetuning.finetune(options(run_dir, data_dir, predict=True, epochs=2, lr=1e-2, task=key))
+        finetuning.finetune(options(run_dir, glue_dir, predict=True, epochs=2, lr=1e-2, task=key))
     with zipfile.ZipFile(out / "submission.zip") as archive:
         files = {name: archive.read(name).decode().splitlines() for name in archive.namelist()}
     assert {name: len(lines) - 1 for name, lines in files.items()} == {
@@ -417,7 +351,7 @@ def test_predictions_are_laid_out_for_the_server(run_dir, data_dir, tmp_path, mo
     assert all(0 <= float(answer) <= 5 for answer in answers["STS-B.tsv"])
 
 
-def test_a_saved_model_opens_in_transformers(run_dir, data_dir, tmp_path):
+def test_a_saved_model_opens_in_transformers(run_dir, glue_dir, tmp_path):
     """With --save and all its FFNs, a fine-tuned model opens in transformers.
 
     It gives the same logits there, and knows its labels' names.
@@ -426,7 +360,7 @@ def test_a_saved_model_opens_in_transformers(run_dir, data_dir, tmp_path):
     MaskedLM(BertConfig(tokenizer.get_vocab_size(), 24, 2, 3, 41, 64)).save_pretrained(tmp_path)
     save_tokenizer(tokenizer, tmp_path)
     for key, labels in (("mnli", 3), ("stsb", 1)):
-        _, out = finetuning.finetune(options(tmp_path, data_dir, save=True, epochs=1, task=key))
+        _, out = finetuning.finetune(options(tmp_path, glue_dir, save=True, epochs=1, task=key))
         saved = out / f"{key}-seed0"
         ours = SequenceClassifier.from_pretrained(saved, num_labels=labels).eval()
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(saved).eval()
@@ -442,7 +376,7 @@ def test_a_saved_model_opens_in_transformers(run_dir, data_dir, tmp_path):
     )
 
 
-def test_bad_runs_are_refused(run_dir, data_dir, tmp_path):
+def test_bad_runs_are_refused(run_dir, glue_dir, tmp_path):
     """What cannot be fine-tuned is refused in one sentence.
 
     No weights, a tokenizer of another vocabulary, a run that is still being written, too long a
@@ -458,53 +392,56 @@ def test_bad_runs_are_refused(run_dir, data_dir, tmp_path):
     save_tokenizer(load_tokenizer(run_dir), tmp_path)
     write_json(tmp_path / "config.json", config.to_hugging_face("BertModel"))
     with pytest.raises(UserError, match="no weights|model.safetensors"):
-        finetuning.Finetuner(options(tmp_path, data_dir))
+        finetuning.Finetuner(options(tmp_path, glue_dir))
     MaskedLM(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="has 31 embeddings"):
-        finetuning.Finetuner(options(tmp_path, data_dir))
+        finetuning.Finetuner(options(tmp_path, glue_dir))
     write_json(tmp_path / "train.json", {"status": "running"})
     with pytest.raises(UserError, match="not finished|still|running"):
-        finetuning.Finetuner(options(tmp_path, data_dir))
+        finetuning.Finetuner(options(tmp_path, glue_dir))
     with pytest.raises(UserError, match="--max-length 65 is more than the 64 positions"):
-        finetuning.Finetuner(options(run_dir, data_dir, max_length=65))
+        finetuning.Finetuner(options(run_dir, glue_dir, max_length=65))
     with pytest.raises(UserError, match="none of the nine tasks is in"):
         finetuning.finetune(options(run_dir, tmp_path, task="all"))
     with pytest.raises(UserError, match="the loss became (nan|inf).*lower --lr"):
-        tuner = finetuning.Finetuner(options(run_dir, data_dir))
+        tuner = finetuning.Finetuner(options(run_dir, glue_dir))
         tuner.lr = 1e30
         tuner.run("sst2")
 
 
-def test_a_trained_pooler_is_kept(run_dir, data_dir, tmp_path):
+def test_a_trained_pooler_is_kept(run_dir, glue_dir, tmp_path):
     """A checkpoint's own pooler is where fine-tuning starts, if it has one; not from scratch."""
     config = BertConfig.from_hugging_face(run_dir)
     trained = lively(SequenceClassifier(config))
     trained.save_pretrained(tmp_path)
     save_tokenizer(load_tokenizer(run_dir), tmp_path)
     for from_scratch in (False, True):
-        tuner = finetuning.Finetuner(options(tmp_path, data_dir, from_scratch=from_scratch))
+        tuner = finetuning.Finetuner(options(tmp_path, glue_dir, from_scratch=from_scratch))
         model = tuner.make_model(find_task("sst2"))
         assert torch.equal(model.pooler.weight, trained.pooler.weight) != from_scratch
-    assert finetuning.Finetuner(options(run_dir, data_dir)).pooler is None
+    assert finetuning.Finetuner(options(run_dir, glue_dir)).pooler is None
 
 
-def test_texts_are_cut_where_pretraining_ended(run_dir, data_dir, tmp_path, capsys):
+def test_texts_are_cut_where_pretraining_ended(run_dir, glue_dir, tmp_path, capsys):
     """By default as many tokens as pretraining showed, 128 at most; a larger one is commented."""
     shutil.copytree(run_dir, tmp_path / "run")
     record = {"status": "finished", "options": {"seq_len": 17},
               "corpus": {"fingerprint": "x", "documents": 1}}
     write_json(tmp_path / "run" / "train.json", record)
-    assert finetuning.Finetuner(options(run_dir, data_dir, max_length=None)).max_length == 64
-    assert finetuning.Finetuner(options(tmp_path / "run", data_dir, max_length=None)).max_length == 17
+
+    def length(run, asked=None):
+        return finetuning.Finetuner(options(run, glue_dir, max_length=asked)).max_length
+
+    assert length(run_dir) == 64 and length(tmp_path / "run") == 17
     assert "random" not in capsys.readouterr().out
-    assert finetuning.Finetuner(options(tmp_path / "run", data_dir, max_length=19)).max_length == 19
+    assert length(tmp_path / "run", 19) == 19
     assert "--max-length 19: pretraining showed 17 tokens" in capsys.readouterr().out
 
 
-def test_answers_that_are_no_numbers_are_an_error(run_dir, data_dir):
+def test_answers_that_are_no_numbers_are_an_error(run_dir, glue_dir):
     """NaN is no answer: not 0, not the first class."""
     assert np.isnan(glue.pearson(np.array([0.1, np.nan, 0.3]), np.array([1.0, 2.0, 3.0])))
-    tuner = finetuning.Finetuner(options(run_dir, data_dir))
+    tuner = finetuning.Finetuner(options(run_dir, glue_dir))
     model = tuner.make_model(find_task("sst2"))
     torch.nn.init.constant_(model.classifier.bias, float("nan"))
     with pytest.raises(UserError, match="answers are no longer numbers"):

@@ -1,80 +1,12 @@
 """GLUE's files with their traps, its copy on the hub, and the names of its tasks."""
 
-import numpy as np
 import pytest
+from helpers import write_lines
 
 from mini_undivided import glue
 from mini_undivided.support import glue_files
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.tasks import GLUE, find_task
-
-COLOURS, BEASTS = "red blue pink grey gold".split(), "ant bee cat dog eel fox gnu".split()
-
-
-def write(folder, name, *lines, head="", end="\n"):
-    """Write a file of a task; the last line ends with `end`."""
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes((head + "\n".join(lines) + end).encode())
-    return path
-
-
-def sentences(count, seed=0):
-    """Sentences with their label: whether the beast is red or blue."""
-    rng = np.random.default_rng(seed)
-    pairs = [(COLOURS[rng.integers(5)], BEASTS[rng.integers(7)]) for _ in range(count)]
-    return [
-        (f"the {beast} is {hue} ." + " ." * int(rng.integers(9)), int(hue in COLOURS[:2]))
-        for hue, beast in pairs
-    ]
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """SST-2, STS-B and MNLI in the official layout, small and learnable."""
-    folder = tmp_path_factory.mktemp("glue")
-    for part, count in (("train", 211), ("dev", 53)):
-        rows = sentences(count, seed=count)
-        write(
-            folder,
-            f"SST-2/{part}.tsv",
-            "sentence\tlabel",
-            *(f"{text}\t{label}" for text, label in rows),
-        )
-        write(
-            folder,
-            f"STS-B/{part}.tsv",
-            "sentence1\tsentence2\tscore",
-            *(f"{text}\tthe fox\t{4.5 if label else 0.5}" for text, label in rows),
-        )
-    write(
-        folder,
-        "SST-2/test.tsv",
-        "index\tsentence",
-        *(f"{i}\t{text}" for i, (text, _) in enumerate(sentences(31))),
-    )
-    write(
-        folder,
-        "STS-B/test.tsv",
-        "index\tsentence1\tsentence2",
-        "0\tred .\tthe fox",
-        "1\tblue .\tthe fox",
-    )
-    rows = [
-        f"{text}\tthe fox\t{('contradiction', 'entailment')[label]}"
-        for text, label in sentences(41)
-    ]
-    write(folder, "MNLI/train.tsv", "sentence1\tsentence2\tgold_label", *rows)
-    for variant, count in (("matched", 7), ("mismatched", 5)):
-        header = "\t".join([f"c{i}" for i in range(13)] + ["sentence1", "sentence2", "gold_label"])
-        filler = "\t".join(["-"] * 13)
-        write(
-            folder, f"MNLI/dev_{variant}.tsv", header, *(f"{filler}\t{row}" for row in rows[:count])
-        )
-        tests = (f"{i}\t{row.rsplit(chr(9), 1)[0]}" for i, row in enumerate(rows[:count]))
-        write(folder, f"MNLI/test_{variant}.tsv", "index\tsentence1\tsentence2", *tests)
-    write(folder, "AX/diagnostic.tsv", "index\tsentence1\tsentence2", "0\tred .\tthe fox")
-    return folder
 
 
 def test_cola_has_no_header_in_train_and_dev_but_in_test(tmp_path):
@@ -83,8 +15,9 @@ def test_cola_has_no_header_in_train_and_dev_but_in_test(tmp_path):
     Labels are in the second column.
     """
     for part in ("train", "dev"):
-        write(tmp_path, f"CoLA/{part}.tsv", "gj04\t1\t\tThe fox is.", "gj04\t0\t*\tIs fox the.")
-    write(tmp_path, "CoLA/test.tsv", "index\tsentence", "0\tThe fox.")
+        rows = "gj04\t1\t\tThe fox is.", "gj04\t0\t*\tIs fox the."
+        write_lines(tmp_path, f"CoLA/{part}.tsv", *rows)
+    write_lines(tmp_path, "CoLA/test.tsv", "index\tsentence", "0\tThe fox.")
     splits = glue_files.read_folder(GLUE["cola"], tmp_path, ("train", "dev", "test"))
     assert splits["train"].texts == [("The fox is.",), ("Is fox the.",)]
     assert splits["dev"].labels.tolist() == [1, 0]
@@ -100,18 +33,18 @@ def test_mrpc_with_mark_quotes_and_no_last_newline(tmp_path):
     header = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"
     rows = ['1\t12\t13\t" The fox said .\tHe said " so', '0\t14\t15\tHe said\t" No']
     for part in ("train", "dev"):
-        write(tmp_path, f"MRPC/{part}.tsv", header, *rows, head="\ufeff", end="")
+        write_lines(tmp_path, f"MRPC/{part}.tsv", header, *rows, head="\ufeff", end="")
     train = glue_files.read_folder(GLUE["mrpc"], tmp_path, ("train", "dev"))["train"]
     assert train.texts == [('" The fox said .', 'He said " so'), ("He said", '" No')]
     assert train.labels.tolist() == [1, 0]
 
 
-def test_mnli_has_named_labels_and_two_dev_files(data_dir):
+def test_mnli_has_named_labels_and_two_dev_files(glue_dir):
     """The 16 columns of MNLI's dev files are found by name.
 
     Matched and mismatched stay apart.
     """
-    splits = glue_files.read_folder(GLUE["mnli"], data_dir, ("train", "dev", "test"))
+    splits = glue_files.read_folder(GLUE["mnli"], glue_dir, ("train", "dev", "test"))
     assert {part: len(split) for part, split in splits.items()} == {
         "train": 41,
         "dev_matched": 7,
@@ -137,7 +70,7 @@ def test_every_task_is_read_by_its_columns(task, tmp_path):
     row = "\t".join(values.get(name, "-") for name in names)
     for part in ("train", *(f"dev_{variant}".rstrip("_") for variant in task.variants)):
         lines = [row] if task.plain else ["\t".join(names), row]
-        write(tmp_path, f"{task.name}/{part}.tsv", "\r\n".join(lines), end="\r\n")
+        write_lines(tmp_path, f"{task.name}/{part}.tsv", "\r\n".join(lines), end="\r\n")
     for split in glue_files.read_folder(task, tmp_path, ("train", "dev")).values():
         assert split.texts == [tuple(f"text of {column}" for column in task.texts)]
         assert split.labels.tolist() == [len(task.labels) - 1 if task.labels else 3.25]
@@ -163,8 +96,8 @@ def test_broken_files_are_named_with_their_line(lines, sentence, tmp_path):
 
     A ragged row, an unknown label, a missing column and an empty file.
     """
-    write(tmp_path, "SST-2/train.tsv", "sentence\tlabel", "red\t1")
-    write(tmp_path, "SST-2/dev.tsv", *lines)
+    write_lines(tmp_path, "SST-2/train.tsv", "sentence\tlabel", "red\t1")
+    write_lines(tmp_path, "SST-2/dev.tsv", *lines)
     with pytest.raises(UserError, match="dev.tsv") as caught:
         glue_files.read_folder(GLUE["sst2"], tmp_path, ("train", "dev"))
     assert sentence in str(caught.value)
@@ -176,7 +109,7 @@ def test_other_broken_files(tmp_path):
     A score that is no number, bytes that are not UTF-8, and a task that is not there.
     """
     for score in ("high", "nan"):
-        path = write(tmp_path, "s.tsv", "sentence1\tsentence2\tscore", f"a\tb\t{score}")
+        path = write_lines(tmp_path, "s.tsv", "sentence1\tsentence2\tscore", f"a\tb\t{score}")
         with pytest.raises(
             UserError, match=rf's\.tsv, line 2: the label "{score}" is not a number'
         ):
@@ -193,7 +126,7 @@ def test_the_broken_rows_of_qqp_are_left_out_and_said(tmp_path, capsys):
 
     They are left out when labels are read, and an error when predictions are due.
     """
-    path = write(
+    path = write_lines(
         tmp_path, "train.tsv", "question1\tquestion2\tis_duplicate", "a\tb\t1", "broken", "c\td\t0"
     )
     assert len(glue_files.read_split(path, GLUE["qqp"], True)) == 2

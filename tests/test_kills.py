@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import small_run, train_options
+from helpers import ROOT, small_run, train_options
 
 from mini_undivided.pretrain import pretrain
 from mini_undivided.report.training import train
@@ -24,8 +24,6 @@ from mini_undivided.support.checkpoint import read_weights
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.support.options import resume_options
-
-ROOT = Path(__file__).parent.parent
 
 
 def start(*arguments, **settings):

@@ -204,7 +204,8 @@ def test_each_text_is_read_once(encoder, tokenizer, monkeypatch):
         lambda self, ids, *a, **k: seen.append(len(ids)) or forward(self, ids, *a, **k),
     )
     texts = sentences(120)
-    tasks = [probe_tasks.length_task(texts), probe_tasks.length_task(texts), probe_tasks.shift_task(texts)]
+    makers = (probe_tasks.length_task, probe_tasks.length_task, probe_tasks.shift_task)
+    tasks = [make(texts) for make in makers]
     features = probe.task_features(encoder, tasks, tokenizer, CPU, 64)
     different = {text for task in tasks for part in task.texts.values() for text in part}
     assert sum(seen) == len(different) < sum(len(p) for task in tasks for p in task.texts.values())

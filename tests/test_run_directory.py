@@ -3,20 +3,16 @@
 import json
 import os
 import sys
-from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from helpers import Trap, names
 
 import mini_undivided
 from mini_undivided.support import checkpoint, run_directory
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import write_json
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("write", [run_directory.write_state, checkpoint.write_weights])
@@ -50,16 +46,6 @@ def test_state_comes_back_and_is_weights_only(tmp_path):
     assert torch.equal(
         state["optimizer"]["state"][0]["exp_avg"], optimizer.state[weight]["exp_avg"]
     )
-
-
-class Trap:
-    """A pickle that creates a file when it is opened carelessly."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_a_state_with_code_cut_short_or_missing_is_an_error(tmp_path):

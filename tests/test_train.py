@@ -1,28 +1,19 @@
 """train.py, used as a person types it: its options, its errors, its output."""
 
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from functools import partial
 
 import pytest
-from helpers import small_run, train_options
+from helpers import ROOT, run_script, small_run, train_options
 
 from mini_undivided.support import run_directory
 from mini_undivided.support.files import read_json, write_json
 
-ROOT = Path(__file__).parent.parent
-
-
-def run(*arguments, cwd=ROOT):
-    """Run train.py → the finished process, with its output as text."""
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+run = partial(run_script, "train.py")
 
 
 def test_a_run_says_what_it_does_and_what_came_out(tale, tmp_path):
