@@ -4,6 +4,7 @@ Small odd sizes, models of `transformers` to compare with, short runs, files, an
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,20 @@ def run_script(script, *arguments, cwd=ROOT):
     return subprocess.run(
         command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
+
+
+def help_of(script):
+    """What a script's --help prints → its words, and which of torch and numpy it has imported."""
+    code = (
+        "import atexit, runpy, sys; sys.argv[1:] = ['--help']; "
+        "atexit.register(lambda: print(*{'torch', 'numpy'} & {*sys.modules}, file=sys.stderr)); "
+        f"runpy.run_path({script!r}, run_name='__main__')"
+    )
+    wide = {**os.environ, "COLUMNS": "999"}  # so that no word is broken at its hyphen
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=wide)
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"[\w-]+", done.stdout), done.stderr.split()
 
 
 def train_options(*arguments):

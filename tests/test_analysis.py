@@ -83,10 +83,11 @@ def test_models_of_different_depth_are_compared(three, farm, tmp_path):
     assert len(tables.cka_table(result).splitlines()) == 2 + 3
 
 
-def test_runs_without_a_record_are_read_too(three, tmp_path):
+def test_runs_without_a_record_are_read_too(three, farm, tmp_path, monkeypatch):
     """A Hugging Face directory, which has no train.json, is read too.
 
-    Its columns stay empty, and the text has to be named or is docs.
+    The columns of what it does not know stay empty. If it comes first, the text is the one that is
+    named, or else docs.
     """
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((three / "full" / name).read_bytes())
@@ -94,8 +95,14 @@ def test_runs_without_a_record_are_read_too(three, tmp_path):
         options(three, out=str(tmp_path / "out"), runs=[str(three / "full"), str(tmp_path)])
     )
     facts = [run.facts() for run in analysis.runs]
-    assert "–" in tables.runs_table(facts) and facts[1]["parameters"] == facts[0]["parameters"]
+    assert facts[1]["parameters"] == facts[0]["parameters"]
+    *_, known, bare = tables.runs_table(facts).splitlines()
+    assert (known.count("–"), bare.count("–")) == (0, 5)
     assert "FLOPs" not in tables.cost_sentence(*facts)
+    monkeypatch.setattr(Analysis, "sentences", ["docs takes long to read"])
+    for named, text in (([], ["docs"]), ([farm], [farm])):
+        base = options(three, out=str(tmp_path / "out"), corpus=named)
+        assert Analysis(replace(base, runs=[str(tmp_path), base.runs[0]])).corpus == text
 
 
 def test_names_of_runs():

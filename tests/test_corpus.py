@@ -245,15 +245,17 @@ def hub(monkeypatch):
 @pytest.mark.parametrize(
     "name, asked", [("hf:a/b", ("a/b", None)), ("hf:a/b:en", ("a/b", "en")), ("hf:c", ("c", None))]
 )
-def test_a_dataset_of_the_hub_is_streamed(hub, name, asked):
+def test_a_dataset_of_the_hub_is_streamed(hub, name, asked, tmp_path):
     """NAME and CONFIG reach the library, and the dataset is streamed.
 
-    Long texts come in pieces, as they do from files.
+    Long texts come in the same pieces as from a file. Each name has a fingerprint of its own.
     """
     corpus = open_corpus([name])
     texts = list(corpus)
     assert hub.asked == (asked, {"split": "train", "streaming": True})
     assert texts[0] == "One." and "".join(texts[1:]) == "x " * 9000
+    lines = "\n".join(json.dumps(row) for row in hub.rows)
+    assert len(texts) > 2 and texts == read(write(tmp_path / "a.jsonl", lines))
     assert (
         corpus.fingerprint
         == open_corpus([name]).fingerprint

@@ -10,7 +10,7 @@ import torch
 from mini_undivided import corpus, data
 from mini_undivided.support import token_files
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import cache_dir, read_json
+from mini_undivided.support.files import cache_dir
 from mini_undivided.tokenizer import same_tokenizer, special_ids, train_tokenizer
 
 WORDS = (
@@ -56,14 +56,16 @@ def test_tokens_are_the_documents_in_order_with_separators(parts):
 
 
 def test_a_mask_that_a_document_spells_out_is_not_a_mask(tmp_path, parts):
-    """A document that spells out "[MASK]" brings no special id into the token file.
+    """A document that spells out special tokens brings the id of none into the token file.
 
-    Only the [SEP] at its end is one.
+    The only special ids are its unknown words' [UNK] and the [SEP] at its end. Elsewhere the
+    tokenizer still takes "[MASK]" for the mask.
     """
-    (tmp_path / "a.txt").write_text("alpha [MASK] beta [CLS] " * 7)
+    (tmp_path / "a.txt").write_text("alpha [MASK] beta [CLS] [SEP] [PAD] " * 7)
     tokens = token_files.tokenize(corpus.open_corpus([str(tmp_path / "a.txt")]), parts[1])
-    mask = parts[1].token_to_id("[MASK]")
-    assert mask not in tokens.train
+    pad, unknown, cls, sep, mask = special_ids(parts[1])
+    assert tokens.train[-1] == sep
+    assert not set(tokens.train[:-1].tolist()) & {pad, cls, sep, mask}
     assert parts[1].encode("[MASK]", add_special_tokens=False).ids == [mask]
 
 
@@ -180,9 +182,9 @@ def test_processes_share_the_batch_of_one(parts):
 
 
 def test_validation_masks_never_change(parts):
-    """Validation batches are the same each time, and spread over the file.
+    """Validation batches are the same each time, of sequences spread evenly over the file.
 
-    Split over processes, nothing is lost.
+    Two processes, which take turns, have all of them.
     """
     _, tokenizer, tokens = parts
     sequences = data.Sequences(tokens.train, 11, tokenizer)
@@ -191,10 +193,14 @@ def test_validation_masks_never_change(parts):
     assert all(
         torch.equal(x, y) for a, b in zip(one, two, strict=True) for x, y in zip(a, b, strict=True)
     )
-    assert sum(len(batch.input_ids) for batch in one) == 150
+    ids, positions, labels = (torch.cat(parts) for parts in zip(*one, strict=True))
+    ids.scatter_(1, positions, torch.where(labels == data.IGNORE, ids.gather(1, positions), labels))
+    chosen = [i * len(sequences) // 150 for i in range(150)]
+    assert len(sequences) > 300 and ids.tolist() == sequences.read(chosen).tolist()
     halves = [list(data.validation_batches(sequences, 150, rank, 2)) for rank in range(2)]
     assert [len(half) for half in halves] == [2, 1]
-    assert torch.equal(halves[1][0].labels, one[1].labels)
+    for batch, half in zip(one, (halves[0][0], halves[1][0], halves[0][1]), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(batch, half, strict=True))
 
 
 def test_the_baseline_without_context_is_exact():
@@ -239,11 +245,17 @@ def test_no_two_random_streams_meet():
     assert len(set(firsts)) == len(firsts) == 75
 
 
-def test_trained_tokenizer_is_cached_and_ignores_held_out_text(tmp_path):
-    """Training a tokenizer twice gives the same file, the second time without training.
+def test_trained_tokenizer_is_cached_and_ignores_held_out_text(tmp_path, monkeypatch):
+    """The second time the same tokenizer is read, not trained; a cased one is another.
 
     A word that only the held-out document has is not learned.
     """
+    trained = []
+    monkeypatch.setattr(
+        token_files,
+        "train_tokenizer",
+        lambda *args: trained.append(args) or train_tokenizer(*args),
+    )
     path = tmp_path / "a.jsonl"
     texts = ["plain words here again"] * 30
     texts[10] = "zyzzyva " * 50  # document 10 is held out
@@ -251,19 +263,21 @@ def test_trained_tokenizer_is_cached_and_ignores_held_out_text(tmp_path):
     source = corpus.open_corpus([str(path)])
     tokenizer = token_files.cached_tokenizer(source, 60)
     assert same_tokenizer(tokenizer, token_files.cached_tokenizer(source, 60))
+    assert len(trained) == 1
     assert tokenizer.token_to_id("plain") and tokenizer.token_to_id("zyzzyva") is None
     assert not same_tokenizer(tokenizer, token_files.cached_tokenizer(source, 60, cased=True))
+    assert len(trained) == 2
 
 
-def test_a_failed_tokenisation_leaves_nothing_behind(tmp_path, parts, monkeypatch):
-    """An error on the way leaves no token file that a later run would take for complete."""
+def test_a_failed_tokenisation_leaves_nothing_behind(tmp_path, parts):
+    """An error on the way leaves no file, whole or temporary, and the next try ends as the first.
+
+    So no later run takes what was written for complete.
+    """
     (tmp_path / "bad.txt").write_bytes(b"alpha beta \xff\xfe gamma")
     source = corpus.open_corpus([str(tmp_path / "bad.txt")])
-    with pytest.raises(UserError, match="bad.txt is not UTF-8"):
-        token_files.tokenize(source, parts[1])
-    leftovers = [p for p in cache_dir().rglob("*.tmp")]
-    assert not leftovers
-    assert not any(
-        (folder / "about.json").exists() and read_json(folder / "about.json")["documents"] == 0
-        for folder in cache_dir().glob("tokens-*")
-    )
+    before = {path for path in cache_dir().rglob("*") if path.is_file()}
+    for _ in range(2):
+        with pytest.raises(UserError, match="bad.txt is not UTF-8"):
+            token_files.tokenize(source, parts[1])
+        assert {path for path in cache_dir().rglob("*") if path.is_file()} == before

@@ -12,9 +12,11 @@ import sklearn.metrics
 import torch
 import transformers
 from helpers import BEASTS, COLOURS
+from tqdm import tqdm
 
 from mini_undivided import glue
 from mini_undivided.model import BertConfig, MaskedLM, SequenceClassifier
+from mini_undivided.pretrain import adamw
 from mini_undivided.report import finetuning
 from mini_undivided.support import glue_files
 from mini_undivided.support.errors import UserError
@@ -249,13 +251,25 @@ def test_a_planted_task_is_learned_and_written(run_dir, glue_dir, capsys):
 
 
 def test_a_regression_is_learned_and_scored_by_correlation(run_dir, glue_dir):
-    """STS-B is learned from the squared error, and scored by Pearson and Spearman.
+    """STS-B is learned, and scored by Pearson and Spearman.
 
     The majority baseline has no correlation.
     """
     (result,), _ = finetuning.finetune(options(run_dir, glue_dir, lr=1e-2, epochs=5, task="stsb"))
     assert result["scores"]["pearson"]["mean"] > 0.8 and result["scores"]["spearman"]["mean"] > 0.5
     assert result["majority"] == {"pearson": 0, "spearman": 0}
+
+
+def test_a_regression_is_trained_on_the_squared_error(run_dir, glue_dir):
+    """The loss of a step of STS-B is the mean squared error of the answers."""
+    model = finetuning.Finetuner(options(run_dir, glue_dir)).make_model(find_task("stsb"))
+    rows, labels = [([2, 7, 3], [0] * 3), ([2, 8, 9, 3], [0] * 4)], np.array([4.5, 0.5])
+    optimizer, bar = adamw(model, 0.0), tqdm(disable=True)
+    torch.manual_seed(3)
+    loss = glue.train_epoch(model, optimizer, iter([0.0]), [[0, 1]], rows, labels, CPU, bar)
+    torch.manual_seed(3)  # the same dropout
+    answers = model(*glue.collate(rows, CPU))[:, 0]
+    assert loss == pytest.approx((answers - torch.tensor(labels)).square().mean().item())
 
 
 def test_a_seed_gives_the_same_model_bit_for_bit(run_dir, glue_dir):

@@ -55,8 +55,9 @@ def test_mnli_has_named_labels_and_two_dev_files(glue_dir):
     assert set(splits["train"].labels.tolist()) == {0, 2}
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["unix", "windows"])
 @pytest.mark.parametrize("task", GLUE.values(), ids=lambda task: task.name)
-def test_every_task_is_read_by_its_columns(task, tmp_path):
+def test_every_task_is_read_by_its_columns(task, end, tmp_path):
     """All nine tasks have their texts from the right columns, in the right order.
 
     Labels go by name, with Windows line ends or not.
@@ -70,7 +71,7 @@ def test_every_task_is_read_by_its_columns(task, tmp_path):
     row = "\t".join(values.get(name, "-") for name in names)
     for part in ("train", *(f"dev_{variant}".rstrip("_") for variant in task.variants)):
         lines = [row] if task.plain else ["\t".join(names), row]
-        write_lines(tmp_path, f"{task.name}/{part}.tsv", "\r\n".join(lines), end="\r\n")
+        write_lines(tmp_path, f"{task.name}/{part}.tsv", end.join(lines), end=end)
     for split in glue_files.read_folder(task, tmp_path, ("train", "dev")).values():
         assert split.texts == [tuple(f"text of {column}" for column in task.texts)]
         assert split.labels.tolist() == [len(task.labels) - 1 if task.labels else 3.25]

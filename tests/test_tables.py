@@ -97,3 +97,21 @@ def test_equal_depth():
     assert [value for *_, value in tables.equal_depth(square)] == [0, 4, 8]
     assert [(i, j) for i, j, _ in tables.equal_depth(np.zeros((3, 7)))] == [(0, 0), (1, 3), (2, 6)]
     assert [(i, j) for i, j, _ in tables.equal_depth(np.zeros((5, 2)))][0::4] == [(0, 0), (4, 1)]
+
+
+def test_selectivity_is_the_score_less_the_controls():
+    """Score, control and selectivity are those of the layer that the validation part chose.
+
+    The untrained encoder has the layer that its own validation part chose. Without a control task
+    there is no selectivity.
+    """
+    scores = {
+        "trained": {"mean": [0.5, 0.8, 0.9], "std": [0.03, 0.02, 0.01], "valid": [0.1, 0.7, 0.2]},
+        "untrained": {"mean": [0.4, 0.3, 0.6], "std": None, "valid": [0.5, 0.2, 0.1]},
+        "control": {"mean": [0.7, 0.55, 0.2], "std": None, "valid": [0.9, 0.1, 0.1]},
+        "majority": 0.35,
+    }
+    cells = ["1", "80.0 ± 2.0", "50.0 ± 3.0", "40.0", "35.0"]
+    assert tables.probe_cells(scores) == [*cells, "55.0", "25.0"]
+    del scores["control"]
+    assert tables.probe_cells(scores) == [*cells, "–", "–"]
