@@ -31,8 +31,9 @@ BATCH = 32  # texts in a forward pass
 def fit(features, labels, classes, strengths=STRENGTHS, steps=200):
     """Fit linear probes on all layers at once → for each λ (W (L, C, K), b (L, 1, K)).
 
-    features (L, N, C); labels (N,) class numbers, or floats with classes = 0. The loss is the mean
-    cross entropy, or half the mean squared error; L-BFGS minimises it, to convergence.
+    features (L, N, C); labels (N,): numbers of classes, or, with classes = 0 for a regression,
+    floats. The loss is the mean cross entropy, or half the mean squared error; L-BFGS minimises it
+    until no part of the gradient is above 1e-4, in at most `steps` iterations.
     """
     L, _, C = features.shape
     W = torch.zeros(L, C, max(1, classes), device=features.device, requires_grad=True)

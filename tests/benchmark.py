@@ -1,11 +1,15 @@
 """How fast this is, against `transformers` and against the machine itself. Needs the [test] extra.
 
-    python tests/benchmark.py [--quick] [--only step|tokenise|finetune|growth] [--compile]
+    python tests/benchmark.py [--quick] [--only step|tokenise|finetune|growth|quality] [--compile]
 
 Contenders run in turn (A B A B …), each round of each in a process of its own, on equal work: the
 same sizes, batch, text and precision. Tables show the median, with the lowest and the highest in
 brackets; ratios are of the medians. With a GPU, the training step is in bfloat16 and compiled on
 both sides, at sequences of 128 and of 512.
+
+quality is run on request only (three quarters of an hour): the minutes to a given loss, with
+`transformers`' usual recipe and with ours. Its curves go to docs/results/quality.json, contender by
+contender, so that it can be stopped and started again, and from there to docs/quality.svg.
 """
 
 import argparse
@@ -301,6 +305,181 @@ def has_gpu():
     import torch
 
     return torch.cuda.is_available()
+
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results" / "quality.json"
+RATES = (5e-4, 1e-3, 2e-3)  # what the usual recipe is tried with; its best one counts
+
+
+def quality_section(args):
+    """Minutes to a given validation loss, on the same tokens and validation masks.
+
+    Theirs: BertForMaskedLM with its dropout, AdamW, 15 % dynamic masking, full-length sequences, a
+    linear warm-up and decay. Ours: the laptop preset, with all FFNs.
+    """
+    steps = 300 if args.quick else 5000
+    contenders = {f"transformers, {lr:g}": ("their_quality", {"steps": steps, "lr": lr})
+                  for lr in RATES}
+    contenders |= {f"ours, seed {seed}": ("our_quality", {"seed": seed, "quick": args.quick})
+                   for seed in range(1 if args.quick else 3)}
+    curves = json.loads(RESULTS.read_text()) if RESULTS.exists() and not args.quick else {}
+    for name, (worker, spec) in contenders.items():
+        if name not in curves:
+            say(name)
+            curves[name] = ask(worker, **spec)
+            if not args.quick:
+                RESULTS.parent.mkdir(exist_ok=True)
+                RESULTS.write_text(json.dumps(curves, indent=1) + "\n")
+    say()
+    theirs = [name for name in curves if "transformers" in name]
+    theirs = min(theirs, key=lambda name: final(curves[name]))
+    ours = [curve for name, curve in curves.items() if "ours" in name]
+    rows = []
+    for loss in (6.0, 5.75, 5.5, round(final(curves[theirs]), 3), 5.0, 4.5, 4.25, 4.0):
+        times = [time_to(loss, curve["points"]) for curve in ours]
+        reached = sorted(t for t in times if t is not None)
+        slow, quick = time_to(loss, curves[theirs]["points"]), statistics.median(reached or [0])
+        minutes = [f"{seconds / 60:.2f}" for seconds in reached]
+        rows.append([loss, f"{slow / 60:.2f}" if slow else "–", " ".join(minutes) or "–",
+                     f"{slow / quick:.1f}" if slow and quick else "–"])
+    table("Minutes of training to a validation loss: 4 × 128, 1,024 tokens a step, one run each",
+          ["loss", theirs, f"ours, {len(ours)} seeds", "ratio to the median"], rows)
+    rows = [[name, f"{final(curve):.3f}", f"{curve['accuracy']:.1%}",
+             f"{curve['points'][-1][1] / 60:.1f}"] for name, curve in curves.items()]
+    table("At the end", ["run", "validation loss", "masked accuracy", "minutes"], rows)
+    if not args.quick:
+        plot_quality(curves)
+
+
+def final(curve):
+    return curve["points"][-1][2]
+
+
+def time_to(loss, points):
+    """Seconds until a curve of (step, seconds, loss) reaches a loss, interpolated, or None."""
+    before = (0, 0.0, float("inf"))
+    for point in points:
+        if point[2] <= loss:
+            drop = before[2] - point[2]  # infinite before the first point
+            return point[1] - (loss - point[2]) / drop * (point[1] - before[1])
+        before = point
+    return None
+
+
+def plot_quality(curves):
+    """Loss against minutes, as docs/quality.svg."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "quality"  # the same file from the same numbers
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for name, curve in curves.items():
+        _, seconds, losses = zip(*curve["points"], strict=True)
+        ours = "ours" in name
+        style = {"color": "#c0392b" if ours else "#2c3e50", "alpha": 0.9 if ours else 0.6}
+        axes.plot([s / 60 for s in seconds], losses, marker=".", label=name, **style,
+                  linestyle="-" if ours or "0.001" in name else "--")
+    axes.set(xscale="log", xlabel="minutes of training", ylabel="validation loss, nats")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(RESULTS.parent.parent / "quality.svg", metadata={"Date": None})
+
+
+# The workers of the quality section
+
+
+def quality_text():
+    """The tokens of the docs corpus as the laptop preset has them → tokens, tokenizer."""
+    from mini_undivided.corpus import open_corpus
+    from mini_undivided.support.options import PRESETS
+    from mini_undivided.support.token_files import cached_tokenizer, tokenize
+
+    corpus = open_corpus(["docs"])
+    tokenizer = cached_tokenizer(corpus, PRESETS["laptop"]["vocab_size"])
+    return tokenize(corpus, tokenizer), tokenizer
+
+
+def our_quality(seed, quick):
+    """A run as `python train.py --seed N` does it: its curve, as its log has it."""
+    from mini_undivided.pretrain import pretrain
+    from mini_undivided.support.options import PretrainOptions
+    from mini_undivided.support.run_directory import read_log
+
+    with tempfile.TemporaryDirectory() as out:
+        changes = {"steps": 300} if quick else {}
+        record = pretrain(PretrainOptions.preset("laptop", seed=seed, out=out, **changes))
+        seconds, tokens, points = 0.0, 0, []
+        for row in read_log(out):
+            if "loss" in row:
+                seconds += (row["tokens"] - tokens) / row["tokens_per_second"]
+                tokens = row["tokens"]
+            else:
+                points.append([row["step"], round(seconds, 2), round(row["validation_loss"], 4)])
+    return {"points": points, "accuracy": record["result"]["validation_accuracy"]}
+
+
+def their_quality(steps, lr):
+    """The usual recipe: its curve, validated as ours is, but twice as often."""
+    import numpy as np
+    import torch
+    from torch.nn import functional as F
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        DataCollatorForLanguageModeling,
+        get_linear_schedule_with_warmup,
+    )
+
+    from mini_undivided.data import IGNORE, Sequences, validation_batches
+    from mini_undivided.pretrain import FULL_TOKENS, QUICK_TOKENS
+    from mini_undivided.support.options import PRESETS
+
+    preset = PRESETS["laptop"]
+    T, batch_size = preset["seq_len"], preset["batch_tokens"] // preset["seq_len"]
+    tokens, tokenizer = quality_text()
+    train, valid = (Sequences(part, T, tokenizer) for part in (tokens.train, tokens.valid))
+    collate = DataCollatorForLanguageModeling(their_tokenizer(tokenizer))
+    torch.manual_seed(0)
+    model = BertForMaskedLM(BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), num_hidden_layers=preset["layers"],
+        hidden_size=preset["hidden_size"], num_attention_heads=preset["heads"],
+        intermediate_size=4 * preset["hidden_size"])).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
+    order, seconds, points = [], 0.0, []
+
+    def validate(limit):
+        model.eval()
+        loss = right = places = 0
+        with torch.inference_mode():
+            for batch in validation_batches(valid, limit // T):
+                logits = model(input_ids=batch.input_ids).logits  # (B, T, V)
+                chosen = batch.positions[:, :, None].expand(-1, -1, logits.size(-1))
+                logits, labels = logits.gather(1, chosen).flatten(0, 1), batch.labels.flatten()
+                loss += F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum").item()
+                right += (logits.argmax(-1) == labels).sum().item()
+                places += (labels != IGNORE).sum().item()
+        model.train()
+        return loss / places, right / places
+
+    for step in range(1, steps + 1):
+        started = time.perf_counter()
+        if len(order) < batch_size:
+            order = np.random.default_rng(step).permutation(len(train)).tolist()
+        rows, order = order[:batch_size], order[batch_size:]
+        batch = collate([{"input_ids": row} for row in torch.from_numpy(train.read(rows))])
+        model(input_ids=batch["input_ids"], labels=batch["labels"]).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        seconds += time.perf_counter() - started
+        if step % (steps // 20) == 0:
+            loss, accuracy = validate(FULL_TOKENS if step == steps else QUICK_TOKENS)
+            points.append([step, round(seconds, 2), round(loss, 4)])
+    return {"points": points, "accuracy": accuracy}
 
 
 # The workers of the training step
@@ -646,6 +825,7 @@ SECTIONS = {
     "tokenise": tokenise_section,
     "finetune": finetune_section,
     "growth": growth_section,
+    "quality": quality_section,
 }
 
 
@@ -667,7 +847,7 @@ def main():
         print(json.dumps(globals()[name](**json.loads(spec))))
         return
     args.rounds = 2 if args.quick else 3
-    for name in [args.only] if args.only else SECTIONS:
+    for name in [args.only] if args.only else list(SECTIONS)[:-1]:
         SECTIONS[name](args)
 
 

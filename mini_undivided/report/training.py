@@ -49,6 +49,8 @@ def describe(record, trainer, tokenizer):
         parameters += f"; an FFN in every layer would add {full:,} (+{share:.0%})"
     steps, minutes = options["steps"], options["minutes"]
     length = f"{steps:,} steps" if steps else f"{minutes:g} minutes"
+    muon = f"Muon up to {options['muon_lr']:g} for the matrices inside, for the rest "
+    muon *= options["optimizer"] == "muon"
     case = "cased" if is_cased(tokenizer) else "uncased"
     whole = corpus["held_out_unit"] == "documents"
     pieces = f"of {corpus['pieces']:,} pieces, which share their documents"
@@ -66,8 +68,9 @@ def describe(record, trainer, tokenizer):
         f"batch       {plan.size * seq_len:,} tokens = {plan.size} sequences of {seq_len} = "
         f"{plan.micro} at once × {plan.accumulation} accumulated × {machine.world} process(es)",
         f"lengths     {shorter + ', then ' if shorter else ''}{seq_len} tokens a sequence",
-        f"training    {length}, learning rate up to {options['lr']:g}, "
+        f"training    {length}, {options['mask_share']:.0%} of the tokens masked, "
         f"dropout {options['dropout']:g}, seed {options['seed']}",
+        f"optimizer   {muon}AdamW up to a learning rate of {options['lr']:g}",
         f"device      {machine}"))
 
 
