@@ -195,7 +195,7 @@ def test_a_run_begins_with_short_sequences(options, monkeypatch):
         return step(model, optimizer, batches, *rest)
 
     monkeypatch.setattr(pretrain, "train_step", spy)
-    pretrain.pretrain(replace(options, seq_len=70, batch_tokens=150))
+    pretrain.pretrain(replace(options, seq_len=70, batch_tokens=150, short_first=0.5))
     assert shapes == [(9, 16)] * 6 + [(4, 32)] * 2 + [(2, 64)] * 2 + [(2, 70)] * 2
     tokens = [row["tokens"] for row in run_directory.read_log(options.out) if "loss" in row]
     assert tokens == [sum(rows * length for rows, length in shapes[:i]) for i in range(1, 13)]

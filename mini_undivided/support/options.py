@@ -22,7 +22,7 @@ from mini_undivided.support.run_directory import read_record, resolve
 # are. The others follow from these, untried.
 PRESETS = {
     "laptop": dict(layers=4, hidden_size=128, heads=4, vocab_size=4096, seq_len=64,
-                   batch_tokens=1024, steps=5000, lr=2e-3),
+                   batch_tokens=1024, steps=2500, lr=2e-3),
     "tiny": dict(layers=2, hidden_size=128, heads=2, vocab_size=8192, seq_len=128,
                  batch_tokens=4096, steps=5000, lr=2e-3),
     "mini": dict(layers=4, hidden_size=256, heads=4, vocab_size=8192, seq_len=128,
@@ -124,22 +124,22 @@ class PretrainOptions(Checked):
     seq_len: int = option(
         64, "tokens in a sequence", "N", least=8, most=2**16, unset=PRESET)
     short_first: float = option(
-        0.5, "share of the run with 16 tokens a sequence, which are doubled after that; the model "
+        0.3, "share of the run with 16 tokens a sequence, which are doubled after that; the model "
         "learns sooner; 0: --seq-len from the start", "P", least=0, most=0.99)
     mask_share: float = option(
-        0.15, "share of the tokens that training hides; validation hides 0.15", "P", least=0.01,
-        most=0.9)
+        0.4, "share of the tokens that training hides; BERT's is 0.15, and validation's always",
+        "P", least=0.01, most=0.9)
     batch_tokens: int = option(
         1024, "tokens in a step of all processes", "N", most=2**26, unset=PRESET)
     micro_batch: int | None = option(None, "sequences at once in a process", "N", unset="what fits")
-    steps: int | None = option(5000, "length of the run", "N", unset=PRESET)
+    steps: int | None = option(2500, "length of the run", "N", unset=PRESET)
     minutes: float | None = option(
         None, "length of the run by the clock instead", "M", least=1e-3, most=1e6)
     optimizer: str = option(
         "muon", "muon: for the matrices inside the model, and AdamW for the rest; adamw: for all",
         choices=("muon", "adamw"))
     muon_lr: float = option(
-        0.02, "peak of Muon's learning rate", "X", least=1e-12, most=100)
+        0.01, "peak of Muon's learning rate", "X", least=1e-12, most=100)
     lr: float = option(2e-3, "peak of AdamW's learning rate", "X", least=1e-12, most=100,
                        unset=PRESET)
     init_std: float = option(
