@@ -61,36 +61,42 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr, dtype=torch.float32, momentum=0.95, weight_decay=0.01):
-        super().__init__(params, {"lr": lr, "peak": lr, "dtype": dtype, "momentum": momentum,
-                                  "weight_decay": weight_decay})
+        shapes = {}
+        for W in params:
+            shapes.setdefault(W.shape, []).append(W)
+        super().__init__([{"params": alike} for alike in shapes.values()], {
+            "lr": lr, "peak": lr, "dtype": dtype, "momentum": momentum,
+            "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self):
-        """Take a step."""
+        """Take a step; the N matrices of one shape, a group, are multiplied together."""
         for group in self.param_groups:
-            lr, mu = group["lr"], group["momentum"]
+            lr, mu, updates = group["lr"], group["momentum"], []
             for W in group["params"]:
                 state = self.state[W]
                 if not state:
                     state["momentum"] = torch.zeros_like(W)
                 M = state["momentum"].lerp_(W.grad, 1 - mu)
-                update = orthogonalise(W.grad.lerp(M, mu).to(group["dtype"]))
+                updates.append(W.grad.lerp(M, mu))
+            updates = orthogonalise(torch.stack(updates).to(group["dtype"]))  # (N, m, n)
+            for W, update in zip(group["params"], updates, strict=True):
                 W.mul_(1 - lr * group["weight_decay"])
                 W.add_(update, alpha=-lr * max(1, W.size(0) / W.size(1)) ** 0.5)
 
 
 def orthogonalise(x):
-    """U Vᵀ, about, of a matrix x = U S Vᵀ (m, n): its singular values are brought near 1.
+    """About U Vᵀ of each matrix U S Vᵀ in x (N, m, n): singular values are brought near 1.
 
     Newton-Schulz: x ← a x + b (x xᵀ) x + c (x xᵀ)² x does to every singular value s what
     a s + b s³ + c s⁵ does to a number. Jordan's a, b and c bring 0.01 to 1 within 0.7 to 1.2 in
     five steps, by matrix multiplications alone.
     """
-    if x.size(0) > x.size(1):
-        return orthogonalise(x.T).T
-    x = x / x.norm().clamp(min=1e-7)
+    if x.size(1) > x.size(2):
+        return orthogonalise(x.mT).mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):
-        gram = x @ x.T  # (m, m)
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x,
-                        beta=3.4445)
+        gram = x @ x.mT  # (N, m, m)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
     return x

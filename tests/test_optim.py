@@ -80,7 +80,7 @@ def test_the_learning_rate_reaches_every_group():
     optimizers = muon_and_adamw(model(), muon_lr=0.3, lr=0.1)
     scale_learning_rates(optimizers, 0.25)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    assert rates == [[0.075], [0.025, 0.025]]
+    assert rates == [[0.075] * 3, [0.025, 0.025]]  # Muon's groups: of one shape each
 
 
 @pytest.mark.parametrize("ffn_layers, matrices", [(None, 3 * 6 + 1), ([], 3 * 4 + 1)])
@@ -105,7 +105,7 @@ def test_orthogonalise_keeps_directions_and_evens_out_their_lengths(shape, dtype
     rows, columns = shape
     U, _, Vh = torch.linalg.svd(torch.randn(rows, columns), full_matrices=False)
     S = torch.linspace(0.05, 1, min(shape))
-    y = orthogonalise((U * S @ Vh).to(dtype)).float()
+    y = orthogonalise((U * S @ Vh)[None].to(dtype))[0].float()
     inside = U.T @ y @ Vh.T  # diagonal, if the directions are those of x
     diagonal = inside.diagonal()
     assert 0.6 < diagonal.min() and diagonal.max() < 1.3
