@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mini_undivided import glue
 from mini_undivided.model import BertConfig, MaskedLM, SequenceClassifier
-from mini_undivided.pretrain import adamw
+from mini_undivided.optim import adamw
 from mini_undivided.report import finetuning
 from mini_undivided.support import glue_files
 from mini_undivided.support.errors import UserError
@@ -264,7 +264,7 @@ def test_a_regression_is_trained_on_the_squared_error(run_dir, glue_dir):
     """The loss of a step of STS-B is the mean squared error of the answers."""
     model = finetuning.Finetuner(options(run_dir, glue_dir)).make_model(find_task("stsb"))
     rows, labels = [([2, 7, 3], [0] * 3), ([2, 8, 9, 3], [0] * 4)], np.array([4.5, 0.5])
-    optimizer, bar = adamw(model, 0.0), tqdm(disable=True)
+    optimizer, bar = adamw(model.parameters(), 0.0), tqdm(disable=True)
     torch.manual_seed(3)
     loss = glue.train_epoch(model, optimizer, iter([0.0]), [[0, 1]], rows, labels, CPU, bar)
     torch.manual_seed(3)  # the same dropout
