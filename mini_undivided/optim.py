@@ -89,7 +89,7 @@ def orthogonalise(x):
     """About U Vᵀ of each matrix U S Vᵀ in x (N, m, n): singular values are brought near 1.
 
     Newton-Schulz: x ← a x + b (x xᵀ) x + c (x xᵀ)² x does to every singular value s what
-    a s + b s³ + c s⁵ does to a number. Jordan's a, b and c bring 0.01 to 1 within 0.7 to 1.2 in
+    a s + b s³ + c s⁵ does to a number. Jordan's a, b and c bring 0.01 to 1 within 0.68 to 1.14 in
     five steps, by matrix multiplications alone.
     """
     if x.size(1) > x.size(2):

@@ -96,16 +96,18 @@ def write_token_files(corpus, tokenizer, train, valid):
     writers = TokenWriter(train, vocab_size), TokenWriter(valid, vocab_size)
     counts = dict.fromkeys(COUNTS, 0)
     tokenizer.encode_special_tokens = True  # a document's own "[MASK]" is text, not a place to fill
-    with byte_bar("tokenising", corpus.size or None) as bar:
-        for pieces, encodings in encode_ahead(tokenizer, corpus.pieces()):
-            for (text, begins, held_out), encoding in zip(pieces, encodings, strict=True):
-                writers[held_out].write([*encoding.ids, sep])
-                counts["documents"] += begins
-                counts["pieces"] += 1
-                counts["held_out"] += held_out and (begins or not corpus.holds_out_documents)
-                counts["words"] += len(text.split())
-                bar.update(len(text))
-    tokenizer.encode_special_tokens = False
+    try:
+        with byte_bar("tokenising", corpus.size or None) as bar:
+            for pieces, encodings in encode_ahead(tokenizer, corpus.pieces()):
+                for (text, begins, held_out), encoding in zip(pieces, encodings, strict=True):
+                    writers[held_out].write([*encoding.ids, sep])
+                    counts["documents"] += begins
+                    counts["pieces"] += 1
+                    counts["held_out"] += held_out and (begins or not corpus.holds_out_documents)
+                    counts["words"] += len(text.split())
+                    bar.update(len(text))
+    finally:
+        tokenizer.encode_special_tokens = False
     for writer in writers:
         writer.close()
     return counts
