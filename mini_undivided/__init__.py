@@ -9,4 +9,4 @@ The experiment is that of arXiv:2012.11881, *Undivided Attention: Are Intermedia
 for BERT?*
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -10,15 +10,16 @@ which rows are alike in the eyes of this layer, and CKA is the correlation of tw
 
 so neither the width of a layer nor a rotation or scaling of it matters. HSIC, the Hilbert-Schmidt
 independence criterion, is the covariance of their entries. Its plain form, tr(K H G H) / (n - 1)²,
-where H = I - 1 1ᵀ / n subtracts means, is biased: CKA comes out near 1 whenever n is not far above
-C, even for unrelated layers. The unbiased form (Song et al. 2012) leaves the diagonals out:
+where H = I - 1 1ᵀ / n subtracts means, is biased: CKA of unrelated layers comes out at about
+C / (n + C), far above 0 unless n is far above C. The unbiased form (Song et al. 2012) leaves the
+diagonals out:
 
     HSIC(K, G) = Σ_ij K̃_ij G̃_ij / (n (n - 3))     with K̃_ii = 0 and, for i ≠ j,
     K̃_ij = K_ij - Σ_a K_ia / (n - 2) - Σ_a K_aj / (n - 2) + Σ_ab K_ab / ((n - 1) (n - 2))
 
 where K's own diagonal counts as 0 ("U-centring"). Since HSIC is unbiased, it may be averaged over
 minibatches, and CKA taken of the three averages (Nguyen et al. 2021, 2010.15327). Unrelated layers
-give 0 on average, and single values just below it.
+give 0 on average, and single values on both sides of it.
 """
 
 import torch
@@ -108,8 +109,8 @@ def collapse(layers, mask):
     x = torch.stack(layers) * mask[..., None]  # (L, B, T, C), padding 0
     count = mask.sum(1)  # (B,)
     mean = x.sum(2) / count[:, None]  # (L, B, C)
-    squares = x.square().sum((2, 3))  # (L, B); Σ|x - mean|² = Σ|x|² - T|mean|²
-    distance = ((squares - count * mean.square().sum(-1)).clamp(min=0) / squares).sqrt()
+    apart = (x - mean[:, :, None]) * mask[..., None]  # (L, B, T, C)
+    distance = (apart.square().sum((2, 3)) / x.square().sum((2, 3))).sqrt()  # (L, B)
     unit = torch.nn.functional.normalize(x, dim=-1).sum(2)  # (L, B, C)
     cosine = (unit.square().sum(-1) - count) / (count * (count - 1)).clamp(min=1)  # pairs i ≠ j
     return torch.stack([distance, cosine], dim=1)

@@ -57,7 +57,7 @@ class Sequences:
     """A token array cut into N sequences, [CLS] and T - 2 tokens and [SEP], which can be masked.
 
     mask_share: of the ordinary tokens. The more a sequence hides, the more it teaches and the less
-    context is left; for pretraining 40 % are better than BERT's 15 % (Wettig et al. 2202.08005).
+    context is left; 40 % were better than BERT's 15 % here, and for large models in 2202.08005.
     """
 
     def __init__(self, tokens, seq_len, tokenizer, mask_share=MASK_SHARE):
@@ -157,14 +157,13 @@ def context_free_baseline(tokens, is_special):
     """Loss and accuracy of the best model that looks at a masked place and at no other, exactly.
 
     It knows how common each of the V ordinary words is (p, from `tokens`, the validation part) and
-    how places are masked. At a [MASK] it has to say p: its loss is the (unigram) entropy -Σ p log
-    p. But one
-    place in five shows a word w: w itself, kept, or a random word. By Bayes' rule
+    how places are masked. At a [MASK] it has to say p: its loss is the (unigram) entropy
+    -Σ p log p. But one place in five shows a word w: itself, kept, or a random one. By Bayes' rule
 
         P(original = w | shown = w) = (p_w keep + p_w random / V) / (p_w keep + random / V),
 
-    with random / V for every other original. → {"loss", "accuracy", "accuracy_at_mask",
-    "unigram_entropy"}, losses in nats.
+    with p_v random / V in the numerator for every other original v.
+    → {"loss", "accuracy", "accuracy_at_mask", "unigram_entropy"}, losses in nats.
     """
     counts = np.bincount(tokens, minlength=len(is_special))[~is_special]
     p, V, keep = counts / counts.sum(), len(counts), 1 - TO_MASK - TO_RANDOM

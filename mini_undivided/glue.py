@@ -49,9 +49,10 @@ def matthews(predicted, labels):
 def pearson(predicted, labels):
     """The linear correlation Σ xy / √(Σ x² Σ y²), means subtracted; 0 if one side is constant."""
     x, y = np.float64(predicted), np.float64(labels)
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
     x, y = x - x.mean(), y - y.mean()
-    norm = np.sqrt(np.sum(x * x) * np.sum(y * y))
-    return 0.0 if norm <= 1e-12 * len(x) else float(np.sum(x * y) / norm)
+    return float(np.sum(x * y) / np.sqrt(np.sum(x * x) * np.sum(y * y)))
 
 
 def spearman(predicted, labels):

@@ -144,7 +144,10 @@ class Embeddings(nn.Module):
 
 
 def initialise(model):
-    """Normal weights of deviation `initializer_range`, as in `transformers`; biases 0, norms 1."""
+    """Normal weights of deviation `initializer_range`; biases 0, norms 1.
+
+    As in `transformers`, except that there the vector of [PAD] is 0, which no one looks at.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=model.config.initializer_range)

@@ -43,7 +43,7 @@ def adamw(parameters, lr, weight_decay=0.01):
 def muon_and_adamw(model, muon_lr, lr, dtype=torch.float32):
     """Muon for the matrices inside a MaskedLM, AdamW for the rest → the two optimizers."""
     matrices = [p for name, p in model.named_parameters()
-                if p.dim() == 2 and "embeddings." not in name]
+                if p.dim() == 2 and "embeddings." not in name and p.requires_grad]
     inside = set(matrices)
     rest = [p for p in model.parameters() if p not in inside]
     return [Muon(matrices, muon_lr, dtype), adamw(rest, lr)]

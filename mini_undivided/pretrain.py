@@ -158,7 +158,10 @@ class Trainer:
         return max(1, int(num_masked)), bool(stop), bool(save)
 
     def take_step(self, stage, batch, num_masked):
-        """One step at the learning rate of its middle; `num_masked` places in all processes."""
+        """One step; `num_masked` places in all processes.
+
+        Its learning rate is the schedule's in the middle of the step, or by the clock at its start.
+        """
         plan, length, window = stage.plan, stage.length, self.window
         half = 0.5 / self.options.steps if self.options.steps else 0.0
         factor = warmup_decay(self.state.progress + half)

@@ -33,7 +33,7 @@ def fit(features, labels, classes, strengths=STRENGTHS, steps=200):
 
     features (L, N, C); labels (N,): numbers of classes, or, with classes = 0 for a regression,
     floats. The loss is the mean cross entropy, or half the mean squared error; L-BFGS minimises it
-    until no part of the gradient is above 1e-4, in at most `steps` iterations.
+    until no part of the gradient is above 1e-4, the loss stands still, or `steps` are over.
     """
     L, _, C = features.shape
     W = torch.zeros(L, C, max(1, classes), device=features.device, requires_grad=True)

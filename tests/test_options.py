@@ -102,10 +102,23 @@ def test_every_option_changes_the_options_of_the_run(arguments):
     assert train_options(*arguments) != train_options()
 
 
-def test_what_muon_alone_reads_is_refused_without_it():
-    """--muon-lr does nothing with --optimizer adamw, so the two exclude each other."""
-    with pytest.raises(UserError, match="--muon-lr does nothing with --optimizer adamw"):
-        train_options("--optimizer", "adamw", "--muon-lr", 0.1)
+@pytest.mark.parametrize("arguments, reason", [
+    (("--optimizer", "adamw", "--muon-lr", 0.1), "--muon-lr does nothing with --optimizer adamw"),
+    (("--short-first", 0.2, "--seq-len", 16), "--short-first does nothing with sequences of 16"),
+])
+def test_what_does_nothing_is_refused(arguments, reason):
+    """An option that does nothing beside another one is an error that says so."""
+    with pytest.raises(UserError, match=reason):
+        train_options(*arguments)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"optimizer": "Muon"}, {"optimizer": None}, {"device": "gpu"}, {"lr": None}, {"corpus": "docs"},
+    {"mask_share": None}, {"steps": 0}, {"init_std": 2.0}], ids=str)
+def test_a_notebook_is_told_what_an_option_takes(wrong):
+    """A value that the command line would refuse is an error in Python, too, and named."""
+    with pytest.raises(UserError, match=f"^{next(iter(wrong))} is .*, but should be "):
+        PretrainOptions(**wrong)
 
 
 def test_init_takes_sizes_from_the_run(tale, tmp_path):

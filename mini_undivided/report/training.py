@@ -94,8 +94,7 @@ def ending(record):
         f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, "
         f"{result['tokens_per_second']:,.0f} tokens/s, "
         f"peak memory {result['peak_memory_bytes'] / 1e6:,.0f} MB",
-        f"written to {out}: model.safetensors, loss.png and more",
-        f"\nheld-out sentences, their [MASK] filled in:\n{show_fills(out)}"))
+        f"written to {out}: model.safetensors, loss.png and more", show_fills(out)))
 
 
 @torch.inference_mode()
@@ -127,12 +126,12 @@ def fill_text(run, sentence):
 
 
 def show_fills(out):
-    """Six held-out sentences with one word masked, and what the model puts there, as lines."""
+    """Six held-out sentences with a word masked, and what the model puts there, if they fit."""
     record = read_record(out)
     options = record["options"]
     corpus = open_corpus(options["corpus"], record["corpus"]["fingerprint"])
     model, tokenizer = MaskedLM.from_pretrained(out), load_tokenizer(out)
-    lines = []
+    lines = ["\nheld-out sentences, their [MASK] filled in:"]
     for text in held_out(corpus):
         for sentence in sentences(text)[:1]:
             hole = make_hole(sentence, tokenizer, options["seq_len"])
@@ -141,9 +140,9 @@ def show_fills(out):
                 words = fill(model, tokenizer, question)[0]
                 guesses = ", ".join(f"{guess} {p:.0%}" for guess, p in words)
                 lines.append(f"{question}\n    {guesses}   (it was: {word})")
-        if len(lines) == 6:
+        if len(lines) == 7:
             break
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 1 else ""
 
 
 def make_hole(sentence, tokenizer, seq_len):

@@ -20,6 +20,7 @@ from mini_undivided.support.run_directory import (
 )
 
 log = logging.getLogger(__name__)
+MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum"}}  # of a parameter
 
 # Our names on the left, Hugging Face's on the right.
 NAMES = [
@@ -198,7 +199,8 @@ def save_trainer(trainer):
     """Write a run's checkpoint: what --resume reads first, then the weights that others read."""
     random = trainer.machine.gather(trainer.machine.random_state())
     if trainer.machine.is_first:
-        state = {"model": trainer.model.state_dict(), "optimizer": [each.state_dict() for each in trainer.optimizers],
+        optimizers = [each.state_dict() for each in trainer.optimizers]
+        state = {"model": trainer.model.state_dict(), "optimizer": optimizers,
                  "random": random, **asdict(trainer.state)}
         write_state(trainer.out, state)
         trainer.model.save_pretrained(trainer.out)
@@ -208,6 +210,12 @@ def load_trainer(trainer):
     """Go on from training_state.pt, as if there had been no interruption."""
     machine, counts = trainer.machine, type(trainer.state)
     random, trainer.state = restore_state(trainer.out, trainer.model, trainer.optimizers, counts)
+    state, steps = trainer.state, trainer.options.steps
+    if steps and abs(state.progress - state.step / steps) > 1e-9:
+        raise UserError(f"{trainer.out}/training_state.pt: step {state.step:,} of {steps:,} is not "
+                        f"{state.progress:.1%} of the run")
+    if state.step and not all(optimizer.state for optimizer in trainer.optimizers):
+        raise UserError(f"{trainer.out}/training_state.pt: an optimizer's state is empty")
     machine.set_random_state(random[machine.rank % len(random)])
     if machine.is_first:
         truncate_log(trainer.out, trainer.state.step)
@@ -225,6 +233,8 @@ def restore_state(directory, model, optimizers, counts):
         weights, moments, random = (saved.pop(key) for key in ("model", "optimizer", "random"))
         check_numbers(path, weights)
         moments = moments if isinstance(moments, list) else [moments]  # as version 0.1.0 wrote it
+        if len(moments) != len(optimizers):
+            raise UserError(f"{path}: its optimizers are not those of the run's options")
         for optimizer, saved_moments in zip(optimizers, moments, strict=True):
             check_moments(path, optimizer, saved_moments["state"])
         if not all(t.dtype == torch.uint8 and t.dim() == 1 for t in random) or not random:
@@ -241,10 +251,14 @@ def restore_state(directory, model, optimizers, counts):
 
 
 def check_moments(path, optimizer, states):
-    """Raise UserError if what an optimizer kept of a parameter is damaged or another's."""
+    """Raise UserError if what an optimizer keeps of its parameters is damaged or another's."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if states and states.keys() != set(range(len(parameters))):
+        raise UserError(f"{path}: the optimizer's state is not of this model's parameters")
     for i, state in states.items():
+        if state.keys() != MOMENTS[type(optimizer).__name__]:
+            raise UserError(f"{path}: the state of parameter {i} is another optimizer's")
         check_numbers(path, {f"{name} of parameter {i}": t for name, t in state.items()})
-        shapes = {t.shape for name, t in state.items() if name != "step"}
-        if shapes != {parameters[i].shape}:
+        forms = {(t.shape, t.dtype) for name, t in state.items() if name != "step"}
+        if forms != {(parameters[i].shape, parameters[i].dtype)}:
             raise UserError(f"{path}: the optimizer's state of parameter {i} has another shape")

@@ -17,8 +17,8 @@ from mini_undivided.support.files import reading
 from mini_undivided.support.run_directory import read_record, resolve
 
 # Layers, width and heads of tiny to base are those of Turc et al. 2019 (1908.08962). "laptop" and
-# everything else is ours. laptop and mini were tuned, where small batches learned more from the same
-# tokens; the others follow from them, untried.
+# everything else is ours. laptop and mini were tuned; small batches learned more from the same tokens
+# there. The others follow from them, untried.
 PRESETS = {
     "laptop": dict(layers=4, hidden_size=128, heads=4, vocab_size=4096, seq_len=64,
                    batch_tokens=1024, steps=2500, lr=2e-3),
@@ -37,6 +37,7 @@ DOCS_TASKS = "docs-library docs-next"
 DEVICES, DTYPES = ("auto", "cpu", "cuda", "mps"), ("auto", "float32", "bfloat16")
 RUN_HELP = "a run directory, a Hugging Face BERT, or its id on the hub"
 PRESET = "the preset's"  # what --help says of a default
+SHORTEST = 16  # tokens in the sequences that a run begins with
 PRECISION = "of matrix multiplications; auto: bfloat16 on GPUs that support it"
 
 
@@ -72,11 +73,15 @@ def kind(field):
 
 
 def check(field, value):
-    """Raise ValueError, with what is wanted, if a number is out of its bounds."""
+    """Raise ValueError, with what is wanted, if a value is not what an option takes."""
     type, many = kind(field)
     spec = field.metadata["option"]
+    if value is None and get_origin(field.type) is UnionType:
+        return
     if many and not isinstance(value, list):
         raise ValueError("a list")
+    if spec.choices and value not in spec.choices:
+        raise ValueError("one of " + ", ".join(spec.choices))
     if type not in (int, float) or many:
         return
     if not isinstance(value, int | float) or not spec.least <= value <= spec.most:
@@ -91,8 +96,7 @@ class Checked:
         for each in fields(self):
             value = getattr(self, each.name)
             try:
-                if value is not None:
-                    check(each, value)
+                check(each, value)
             except ValueError as wanted:
                 raise UserError(f"{each.name} is {value}, but should be {wanted}") from None
 
@@ -142,7 +146,7 @@ class PretrainOptions(Checked):
     lr: float = option(2e-3, "peak of AdamW's learning rate", "X", least=1e-12, most=100,
                        unset=PRESET)
     init_std: float = option(
-        0.02, "standard deviation of the initial weights", "X", least=1e-6, most=10)
+        0.02, "standard deviation of the initial weights", "X", least=0, most=1)
     dropout: float = option(
         0.0, "dropout while pretraining; BERT's is 0.1", "P", least=0, most=0.99)
     seed: int = option(0, "of weights, order, masks and dropout", "N", least=0)
@@ -180,7 +184,7 @@ class TrainShortcuts:
     preset: str = option(
         "laptop", "layers/width, and defaults below: "
         + "; ".join(f"{name} {p['layers']}/{p['hidden_size']}" for name, p in PRESETS.items()),
-        choices=tuple(PRESETS))
+        choices=tuple(PRESETS), unset="laptop; with --init the one of its width, or base")
     no_ffn: bool = option(False, "no feed-forward network (FFN) in any layer")
     ffn_every: int | None = option(
         None, "an FFN in every K-th layer, the last included", "K", most=1000)
@@ -349,8 +353,6 @@ def train_options(typed):
             raise UserError(f"{given[0]} and {given[1]} exclude each other: give one of them")
     if "tokenizer" in typed and "vocab_size" in typed:
         raise UserError("--vocab-size does nothing with --tokenizer, which brings its entries")
-    if "muon_lr" in typed and typed.get("optimizer") == "adamw":
-        raise UserError("--muon-lr does nothing with --optimizer adamw: leave one of them out")
     shortcuts = {each.name for each in fields(TrainShortcuts)}
     changes = {name: value for name, value in typed.items() if name not in shortcuts}
     preset = typed.get("preset", "laptop")
@@ -367,7 +369,18 @@ def train_options(typed):
     if "ffn_every" in typed:
         layers = changes.get("layers", PRESETS[preset]["layers"])
         changes["ffn_layers"] = every_kth(layers, typed["ffn_every"])
-    return PretrainOptions.preset(preset, **changes)
+    options = PretrainOptions.preset(preset, **changes)
+    refuse_idle(typed, options)
+    return options
+
+
+def refuse_idle(typed, options):
+    """Raise UserError if an option was typed that does nothing beside the others."""
+    if "muon_lr" in typed and options.optimizer == "adamw":
+        raise UserError("--muon-lr does nothing with --optimizer adamw: leave one of them out")
+    if typed.get("short_first") and options.seq_len <= SHORTEST:
+        raise UserError(f"--short-first does nothing with sequences of {options.seq_len} tokens: "
+                        f"it begins with {SHORTEST}")
 
 
 def every_kth(layers, k):
@@ -387,6 +400,7 @@ def resume_options(typed):
     changes = {name: typed[name] for name in MAY_CHANGE if name in typed}
     with reading(Path(out) / "train.json"):
         options = PretrainOptions(**saved | changes)
+    refuse_idle(typed, options)
     given = asdict(train_options({**typed, "out": out}))
     named = {"ffn_layers" if name in ("no_ffn", "ffn_every") else name for name in typed}
     named |= set(PRESETS[typed["preset"]]) if "preset" in typed else set()
@@ -402,4 +416,6 @@ def describe_value(name, value):
     """The value of an option in words."""
     if name == "ffn_layers" and not value:
         return "(every layer)" if value is None else "(no layer)"
+    if value is None:
+        return "(none)"
     return ",".join(map(str, value)) if name == "ffn_layers" else value

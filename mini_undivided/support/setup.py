@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mini_undivided.corpus import open_corpus
@@ -11,6 +12,7 @@ from mini_undivided.data import Sequences, TrainingData, context_free_baseline
 from mini_undivided.model import BertConfig, MaskedLM, count_parameters, flops_per_token
 from mini_undivided.support import run_directory
 from mini_undivided.support.errors import UserError
+from mini_undivided.support.options import SHORTEST
 from mini_undivided.support.files import check_writable, read_json, write_json
 from mini_undivided.support.overlap import shared_words
 from mini_undivided.support.token_files import cached_tokenizer, tokenize
@@ -21,7 +23,6 @@ from mini_undivided.tokenizer import (
     save_tokenizer,
 )
 
-SHORTEST = 16  # tokens in the sequences that a run begins with
 
 
 def check(options, resume):
@@ -138,8 +139,10 @@ def check_sequences(tokens, seq_len, tokenizer):
                 f"the corpus is too small for its {name} part: of its {tokens.documents:,} "
                 f"documents and {tokens.count:,} tokens, that part needs {seq_len - 2} tokens at "
                 "least; give more text or a shorter --seq-len")
-    if valid.is_special[tokens.valid].all():
-        raise UserError("the validation part holds no word that the tokenizer knows")
+    words = (~valid.is_special[valid.rows]).sum(axis=1)  # (N,)
+    if np.rint(valid.mask_share * words).max() == 0:
+        raise UserError("the validation part has no sequence with words enough to hide one: "
+                        "give longer documents or a longer --seq-len")
     return valid
 
 
@@ -176,6 +179,9 @@ def make_stages(options, machine, config, tokens, tokenizer):
     stages = []
     for i, length in enumerate([*lengths, options.seq_len]):
         sequences = Sequences(tokens, length, tokenizer, options.mask_share)
+        if sequences.num_masked == 0:
+            raise UserError(f"--mask-share {options.mask_share:g} hides no token of a sequence of "
+                            f"{length}, with which the run begins or ends: give a larger one")
         plan = make_plan(options, machine, config, sequences)
         end = options.short_first + rest * i / count if count else 1.0
         stages.append(Stage(end, length, plan, TrainingData(sequences, plan.size, options.seed)))
