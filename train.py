@@ -20,9 +20,13 @@ def main():
         typed = vars(parser().parse_args())
         resume = "resume" in typed
         options = resume_options(typed) if resume else train_options(typed)
-        from mini_undivided.report.training import train  # late: --help need not wait for PyTorch
+        from mini_undivided.report import training  # late: --help need not wait for PyTorch
 
-        sys.exit(0 if train(options, resume) else 130)
+        if "seeds" in typed:
+            finished = training.train_seeds(typed)
+        else:
+            finished = training.train(options, resume)
+        sys.exit(0 if finished else 130)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """From gradients to weights: two optimizers, and the learning rate over a run.
 
-Letters: C width of the model; m rows and n columns of a weight matrix.
+Letters: N matrices of one shape, of m rows and n columns.
 
-AdamW divides each weight's gradient by its own typical size. Muon takes the gradient of a matrix as
-a whole and makes all its directions equally long. That is why it leaves the plateau sooner: what
-attention has to learn first is in directions whose gradients are small. It is for the matrices
-inside the model; embeddings, biases and LayerNorms stay with AdamW.
+AdamW divides each weight's gradient by that weight's own typical gradient. Muon takes the gradient
+of a matrix as a whole and makes all its directions equally long, so that what is rare in it counts
+as much as what is common; `docs/study.md` shows how much sooner it leaves the plateau. It
+is for the matrices inside the model; embeddings, biases and LayerNorms stay with AdamW.
 """
 
 import torch

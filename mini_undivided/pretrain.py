@@ -74,6 +74,7 @@ class State:
 
     step: int = 0
     tokens: int = 0
+    flops: float = 0.0  # of all steps, as model.flops_per_token counts them
     progress: float = 0.0  # share of the run that is over
     validated: int = 0  # validations so far
     seconds: float = 0.0  # by the clock
@@ -162,20 +163,24 @@ class Trainer:
 
         Its learning rate is the schedule's in the middle of the step, or by the clock at its start.
         """
-        plan, length, window = stage.plan, stage.length, self.window
-        half = 0.5 / self.options.steps if self.options.steps else 0.0
-        factor = warmup_decay(self.state.progress + half)
-        window.lr = self.options.lr * factor
+        plan, options, state, window = stage.plan, self.options, self.state, self.window
+        tokens = plan.size * stage.length
+        flops = tokens * plan.flops
+        share = 1 / options.steps if options.steps else flops / (options.flops or math.inf)
+        factor = warmup_decay(state.progress + share / 2)
+        window.lr = options.lr * factor
         scale_learning_rates(self.optimizers, factor)
         parts = [part.move(self.machine) for part in batch.micro_batches(plan.micro)]
         loss = train_step(self.wrapped, self.optimizers, parts, num_masked, self.machine)
         window.losses.append(loss)
         window.num_masked += num_masked
-        window.tokens += plan.size * length
-        window.flops += plan.size * length * plan.flops
-        self.state.step += 1
-        if self.options.steps:
-            self.state.progress = self.state.step / self.options.steps
+        window.tokens += tokens
+        window.flops += flops
+        state.step, state.flops = state.step + 1, state.flops + flops
+        if options.steps:
+            state.progress = state.step / options.steps
+        elif options.flops:
+            state.progress = min(1.0, state.flops / options.flops)
 
     def read_losses(self, bar):
         """Read the last losses; their mean goes to log and bar. UserError if it is not finite."""
@@ -245,7 +250,7 @@ class Trainer:
     def result(self):
         """Validate on FULL_TOKENS at most → the figures of a finished run, for train.json."""
         scores, state = self.validate(FULL_TOKENS), self.state
-        return {"step": state.step, "tokens": state.tokens, **scores,
+        return {"step": state.step, "tokens": state.tokens, "flops": state.flops, **scores,
                 "tokens_per_second": state.tokens / state.training_seconds,
                 "seconds": state.seconds, "peak_memory_bytes": self.machine.peak_memory()}
 

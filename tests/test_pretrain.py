@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mini_undivided import data, pretrain
-from mini_undivided.model import BertConfig, MaskedLM
+from mini_undivided.model import BertConfig, MaskedLM, flops_per_token
 from mini_undivided.optim import adamw
 from mini_undivided.report.training import train
 from mini_undivided.support import checkpoint, run_directory
@@ -318,6 +318,59 @@ def test_a_loss_that_is_not_finite_stops_the_run(options, monkeypatch):
         pretrain.pretrain(options)
     assert run_directory.read_state(options.out)["step"] < 8
     assert all(torch.isfinite(tensor).all() for tensor in weights(options.out).values())
+
+
+def test_a_run_ends_at_its_flops(options, tmp_path):
+    """--flops makes a run as long as the steps do whose FLOPs these are, and says so in its record.
+
+    A model with fewer of them a token sees more tokens.
+    """
+    options = replace(options, short_first=0.0)
+    by_steps = pretrain.pretrain(options)["result"]
+    length = 6 * 19
+    cost = flops_per_token(MaskedLM.from_pretrained(options.out).config, 19, 7)  # 7 of 17 are 40 %
+    assert by_steps["flops"] == pytest.approx(12 * length * cost)
+    changes = {"steps": None, "flops": by_steps["flops"], "out": str(tmp_path / "flops")}
+    by_flops = pretrain.pretrain(replace(options, **changes))["result"]
+    assert by_flops["step"] == 12
+    assert by_flops["validation_loss"] == pytest.approx(by_steps["validation_loss"], abs=1e-5)
+    with pytest.raises(UserError, match="a run has one length"):
+        pretrain.pretrain(replace(options, steps=None))
+    changes |= {"ffn_layers": [], "out": str(tmp_path / "light")}
+    assert pretrain.pretrain(replace(options, **changes))["result"]["step"] > 12
+
+
+DAMAGES = {
+    "a name": lambda state: state["optimizer"][0]["state"][0].update(
+        m=state["optimizer"][0]["state"][0].pop("momentum")),
+    "a parameter": lambda state: state["optimizer"][1]["state"].pop(0),
+    "Muon's state": lambda state: state["optimizer"][0]["state"].clear(),
+    "AdamW's state": lambda state: state["optimizer"][1]["state"].clear(),
+    "a type": lambda state: state["optimizer"][0]["state"][0].update(
+        momentum=state["optimizer"][0]["state"][0]["momentum"].bfloat16()),
+    "an optimizer": lambda state: state["optimizer"].pop(),
+    "the progress": lambda state: state.update(progress=0.25),
+    "the step": lambda state: state.update(step=1_000_000)}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_that_does_not_fit_together_is_refused(options, damage):
+    """What a resumed run would lose or misread in its checkpoint is an error that names the file."""
+    options = replace(options, steps=3, optimizer="muon")
+    pretrain.pretrain(options)
+    state = run_directory.read_state(options.out)
+    DAMAGES[damage](state)
+    run_directory.write_state(options.out, state)
+    with pytest.raises(UserError, match="training_state.pt: "):
+        pretrain.pretrain(options, resume=True)
+
+
+def test_held_out_text_without_words_to_hide_is_refused(options, tmp_path):
+    """Sequences so full of [SEP] that 15 % of their words are none cannot validate a run."""
+    path = tmp_path / "one.jsonl"
+    path.write_text("".join(json.dumps({"text": f"ant{i % 9}"}) + "\n" for i in range(900)))
+    with pytest.raises(UserError, match="no sequence with words enough to hide one"):
+        pretrain.pretrain(replace(options, corpus=[str(path)], seq_len=8, batch_tokens=64))
 
 
 def test_init_starts_from_a_run_with_its_ffns_kept_or_cut(options, tmp_path):

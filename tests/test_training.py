@@ -1,13 +1,20 @@
-"""The words that fill a [MASK] after a short pretraining run."""
+"""The words that fill a [MASK] after a short run, and replicates of a run."""
 
+import os
 from dataclasses import replace
+from statistics import mean, stdev
 
 import pytest
+from helpers import small_run
 
+import train
 from mini_undivided import pretrain
 from mini_undivided.model import MaskedLM
+from mini_undivided.report import training
 from mini_undivided.report.training import fill
+from mini_undivided.support import options as run_options
 from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import read_json
 from mini_undivided.tokenizer import load_tokenizer
 
 
@@ -23,3 +30,35 @@ def test_fill_names_the_likeliest_words(options):
     assert [p for _, p in first] == sorted((p for _, p in first), reverse=True) and len(first) == 3
     with pytest.raises(UserError, match="there is no \\[MASK\\]"):
         fill(model, tokenizer, "ant bee")
+
+
+def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monkeypatch):
+    """--seeds N trains seeds 0 to N - 1, each in its folder, as single runs with these seeds do.
+
+    Called again, it skips what is finished and resumes what is not; other options are refused.
+    """
+    typed = vars(train.parser().parse_args([str(x) for x in small_run(farm, tmp_path / "run")]))
+    step = pretrain.train_step
+
+    def interrupted(*arguments):
+        interrupted.calls += 1
+        if interrupted.calls == 11 + 4:  # in the second run
+            os.kill(os.getpid(), 15)
+        return step(*arguments)
+
+    interrupted.calls = 0
+    monkeypatch.setattr(pretrain, "train_step", interrupted)
+    assert not training.train_seeds({**typed, "seeds": 3})
+    assert "run 2 of 3, seed 1, some 0 minutes left" in capsys.readouterr().out
+    assert not (tmp_path / "run-seed2").exists()
+    assert training.train_seeds({**typed, "seeds": 3})
+    shown = capsys.readouterr().out
+    assert "run 1 of 3" not in shown and "run 3 of 3" in shown and interrupted.calls == 33
+    losses = [read_json(tmp_path / name / "train.json")["result"]["validation_loss"]
+              for name in ("run", "run-seed1", "run-seed2")]
+    assert len(set(losses)) == 3
+    assert f"3 seeds: validation loss {mean(losses):.3f} ± {stdev(losses):.3f} nats" in shown
+    alone = run_options.train_options({**typed, "seed": 1, "out": str(tmp_path / "alone")})
+    assert pretrain.pretrain(alone)["result"]["validation_loss"] == losses[1]
+    with pytest.raises(UserError, match="--lr 0.5 is not the"):
+        training.train_seeds({**typed, "lr": 0.5, "seeds": 3})

@@ -12,7 +12,7 @@ from mini_undivided.corpus import held_out, open_corpus, sentences
 from mini_undivided.glue import collate, length_batches
 from mini_undivided.model import BertConfig, Encoder, count_parameters
 from mini_undivided.probe import run_probes
-from mini_undivided.report import figures, tables
+from mini_undivided.report import figures, replicates, tables
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
     check_form,
@@ -172,12 +172,24 @@ class Analysis:
         write_text(self.out / "report.md", text)
         return text
 
+    def replicates(self, facts, probes):
+        """What groups of runs that differ in nothing but their seed say, or an empty string."""
+        measured = {run.name: replicates.measures(each, probes[run.name])
+                    for run, each in zip(self.runs, facts, strict=True)}
+        groups, values = replicates.group_runs(self.runs), []
+        for group in groups:
+            each = [measured[run.name] for run in group]
+            names = dict.fromkeys(name for run in each for name in run)
+            values.append({name: [run[name] for run in each if name in run] for name in names})
+        return replicates.compare_groups(list(map(replicates.group_name, groups)), values)
+
     def parts(self, facts, alike, probes):
         """The parts of the report, in Markdown."""
         texts = {run.record["corpus"]["fingerprint"] for run in self.runs if run.record}
         yield f"# {', '.join(run.name for run in self.runs)}"
         yield "\n".join(tables.findings(facts, alike, probes))
         yield tables.runs_table(facts)
+        yield self.replicates(facts, probes)
         yield tables.baseline_text(self.first.record.get("baseline"))
         if len(texts) > 1:
             source = " ".join(self.corpus)

@@ -188,8 +188,8 @@ def findings(facts, alike, probes):
         gaps = ", ".join(f"{task} {100 * (theirs[task] - ours[task]):+.1f}" for task in ours)
         pair = f"{other['name']} less those of {first['name']}"
         yield f"Best-layer probe scores of {pair}, in points: {gaps}."
-    yield ("Each run is one seed of pretraining: differences as small as those between seeds say "
-           "nothing of FFNs.")
+    yield ("A pair of runs is one seed each: differences as small as those between seeds say "
+           "nothing of FFNs. Several seeds of each kind, given together, are compared as groups.")
 
 
 def cost_sentence(first, other):

@@ -4,6 +4,7 @@ Letters: M masked positions in a sentence, V words in the vocabulary.
 """
 
 from dataclasses import replace
+from statistics import mean, median, stdev
 
 import torch
 
@@ -12,7 +13,8 @@ from mini_undivided.model import MaskedLM, count_parameters
 from mini_undivided.pretrain import pretrain
 from mini_undivided.report.figures import plot_losses
 from mini_undivided.support.errors import UserError, is_first_process
-from mini_undivided.support.run_directory import read_record
+from mini_undivided.support.options import resume_options, train_options
+from mini_undivided.support.run_directory import has_checkpoint, read_record
 from mini_undivided.tokenizer import is_cased, load_tokenizer, special_ids
 
 
@@ -33,6 +35,38 @@ def train(options, resume=False):
     return record["status"] == "finished"
 
 
+def train_seeds(typed):
+    """Train replicates, seeds 0 to N - 1, as train.py's options say → whether all are finished."""
+    count, losses, seconds = typed["seeds"], [], []
+    for seed in range(count):
+        own = {**typed, "seed": seed}
+        del own["seeds"]
+        if seed and "out" in typed:
+            own["out"] = f"{typed['out']}-seed{seed}"
+        out = own["out"] = train_options(own).out
+        resume = has_checkpoint(out)
+        if resume and read_record(out)["status"] == "finished":
+            resume_options(own)  # an error if it was trained otherwise
+        else:
+            minutes = median(seconds or [0]) * (count - seed) / 60
+            left = f", some {minutes:.0f} minutes left" if seconds else ""
+            say(f"\nrun {seed + 1} of {count}, seed {seed}{left}: {out}\n")
+            if not train(resume_options(own) if resume else train_options(own), resume):
+                return False
+        result = read_record(out)["result"]
+        losses.append(result["validation_loss"])
+        seconds.append(result["seconds"])
+    spread = f" ± {stdev(losses):.3f}" if count > 1 else ""
+    say(f"\n{count} seeds: validation loss {mean(losses):.3f}{spread} nats")
+    return True
+
+
+def say(text):
+    """Print a line, in the first process only."""
+    if is_first_process():
+        print(text, flush=True)
+
+
 def describe(record, trainer, tokenizer):
     """What a run is going to do, for people, as lines of text."""
     options, corpus, config = record["options"], record["corpus"], trainer.model.config
@@ -47,8 +81,8 @@ def describe(record, trainer, tokenizer):
     if full:
         share = full / record["parameters"]
         parameters += f"; an FFN in every layer would add {full:,} (+{share:.0%})"
-    steps, minutes = options["steps"], options["minutes"]
-    length = f"{steps:,} steps" if steps else f"{minutes:g} minutes"
+    lengths = (("steps", ",d"), ("flops", ".3g"), ("minutes", "g"))
+    length = next(f"{options[unit]:{form}} {unit}" for unit, form in lengths if options[unit])
     muon = f"Muon up to {options['muon_lr']:g} for the matrices inside, for the rest "
     muon *= options["optimizer"] == "muon"
     case = "cased" if is_cased(tokenizer) else "uncased"

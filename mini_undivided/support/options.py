@@ -17,15 +17,15 @@ from mini_undivided.support.files import reading
 from mini_undivided.support.run_directory import read_record, resolve
 
 # Layers, width and heads of tiny to base are those of Turc et al. 2019 (1908.08962). "laptop" and
-# everything else is ours. laptop and mini were tuned; small batches learned more from the same tokens
-# there. The others follow from them, untried.
+# everything else is ours. laptop and mini were tuned: small batches learn more from as many tokens.
+# The others follow from them, untried.
 PRESETS = {
     "laptop": dict(layers=4, hidden_size=128, heads=4, vocab_size=4096, seq_len=64,
                    batch_tokens=1024, steps=2500, lr=2e-3),
     "tiny": dict(layers=2, hidden_size=128, heads=2, vocab_size=8192, seq_len=128,
                  batch_tokens=4096, steps=5000, lr=2e-3),
     "mini": dict(layers=4, hidden_size=256, heads=4, vocab_size=8192, seq_len=128,
-                 batch_tokens=4096, steps=5000, lr=5e-4),
+                 batch_tokens=1024, steps=10000, lr=2e-3),
     "small": dict(layers=4, hidden_size=512, heads=8, vocab_size=16384, seq_len=128,
                   batch_tokens=8192, steps=20000, lr=5e-4),
     "medium": dict(layers=8, hidden_size=512, heads=8, vocab_size=16384, seq_len=128,
@@ -105,7 +105,7 @@ class Checked:
 
 @dataclass
 class PretrainOptions(Checked):
-    """The options of train.py that a run keeps, in train.json; `steps` or `minutes` is None."""
+    """The options of train.py that a run keeps. Of steps, flops and minutes one is not None."""
 
     ffn_layers: list[int] | None = option(
         None, "an FFN in these layers only, from 0: 3,7,11", "LIST",
@@ -136,6 +136,9 @@ class PretrainOptions(Checked):
         1024, "tokens in a step of all processes", "N", most=2**26, unset=PRESET)
     micro_batch: int | None = option(None, "sequences at once in a process", "N", unset="what fits")
     steps: int | None = option(2500, "length of the run", "N", unset=PRESET)
+    flops: float | None = option(
+        None, "length of the run in FLOPs of training instead: the same on every machine", "X",
+        least=1, most=1e30)
     minutes: float | None = option(
         None, "length of the run by the clock instead", "M", least=1e-3, most=1e6)
     optimizer: str = option(
@@ -165,7 +168,7 @@ class PretrainOptions(Checked):
         """
         sizes = {**PRESETS[name], **changes}
         sizes.setdefault("ffn_size", 4 * sizes["hidden_size"])
-        if changes.get("minutes") is not None:
+        if changes.get("minutes") is not None or changes.get("flops") is not None:
             sizes["steps"] = None
         options = cls(**sizes)
         if options.out is None:
@@ -189,13 +192,16 @@ class TrainShortcuts:
     ffn_every: int | None = option(
         None, "an FFN in every K-th layer, the last included", "K", most=1000)
     resume: bool = option(False, "resume the run in --out, with the options it was started with")
+    seeds: int | None = option(
+        None, "train replicates with the seeds 0 to N - 1, each in a folder of its own; called "
+        "again, it skips those that are finished and resumes the one that is not", "N", most=1000)
 
 
 TRAIN_GROUPS = {
     "model": "preset no_ffn ffn_every ffn_layers layers hidden_size heads ffn_size init",
     "text": "corpus tokenizer vocab_size cased",
-    "training": "seq_len short_first mask_share batch_tokens micro_batch steps minutes optimizer "
-                "muon_lr lr init_std dropout seed resume",
+    "training": "seq_len short_first mask_share batch_tokens micro_batch steps flops minutes "
+                "optimizer muon_lr lr init_std dropout seed seeds resume",
     "machine": "device dtype compile out"}
 
 
@@ -340,7 +346,8 @@ def dashed(name):
 SIZES = {
     "layers": "num_hidden_layers", "hidden_size": "hidden_size", "heads": "num_attention_heads",
     "ffn_size": "intermediate_size", "vocab_size": "vocab_size", "init_std": "initializer_range"}
-EXCLUSIVE = (("no_ffn", "ffn_every", "ffn_layers"), ("steps", "minutes"))
+EXCLUSIVE = (("no_ffn", "ffn_every", "ffn_layers"), ("steps", "flops", "minutes"),
+             ("seed", "seeds"), ("resume", "seeds"))
 OLD_RECIPE = {"optimizer": "adamw", "mask_share": 0.15, "init_std": 0.02}  # of version 0.1.0
 MAY_CHANGE = ("device", "dtype", "compile", "micro_batch")  # when a run is resumed
 

@@ -29,6 +29,8 @@ def check(options, resume):
     """Raise UserError if options do not fit together, or if `out` cannot be written or is taken."""
     if not options.out:
         raise UserError("the run directory has no name: give one with --out")
+    if [options.steps, options.flops, options.minutes].count(None) != 2:
+        raise UserError("a run has one length: give one of steps, flops and minutes")
     check_writable(options.out)
     check_free(options.out, resume)
     if resume and not (Path(options.out) / "training_state.pt").exists():

@@ -1,0 +1,112 @@
+"""Replicates: runs that differ in nothing but their seed, and what two groups of them can tell.
+
+Of one run, a number says nothing about chance. Of several pretrained with different seeds, the mean
+has an interval, and so has the difference between two groups: Welch's, which lets the groups differ
+in spread (Welch 1947). Several fine-tunings of one pretrained model are not replicates: they count
+as one number, their mean.
+"""
+
+import json
+import re
+from math import exp, lgamma, pi, sqrt
+
+import numpy as np
+
+from mini_undivided.report.tables import best_layer, table
+
+OWN = ("seed", "out", "micro_batch", "compile")  # options in which replicates may differ
+
+
+def group_runs(runs):
+    """Lists of runs that are replicates of one another, in the order of their first ones."""
+    groups = {}
+    for run in runs:
+        options = {name: value for name, value in run.options.items() if name not in OWN}
+        key = json.dumps([options, run.fingerprint], sort_keys=True) if options else run.name
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
+def group_name(group):
+    """A group's name: that of its first run, without the seed."""
+    return re.sub(r"-seed\d+$", "", group[0].name)
+
+
+def measures(facts, probes):
+    """{what was measured: value} of one run, from its facts and its probes."""
+    values = {"validation loss": facts.get("validation_loss"),
+              "masked accuracy": facts.get("validation_accuracy")}
+    for result in facts["glue"]:
+        for metric, score in result["scores"].items():
+            scratch = ", from scratch" * result["from_scratch"]
+            values[f"{result['name']} {metric}{scratch}"] = score["mean"]
+    for task, scores in probes.items():
+        values[f"probe: {task}"] = scores["trained"]["mean"][best_layer(scores["trained"])]
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def compare_groups(names, values):
+    """Table and verdicts of the first group against each other one, as Markdown.
+
+    values: for each group {measure: list over its runs}. Empty where no group has two runs.
+    """
+    if all(len(each) < 2 for group in values for each in group.values()):
+        return ""
+    rows, verdicts = [], []
+    for measure in values[0]:
+        cells = [summary(group.get(measure, [])) for group in values]
+        rows.append([measure, *cells])
+        for name, group in zip(names[1:], values[1:], strict=True):
+            if measure in group:
+                said = verdict(names[0], name, values[0][measure], group[measure])
+                verdicts.append(f"- {measure}: {said}")
+    counts = [f"{name}, {max(map(len, group.values()), default=0)} seeds"
+              for name, group in zip(names, values, strict=True)]
+    head = ("Replicates: mean ± standard deviation over pretraining seeds. In brackets the 95 % "
+            "confidence interval of the difference, by Welch's t.\n\n")
+    return head + table(["", *counts], rows) + "\n\n" + "\n".join(verdicts)
+
+
+def summary(values):
+    """Mean and standard deviation of values, as text."""
+    if not values:
+        return "–"
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
+def verdict(first, other, a, b):
+    """What the values of two groups, a and b, say of their difference, as a sentence."""
+    if min(len(a), len(b)) < 2:
+        return "one run of a kind does not tell a difference from chance."
+    gap, half = difference(b, a)
+    interval = f"{gap:+.3f} [{gap - half:+.3f}, {gap + half:+.3f}]"
+    if abs(gap) > half:
+        side = "higher" if gap > 0 else "lower"
+        return f"{other} is {side} than {first} by {abs(gap):.3f}: {interval}."
+    seeds = f"{len(a)} and {len(b)} seeds"
+    return (f"{other} and {first} cannot be told apart with {seeds}: {interval}; a difference "
+            f"under {half:.3f} would go unseen.")
+
+
+def difference(a, b, confidence=0.95):
+    """mean(a) - mean(b), and half the width of its confidence interval (Welch 1947)."""
+    errors = [np.var(each, ddof=1) / len(each) for each in (a, b)]
+    total = sum(errors)
+    gap = float(np.mean(a) - np.mean(b))
+    if total == 0:
+        return gap, 0.0
+    freedom = total**2 / sum(e**2 / (len(x) - 1) for e, x in zip(errors, (a, b), strict=True))
+    return gap, t_quantile((1 + confidence) / 2, freedom) * sqrt(total)
+
+
+def t_quantile(p, freedom):
+    """The p-quantile, p > 0.5, of Student's t: where the integral of its density reaches p.
+
+    With t = √freedom tan θ the integral is that of cos^(freedom - 1) θ, over a bounded range.
+    """
+    scale = exp(lgamma((freedom + 1) / 2) - lgamma(freedom / 2)) / sqrt(pi)
+    theta = np.linspace(0, pi / 2, 200_001)
+    density = scale * np.cos(theta) ** (freedom - 1)
+    area = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)]) * theta[1]
+    return sqrt(freedom) * np.tan(np.interp(p - 0.5, area, theta))
