@@ -331,11 +331,18 @@ def quality_section(args):
                 RESULTS.parent.mkdir(exist_ok=True)
                 RESULTS.write_text(json.dumps(curves, indent=1) + "\n")
     say()
+    report_quality(curves)
+    if not args.quick:
+        plot_quality(curves)
+
+
+def report_quality(curves):
+    """Print the minutes to each loss, and how each run ended."""
     theirs = [name for name in curves if "transformers" in name]
-    theirs = min(theirs, key=lambda name: final(curves[name]))
+    theirs = min(theirs, key=lambda name: best(curves[name]))
     ours = [curve for name, curve in curves.items() if "ours" in name]
     rows = []
-    for loss in (6.0, 5.75, 5.5, round(final(curves[theirs]), 3), 5.0, 4.5, 4.25, 4.0):
+    for loss in (6.0, 5.75, round(best(curves[theirs]), 3), 5.5, 5.0, 4.5, 4.25, 4.0):
         times = [time_to(loss, curve["points"]) for curve in ours]
         reached = sorted(t for t in times if t is not None)
         slow, quick = time_to(loss, curves[theirs]["points"]), statistics.median(reached or [0])
@@ -347,12 +354,14 @@ def quality_section(args):
     rows = [[name, f"{final(curve):.3f}", f"{curve['accuracy']:.1%}",
              f"{curve['points'][-1][1] / 60:.1f}"] for name, curve in curves.items()]
     table("At the end", ["run", "validation loss", "masked accuracy", "minutes"], rows)
-    if not args.quick:
-        plot_quality(curves)
 
 
 def final(curve):
     return curve["points"][-1][2]
+
+
+def best(curve):
+    return min(loss for _, _, loss in curve["points"])
 
 
 def time_to(loss, points):
