@@ -3,6 +3,7 @@
 Letters: M masked positions in a sentence, V words in the vocabulary.
 """
 
+import os
 from dataclasses import replace
 from statistics import mean, median, stdev
 
@@ -37,6 +38,8 @@ def train(options, resume=False):
 
 def train_seeds(typed):
     """Train replicates, seeds 0 to N - 1, as train.py's options say → whether all are finished."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a process group cannot be joined twice
+        raise UserError("--seeds does not work under torchrun: start each seed with --seed")
     count, losses, seconds = typed["seeds"], [], []
     for seed in range(count):
         own = {**typed, "seed": seed}
