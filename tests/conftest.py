@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import LENGTHS, NOUNS, SIZES, B, T, V, coloured_sentences, write_lines
+from helpers import LENGTHS, NOUNS, SIZES, SMALL, B, T, V, coloured_sentences, write_lines
 
 from mini_undivided.pretrain import pretrain
 from mini_undivided.support.options import PretrainOptions
@@ -79,16 +79,11 @@ def three(farm, tmp_path_factory):
     base = PretrainOptions(
         out="",
         corpus=[farm],
-        vocab_size=120,
-        layers=2,
-        hidden_size=24,
-        heads=3,
-        ffn_size=41,
+        **SMALL,
         seq_len=33,
         batch_tokens=33 * 6,
         steps=9,
         lr=1e-2,
-        device="cpu",
     )
     for name, changed in {"full": {}, "noffn": {"ffn_layers": []}, "twin": {"seed": 1}}.items():
         pretrain(replace(base, out=str(folder / name), **changed))
@@ -118,17 +113,12 @@ def options(zoo, tmp_path):
     return PretrainOptions(
         out=str(tmp_path / "run"),
         corpus=[zoo],
-        vocab_size=120,
-        layers=2,
-        hidden_size=24,
-        heads=3,
-        ffn_size=41,
+        **SMALL,
         ffn_layers=[1],
         seq_len=19,
         batch_tokens=19 * 6,
         steps=12,
         lr=1e-2,
-        device="cpu",
     )
 
 

@@ -32,6 +32,9 @@ SIZES = {
     "type_vocab_size": 6,
 }
 LENGTHS = torch.tensor([13, 1, 8, 12, 9])
+# The sizes of a run that takes a second.
+SMALL = {"vocab_size": 120, "layers": 2, "hidden_size": 24, "heads": 3, "ffn_size": 41,
+         "device": "cpu"}
 
 
 def config(**changes):

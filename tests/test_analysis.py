@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import NOUNS
+from helpers import NOUNS, SMALL
 
 from mini_undivided import pretrain
 from mini_undivided.report import figures, tables
@@ -67,14 +67,10 @@ def test_models_of_different_depth_are_compared(three, farm, tmp_path):
         out=str(tmp_path / "deep"),
         corpus=[farm],
         tokenizer=str(three / "full"),
-        layers=3,
-        hidden_size=36,
-        heads=3,
-        ffn_size=41,
+        **{**SMALL, "layers": 3, "hidden_size": 36},
         seq_len=33,
         batch_tokens=33 * 6,
         steps=3,
-        device="cpu",
     )
     pretrain.pretrain(deep)
     base = options(three, out=str(tmp_path / "out"))
@@ -125,15 +121,10 @@ def test_bad_runs_are_refused(three, farm, tmp_path):
     other = PretrainOptions(
         out=str(tmp_path / "other"),
         corpus=[farm],
-        vocab_size=100,
-        layers=1,
-        hidden_size=24,
-        heads=3,
-        ffn_size=41,
+        **{**SMALL, "vocab_size": 100, "layers": 1},
         seq_len=33,
         batch_tokens=33 * 6,
         steps=1,
-        device="cpu",
     )
     pretrain.pretrain(other)
     out = str(tmp_path / "out")

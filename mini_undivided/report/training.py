@@ -46,15 +46,16 @@ def train_seeds(typed):
         del own["seeds"]
         if seed and "out" in typed:
             own["out"] = f"{typed['out']}-seed{seed}"
-        out = own["out"] = train_options(own).out
+        options = train_options(own)
+        out = own["out"] = options.out
         resume = has_checkpoint(out)
-        if resume and read_record(out)["status"] == "finished":
-            resume_options(own)  # an error if it was trained otherwise
-        else:
+        if resume:
+            options = resume_options(own)  # an error if it was trained otherwise
+        if not resume or read_record(out)["status"] != "finished":
             minutes = median(seconds or [0]) * (count - seed) / 60
             left = f", some {minutes:.0f} minutes left" if seconds else ""
             say(f"\nrun {seed + 1} of {count}, seed {seed}{left}: {out}\n")
-            if not train(resume_options(own) if resume else train_options(own), resume):
+            if not train(options, resume):
                 return False
         result = read_record(out)["result"]
         losses.append(result["validation_loss"])
