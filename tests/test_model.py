@@ -252,10 +252,10 @@ def test_count_parameters_is_the_real_count(model_class, ffn_layers):
     For a whole BERT with a head, transformers counts the same.
     """
     real = sum(p.numel() for p in model_class(config(ffn_layers=ffn_layers)).parameters())
-    made = []
-    make = lambda config: made.append(model_class(config)) or made[-1]  # noqa: E731
+    models = []
+    make = lambda config: models.append(model_class(config)) or models[-1]  # noqa: E731
     assert count_parameters(config(ffn_layers=ffn_layers), make) == real
-    assert all(parameter.is_meta for parameter in made[0].parameters())
+    assert all(parameter.is_meta for parameter in models[0].parameters())
     if ffn_layers is None and model_class is not Encoder:
         assert theirs(model_class.architecture).num_parameters() == real
 

@@ -355,7 +355,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_checkpoint_that_does_not_fit_together_is_refused(options, damage):
-    """What a resumed run would lose or misread in its checkpoint is an error that names the file."""
+    """What a resumed run would lose or misread in its checkpoint is an error with the file's name."""
     options = replace(options, steps=3, optimizer="muon")
     pretrain.pretrain(options)
     state = run_directory.read_state(options.out)
