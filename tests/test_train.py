@@ -193,10 +193,10 @@ def test_ctrl_c_saves_and_resume_goes_on(tale, tmp_path):
     assert done.returncode == 0, done.stderr
     steps = [row["step"] for row in run_directory.read_log(out) if "loss" in row]
     assert steps == list(range(1, step + 21))
-    (out / "loss.png").unlink()
+    (out / "loss.png").rename(out / ".loss.png.999999999.tmp")
     again = run("--resume", "--out", out)  # what a kill after the last step took is shown again
     assert again.returncode == 0 and "is finished; to train it further" in again.stdout
     assert done.stdout.partition("validation loss")[2].splitlines()[-6:] == (
         again.stdout.splitlines()[-6:]
     )
-    assert (out / "loss.png").exists()
+    assert (out / "loss.png").exists() and not list(out.glob(".*.tmp"))

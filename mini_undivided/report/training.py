@@ -14,6 +14,7 @@ from mini_undivided.model import MaskedLM, count_parameters
 from mini_undivided.pretrain import pretrain
 from mini_undivided.report.figures import plot_losses
 from mini_undivided.support.errors import UserError, is_first_process
+from mini_undivided.support.files import remove_temporaries
 from mini_undivided.support.options import resume_options, train_options
 from mini_undivided.support.run_directory import has_checkpoint, read_record
 from mini_undivided.tokenizer import is_cased, load_tokenizer, special_ids
@@ -28,6 +29,7 @@ def train(options, resume=False):
     record = read_record(options.out) if resume else {}
     if record.get("status") == "finished":
         print(f"{options.out} is finished; to train it further, start a new run with --init")
+        remove_temporaries(options.out)  # of a kill while loss.png was drawn
     else:
         record = pretrain(options, resume, announce)
     if is_first_process():
