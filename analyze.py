@@ -1,7 +1,8 @@
 """Compare what runs learned. Try: python analyze.py runs/full runs/noffn
 
-With runs alone it makes the whole report: CKA of the first run with each other one, linear probes,
-tables, figures. "cka", "probe" or "fill" before the runs does one of these alone:
+With runs alone it makes the whole report: CKA of the first run with each other one, what attention
+looks at, linear probes, tables, figures. Runs that differ in nothing but their seed are compared as
+a group. A command before the runs does one thing alone:
 python analyze.py fill runs/noffn "the [MASK] function".
 """
 
@@ -10,15 +11,17 @@ import sys
 from dataclasses import fields
 
 from mini_undivided.support.errors import command_line
-from mini_undivided.support.options import AnalyzeOptions, FillOptions, add_option, make_parser
+from mini_undivided.support.options import AnalyzeOptions, SentenceOptions, add_option, make_parser
 
 COMMANDS = {
-    "report": "CKA and probes of two or more runs, tables, figures and report.md",
+    "report": "CKA, attention and probes of two or more runs, tables, figures and report.md",
     "cka": "how alike the layers of two or more runs are, and whether their tokens collapse",
     "probe": "what a linear classifier can read off each layer of one or more runs",
+    "attention": "a figure of who looks at whom in a sentence, heads by layers",
     "fill": "the likeliest words for each [MASK] of a sentence"}
+SENTENCE = ("attention", "fill")  # commands that look at one
 USAGE = """analyze.py [report | cka | probe] RUN [RUN ...] [options]
-       analyze.py fill RUN SENTENCE"""
+       analyze.py {attention | fill} RUN SENTENCE"""
 
 
 def parser():
@@ -29,7 +32,7 @@ def parser():
     for name, text in COMMANDS.items():
         command = commands.add_parser(
             name, help=text, description=text, argument_default=argparse.SUPPRESS)
-        for field in fields(FillOptions if name == "fill" else AnalyzeOptions):
+        for field in fields(SentenceOptions if name in SENTENCE else AnalyzeOptions):
             if name in (field.metadata["option"].commands or COMMANDS):
                 add_option(command, field)
     return parser
@@ -48,6 +51,10 @@ def main():
             from mini_undivided.report.training import fill_text  # late, for --help
 
             print(fill_text(**typed))
+        elif command == "attention":
+            from mini_undivided.report.analysis import draw_attention
+
+            print(f"written to {draw_attention(**typed)}")
         else:
             from mini_undivided.report.analysis import analyse
 

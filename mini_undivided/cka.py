@@ -117,19 +117,18 @@ def collapse(layers, mask):
 
 
 @torch.inference_mode()
-def compare(encoders, batches, per_text=False, n=256):
-    """CKA of the first encoder with each other one, and the rank collapse of each.
+def compare(encoders, batches, pairs, per_text=False, n=256):
+    """CKA of pairs of encoders, and the rank collapse of each encoder.
 
     encoders: {name: Encoder}, all in evaluation mode and with the same tokenizer. batches: (ids,
-    mask or None, segments) on their device. per_text: rows are the means of texts, not tokens.
-    n: rows in a minibatch; what is left over at the end is not used.
-    → {other's name: {"attention": (L_A, L_B), "block": (L_A + 1, L_B + 1)}}, {name: (L + 1, 2)},
-    and the number of rows. Raises UserError if the rows do not fill one minibatch.
+    mask or None, segments) on their device. pairs: of names, (a, b). per_text: rows are the means
+    of texts, not tokens. n: rows in a minibatch; what is left over at the end is not used.
+    → {(a, b): {"attention": (L_A, L_B), "block": (L_A + 1, L_B + 1)}}, {name: (L + 1, 2)}, and the
+    number of rows. Raises UserError if the rows do not fill one minibatch.
     """
     if n < LEAST:
         raise UserError(f"CKA needs at least {LEAST} rows in a minibatch, not {n}")
-    first, *others = encoders
-    sums = {name: {output: CKA() for output in OUTPUTS} for name in others}
+    sums = {pair: {output: CKA() for output in OUTPUTS} for pair in pairs}
     shapes = {name: [] for name in encoders}
     pool = Pool(n)
     for ids, mask, segments in batches:
@@ -141,25 +140,25 @@ def compare(encoders, batches, per_text=False, n=256):
                 x = torch.stack(layers)  # (L, B, T, C)
                 pool.add((name, output), text_means(x, real) if per_text else x[:, real])
         for minibatch in pool.take(SHUFFLED * n):
-            add_minibatch(sums, first, minibatch)
+            add_minibatch(sums, minibatch)
     for minibatch in pool.take(n):
-        add_minibatch(sums, first, minibatch)
+        add_minibatch(sums, minibatch)
     rows = max((each["block"].rows for each in sums.values()), default=0)
-    if others and not rows:
+    if pairs and not rows:
         kind = "texts" if per_text else "tokens"
         advice = "give more text or more --examples"
         raise UserError(f"CKA needs {n} {kind} at least, but there are {pool.size}: {advice}")
-    values = {name: {output: each.value() for output, each in outputs.items()}
-              for name, outputs in sums.items()}
+    values = {pair: {output: each.value() for output, each in outputs.items()}
+              for pair, outputs in sums.items()}
     return values, {name: torch.cat(s, dim=2).mean(2).cpu() for name, s in shapes.items()}, rows
 
 
-def add_minibatch(sums, first, minibatch):
+def add_minibatch(sums, minibatch):
     """Add a minibatch {(name, output): rows (L, n, C)} to the sums; each Gram is computed once."""
     grams = {key: centre(rows) for key, rows in minibatch.items()}
-    for name, outputs in sums.items():
+    for (a, b), outputs in sums.items():
         for output, each in outputs.items():
-            each.add(grams[first, output], grams[name, output])
+            each.add(grams[a, output], grams[b, output])
 
 
 class Pool:

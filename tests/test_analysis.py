@@ -30,9 +30,9 @@ def options(three, *names, **changed):
 def test_every_option_changes_the_numbers(three, tmp_path, monkeypatch):
     """Every option changes the numbers that are written.
 
-    Examples, per sentence, ceiling, another corpus, seeds, [CLS] and a GLUE task.
+    Examples, per sentence, another corpus, seeds, [CLS] and a GLUE task.
     """
-    for name in ("plot_cka", "plot_collapse", "plot_probes"):
+    for name in ("plot_cka", "plot_collapse", "plot_attention", "plot_probes"):
         monkeypatch.setattr(figures, name, lambda *_: None)  # most of the time that this takes
     (tmp_path / "SST-2").mkdir()
     for part in ("train", "dev"):
@@ -49,7 +49,6 @@ def test_every_option_changes_the_numbers(three, tmp_path, monkeypatch):
     for change in (
         {"examples": 120},
         {"per_sentence": True, "examples": 300},
-        {"ceiling": str(three / "twin")},
         {"corpus": [str(other)]},
     ):
         assert Analysis(replace(plain, **change)).cka() != base, change
@@ -75,8 +74,39 @@ def test_models_of_different_depth_are_compared(three, farm, tmp_path):
     pretrain.pretrain(deep)
     base = options(three, out=str(tmp_path / "out"))
     result = Analysis(replace(base, runs=[base.runs[0], deep.out])).cka()
-    assert np.shape(result["values"]["deep"]["block"]) == (3, 4)
+    assert np.shape(result["values"]["deep"]["block"]["mean"]) == (3, 4)
     assert len(tables.cka_table(result).splitlines()) == 2 + 3
+
+
+def test_replicates_are_compared_as_groups(three, tmp_path, monkeypatch):
+    """CKA is the mean over all pairs of runs, the ceiling that of two seeds, whatever the order.
+
+    Attention and collapse are means over a group's runs.
+    """
+    for name in ("plot_cka", "plot_collapse", "plot_attention"):
+        monkeypatch.setattr(figures, name, lambda *_: None)
+    out = str(tmp_path / "out")
+
+    def cka(*names):
+        return Analysis(options(three, *names, out=out)).cka()
+
+    alike, pairs = cka("full", "noffn", "twin"), [cka("full", "noffn"), cka("twin", "noffn")]
+    assert cka("twin", "noffn", "full")["values"]["noffn"] == alike["values"]["noffn"]
+    assert alike["first"] == "full" and alike["others"] == ["noffn"]
+    assert alike["ceilings"] == ["full, two seeds"] and pairs[0]["ceilings"] == []
+    values = [pair["values"]["noffn"]["block"]["mean"] for pair in pairs]
+    assert np.allclose(alike["values"]["noffn"]["block"]["mean"], np.mean(values, axis=0))
+    assert np.allclose(alike["values"]["noffn"]["block"]["std"], np.std(values, axis=0, ddof=1))
+    ceiling = cka("full", "twin")["values"]["twin"]
+    assert alike["values"]["full, two seeds"] == ceiling
+    single = [pair["collapse"]["cosine"]["full" if i == 0 else "twin"]["mean"]
+              for i, pair in enumerate(pairs)]
+    assert np.allclose(alike["collapse"]["cosine"]["full"]["mean"], np.mean(single, axis=0))
+    looks = Analysis(options(three, "full", "noffn", "twin", out=out)).attention()
+    assert list(looks["self"]) == ["full", "noffn", "full, untrained", "noffn, untrained"]
+    single = [Analysis(options(three, name, "noffn", out=out)).attention()["self"][name]["mean"]
+              for name in ("full", "twin")]
+    assert np.allclose(looks["self"]["full"]["mean"], np.mean(single, axis=0))
 
 
 def test_runs_without_a_record_are_read_too(three, farm, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ run = partial(run_script, "analyze.py")
 
 
 def test_the_whole_report(three, tmp_path):
-    """Two runs and a ceiling give tables, figures and JSON.
+    """Two runs and another seed of the first give tables, figures and JSON.
 
     The tables are on the terminal and in report.md, the figures are not blank, and the numbers are
     in cka.json, probe.json and report.json.
@@ -34,7 +34,6 @@ def test_the_whole_report(three, tmp_path):
     done = run(
         three / "full",
         three / "noffn",
-        "--ceiling",
         three / "twin",
         "--conllu",
         tmp_path,
@@ -53,8 +52,10 @@ def test_the_whole_report(three, tmp_path):
         "report.md",
         "report.json",
         "cka.json",
+        "attention.json",
         "probe.json",
         "cka-noffn.png",
+        "attention.png",
         "probes.png",
         "collapse.png",
     }
@@ -67,12 +68,14 @@ def test_the_whole_report(three, tmp_path):
         "2 of 2",
         "61.2 ± 1.3",
         "52.7",
-        "another seed of full has",
+        "full, two seeds",
+        "Replicates: mean",
+        "entropy of a token's weights",
+        "![Attention](attention.png)",
         "part of speech",
         "selectivity",
         "![CKA](cka-noffn.png)",
         "the best model without context", "MFLOPs a token",
-        "twin (ceiling)",
     ):
         assert words in text, words
     for name in written:
@@ -81,9 +84,11 @@ def test_the_whole_report(three, tmp_path):
 
             assert image.imread(out / name).std() > 0.02
     alike = read_json(out / "cka.json")
-    shapes = {place: np.shape(values) for place, values in alike["values"]["noffn"].items()}
+    values = alike["values"]["noffn"]
+    shapes = {place: np.shape(each["mean"]) for place, each in values.items()}
     assert shapes == {"block": (3, 3), "attention": (2, 2)}
-    assert alike["rows"] > 256 and set(alike["values"]) == {"noffn", "twin (ceiling)", "untrained"}
+    assert alike["rows"] > 256 and set(alike["values"]) == {
+        "noffn", "full, two seeds", "noffn, untrained"}
     probes = read_json(out / "probe.json")
     assert len(probes["full"]["sentence length"]["trained"]["mean"]) == 3
     assert "control" in probes["noffn"]["part of speech"]
@@ -163,14 +168,14 @@ def test_every_option_reaches_the_analysis():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "give two runs to compare, or a command: report, cka, probe, fill"),
+        ([], "give two runs to compare, or a command: report, cka, probe, attention, fill"),
         (["runs/a"], "error: report compares two runs or more, but only runs/a was given"),
         (["runs/nothing", "runs/more"], "error: runs/nothing is not a folder"),
         (
             ["cka", "a", "b", "--examples", "0"],
             "argument --examples: 0 is not a whole number from 1",
         ),
-        (["probe", "a", "--ceiling", "b"], "unrecognized arguments: --ceiling b"),
+        (["probe", "a", "--per-sentence"], "unrecognized arguments: --per-sentence"),
     ],
 )
 def test_wrong_things_typed(arguments, sentence, tmp_path):

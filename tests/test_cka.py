@@ -160,9 +160,9 @@ def test_padding_changes_nothing_in_the_end():
     models = {"a": encoder(), "b": encoder(seed=1)}
     pad = torch.nn.functional.pad
     wide = [(pad(i, (0, 16), value=55), pad(m, (0, 16)), pad(s, (0, 16))) for i, m, s in batches()]
-    one, shapes, rows = cka.compare(models, batches(), n=64)
-    two, others, _ = cka.compare(models, wide, n=64)
-    assert torch.allclose(one["b"]["block"], two["b"]["block"], atol=1e-4)
+    one, shapes, rows = cka.compare(models, batches(), [("a", "b")], n=64)
+    two, others, _ = cka.compare(models, wide, [("a", "b")], n=64)
+    assert torch.allclose(one["a", "b"]["block"], two["a", "b"]["block"], atol=1e-4)
     assert torch.allclose(shapes["a"], others["a"], atol=1e-4)
     real = sum(int(mask.sum()) for _, mask, _ in batches())
     assert rows == real // 64 * 64
@@ -174,17 +174,23 @@ def test_compare_gives_every_layer_against_every_layer():
     There is a matrix of all pairs, 1 for a copy, and equal to cka() on the rows themselves.
     """
     first, deep = encoder(), encoder(layers=5, width=36, seed=1)
-    values, shapes, rows = cka.compare({"a": first, "copy": first, "deep": deep}, batches(), n=32)
-    assert values["deep"]["block"].shape == (4, 6) and values["deep"]["attention"].shape == (3, 5)
-    assert torch.allclose(values["copy"]["block"].diagonal(), torch.ones(4).double(), atol=1e-6)
+    models = {"a": first, "copy": first, "deep": deep}
+    pairs = [("a", "copy"), ("a", "deep"), ("deep", "copy")]
+    values, shapes, rows = cka.compare(models, batches(), pairs, n=32)
+    assert list(values) == pairs
+    wide, tall = values["a", "deep"], values["deep", "copy"]
+    assert wide["block"].shape == (4, 6) and wide["attention"].shape == (3, 5)
+    assert torch.allclose(tall["block"], wide["block"].T, atol=1e-9)
+    same = values["a", "copy"]["block"]
+    assert torch.allclose(same.diagonal(), torch.ones(4).double(), atol=1e-6)
     assert shapes["deep"].shape == (6, 2)
     ids, mask, segments = next(batches())
     n = int(mask.sum())
-    values, _, rows = cka.compare({"a": first, "deep": deep}, [(ids, mask, segments)], n=n)
+    values, _, rows = cka.compare(models, [(ids, mask, segments)], pairs, n=n)
     assert rows == n
     a, b = (cka.layer_outputs(m, ids, mask, segments)["block"] for m in (first, deep))
     alone = cka.cka(a[2][mask], b[4][mask])  # real tokens only
-    assert values["deep"]["block"][2, 4].item() == pytest.approx(alone, abs=1e-6)
+    assert values["a", "deep"]["block"][2, 4].item() == pytest.approx(alone, abs=1e-6)
 
 
 def test_one_forward_pass_of_each(monkeypatch):
@@ -197,7 +203,7 @@ def test_one_forward_pass_of_each(monkeypatch):
 
     monkeypatch.setattr(Encoder, "forward", spy)
     models = {"a": encoder(), "b": encoder(seed=1), "c": encoder(seed=2)}
-    cka.compare(models, batches(7), n=16)
+    cka.compare(models, batches(7), [("a", "b"), ("b", "c")], n=16)
     assert len(seen) == 7 * 3 and len(set(seen)) == 7 * 3
     assert [key for key, _ in seen[:3]] == [id(model) for model in models.values()]
 
@@ -208,10 +214,10 @@ def test_per_text_is_another_question():
     There are as many as texts, and the values differ.
     """
     models = {"a": encoder(), "b": encoder(seed=1)}
-    tokens, _, many = cka.compare(models, batches(), n=16)
-    texts, _, few = cka.compare(models, batches(), per_text=True, n=16)
+    tokens, _, many = cka.compare(models, batches(), [("a", "b")], n=16)
+    texts, _, few = cka.compare(models, batches(), [("a", "b")], per_text=True, n=16)
     assert few == 23 * 5 // 16 * 16 < many
-    assert (tokens["b"]["block"] - texts["b"]["block"]).abs().max() > 0.01
+    assert (tokens["a", "b"]["block"] - texts["a", "b"]["block"]).abs().max() > 0.01
 
 
 def test_memory_stays_bounded():
@@ -251,9 +257,9 @@ def test_too_few_rows():
     models = {"a": encoder(), "b": encoder(seed=1)}
     rows = sum(int(mask.sum()) for _, mask, _ in batches(2))
     with pytest.raises(UserError, match=f"needs 256 tokens at least, but there are {rows}"):
-        cka.compare(models, batches(2))
+        cka.compare(models, batches(2), [("a", "b")])
     with pytest.raises(UserError, match="at least 4 rows"):
-        cka.compare(models, batches(2), n=3)
+        cka.compare(models, batches(2), [("a", "b")], n=3)
 
 
 def test_collapse_of_planted_tokens():

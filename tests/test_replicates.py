@@ -22,11 +22,37 @@ def test_runs_that_differ_in_nothing_but_their_seed_are_one_group():
             run("full-seed2", seed=2, out="b", lr=1), run("bert"), run("other"),
             run("noffn", seed=0, ffn_layers=[], lr=1), run("slow", seed=0, lr=2),
             run("novels", "y", seed=0, lr=1)]
-    groups = [[each.name for each in group] for group in replicates.group_runs(runs)]
-    assert groups == [["full", "full-seed2"], ["noffn-seed1", "noffn"], ["bert"], ["other"],
-                      ["slow"], ["novels"]]
-    names = map(replicates.group_name, replicates.group_runs(runs))
-    assert list(names) == ["full", "noffn", "bert", "other", "slow", "novels"]
+    groups = replicates.group_runs(runs)
+    assert {name: [run.name for run in group] for name, group in groups.items()} == {
+        "full": ["full", "full-seed2"], "noffn": ["noffn-seed1", "noffn"], "bert": ["bert"],
+        "other": ["other"], "slow": ["slow"], "novels": ["novels"]}
+
+
+def test_replicates_alone_are_compared_with_one_another():
+    """Runs that are all of one kind are groups of one; equal names of groups become the runs'."""
+    runs = [run("full", seed=0), run("full-seed1", seed=1)]
+    assert list(replicates.group_runs(runs)) == ["full", "full-seed1"]
+    runs = [run(f"{folder}/x{end}", "text", lr=lr, seed=len(end)) for folder, lr in (("a", 1), ("b", 2))
+            for end in ("", "-seed1")]
+    assert list(replicates.group_runs(runs)) == ["a/x", "b/x"]
+    runs = [run("x-seed1", lr=1), run("x-seed2", lr=1), run("x", lr=2)]
+    assert list(replicates.group_runs(runs)) == ["x-seed1", "x"]
+
+
+def test_means_and_deviations_over_runs():
+    """Curves, probes and facts of a group are means over its runs, deviations with n - 1."""
+    both = replicates.mean_and_std([[1.0, 2.0], [3.0, 2.0]])
+    assert both["mean"] == [2.0, 2.0] and both["std"] == pytest.approx([2**0.5, 0])
+    assert replicates.mean_and_std([[1.0]]) == {"mean": [1.0], "std": None}
+    probes = [{"tags": {"metric": "accuracy", "majority": 0.3, "trained": {
+        "mean": [x, 0.5], "std": [9, 9], "valid": [x / 2, 0.1]}}} for x in (0.2, 0.6)]
+    assert replicates.average_probes(probes[:1]) is probes[0]
+    trained = replicates.average_probes(probes)["tags"]["trained"]
+    assert trained["mean"] == pytest.approx([0.4, 0.5]) and trained["valid"] == [0.2, 0.1]
+    assert trained["std"] == pytest.approx([0.4 / 2**0.5, 0])
+    facts = [{"parameters": 7, "validation_loss": x, "tokens": 10} for x in (4.0, 5.0)]
+    assert replicates.group_facts(facts) == {
+        "parameters": 7, "validation_loss": 4.5, "tokens": 10, "seeds": 2}
 
 
 @pytest.mark.parametrize("freedom", [1.0, 1.7, 2.0, 3.3, 4.0, 7.9, 30.0, 400.0])
@@ -72,10 +98,12 @@ def test_a_group_is_its_pretrained_models_not_their_fine_tunings():
 
 def test_single_runs_make_no_table():
     """Without a group of two there is nothing to say; with one there is a row a measure."""
-    one = [{"validation loss": [4.0]}, {"validation loss": [4.1]}]
-    assert replicates.compare_groups(["full", "noffn"], one) == ""
-    many = [{"validation loss": [4.0, 4.1], "RTE accuracy": [0.5, 0.6]},
-            {"validation loss": [4.3, 4.5]}]
-    text = replicates.compare_groups(["full", "noffn"], many)
-    assert "full, 2 seeds" in text and "4.050 ± 0.071" in text and "4.400 ± 0.141" in text
-    assert text.count("- validation loss: ") == 1 and "- RTE" not in text
+    one = {"full": {"validation loss": [4.0]}, "noffn": {"validation loss": [4.1]}}
+    assert replicates.compare_groups(one) == ""
+    runs = [{"validation loss": 4.0, "RTE accuracy": 0.5}, {"validation loss": 4.1}]
+    many = {"full": replicates.collect(runs), "noffn": {"validation loss": [4.3, 4.5]},
+            "last": {"validation loss": [4.6]}}
+    text = replicates.compare_groups(many)
+    assert "full, 2 seeds" in text and "last, 1 seed " in text
+    assert "4.050 ± 0.071" in text and "4.400 ± 0.141" in text
+    assert text.count("- validation loss: ") == 2 and "- RTE" not in text

@@ -67,24 +67,17 @@ def test_sentences_say_what_the_numbers_say():
     assert "0.250 nats lower" in tables.cost_sentence(other, first)
     assert "after 1,000 tokens its" in tables.cost_sentence(first, {**other, "tokens": 1000})
 
-    def alike(b, ceiling, floor):
-        values = {
-            name: {"attention": [[x]]}
-            for name, x in (("b", b), ("c", ceiling), ("f", floor))
-            if x is not None
-        }
-        return {
-            "first": "a",
-            "ceiling": None if ceiling is None else "c",
-            "floor": "f",
-            "values": values,
-        }
+    def alike(b, ceilings, floor):
+        values = {"b": b, **ceilings, "f": floor}
+        values = {name: {"attention": {"mean": [[x]], "std": None}} for name, x in values.items()}
+        return {"first": "a", "ceilings": list(ceilings), "floor": "f", "values": values}
 
-    assert tables.alike_sentence(alike(0.5, 0.8, 0.2), "b").endswith(
-        "it goes 50% of the way from floor to ceiling."
-    )
-    assert "too close together" in tables.alike_sentence(alike(0.5, 0.22, 0.2), "b")
-    assert "without a ceiling" in tables.alike_sentence(alike(0.5, None, 0.2), "b")
+    two = {"a, two seeds": 0.7, "b, two seeds": 0.9}
+    assert tables.alike_sentence(alike(0.5, two, 0.2), "b").endswith(
+        "that of a, two seeds 0.70, of b, two seeds 0.90, and of an untrained model 0.20, "
+        "so it goes 50% of the way from floor to ceiling.")
+    assert "too close together" in tables.alike_sentence(alike(0.5, {"c": 0.22}, 0.2), "b")
+    assert "without two seeds" in tables.alike_sentence(alike(0.5, {}, 0.2), "b")
 
 
 def test_equal_depth():
@@ -115,3 +108,19 @@ def test_selectivity_is_the_score_less_the_controls():
     assert tables.probe_cells(scores) == [*cells, "55.0", "25.0"]
     del scores["control"]
     assert tables.probe_cells(scores) == [*cells, "–", "–"]
+
+
+def test_tables_show_deviations_where_there_are_several_runs():
+    """CKA and collapse have a ± over runs, or none for one run; short columns end in dashes."""
+    one, many = {"mean": [[0.5, 0.1], [0.2, 0.75]], "std": None}, {"mean": [[0.9]], "std": [[0.125]]}
+    alike = {"values": {"b": {"attention": many, "block": one}}}
+    *_, zero, last, = tables.cka_table(alike).splitlines()
+    assert [cell.strip() for cell in zero.split("|")[2:4]] == ["–", "0.50"]
+    assert [cell.strip() for cell in last.split("|")[2:4]] == ["0.90 ± 0.12", "0.75"]
+    curve = {"mean": [0.9, 0.25, 0.5], "std": [0.1, 0.2, 0.125]}
+    *_, row = tables.collapse_table({"collapse": {"distance": {"b": curve}}}).splitlines()
+    assert row == "| distance, b |       0.90 |  0.25 | 0.90 | 0.50 ± 0.12 |"
+    looks = {"self": {"deep": {"mean": [[0.25, 0.5], [1, 0]], "std": None},
+                      "flat": {"mean": [[0.125, 0.125]], "std": None}}}
+    deep, flat = (row.split("|")[2:4] for row in tables.attention_table(looks).splitlines()[-2:])
+    assert [cell.strip() for cell in deep + flat] == ["0.38", "0.50", "0.12", "–"]

@@ -1,18 +1,24 @@
-"""Compare runs: CKA, probes and rank collapse, as tables, figures, JSON and one report."""
+"""Compare runs: CKA, attention, probes and rank collapse, as tables, figures and one report.
+
+Runs that differ in nothing but their seed are a group; what is shown are the means of groups.
+"""
 
 from functools import cached_property
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from mini_undivided.cka import compare
+from mini_undivided.attention import STATISTICS, attention_sums, attention_weights
+from mini_undivided.cka import OUTPUTS, compare
 from mini_undivided.corpus import held_out, open_corpus, sentences
 from mini_undivided.glue import collate, length_batches
 from mini_undivided.model import BertConfig, Encoder, count_parameters
 from mini_undivided.probe import run_probes
 from mini_undivided.report import figures, replicates, tables
+from mini_undivided.report.replicates import mean_and_std
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
     check_form,
@@ -23,13 +29,25 @@ from mini_undivided.support.files import (
 )
 from mini_undivided.support.machine import Machine
 from mini_undivided.support.probe_tasks import glue_task, text_tasks, treebank_task
-from mini_undivided.support.run_directory import check_finished, read_record, resolve
+from mini_undivided.support.run_directory import (
+    check_finished,
+    read_record,
+    resolve,
+    results_folder,
+)
 from mini_undivided.support.tasks import find_task
-from mini_undivided.tokenizer import check_fits, encode, load_tokenizer, same_tokenizer
+from mini_undivided.tokenizer import (
+    check_fits,
+    encode,
+    load_tokenizer,
+    same_tokenizer,
+    special_ids,
+)
 
 BATCH = 32  # sentences in a forward pass
 RESULT = {"task?": str, "name": str, "from_scratch": bool, "scores": dict, "majority": dict}
 LONGEST = 128  # tokens of a sentence that are looked at
+LONGEST_DRAWN = 40
 
 
 class Run:
@@ -92,23 +110,20 @@ class Analysis:
         self.options, self.machine = options, Machine.start(options.device, "float32")
         names = short_names(options.runs)
         self.runs = [Run(path, name) for path, name in zip(options.runs, names, strict=True)]
-        self.ceiling = None
-        if options.ceiling:
-            self.ceiling = Run(options.ceiling, f"{Path(options.ceiling).name} (ceiling)")
-            check_ceiling(self.runs[0], self.ceiling)
-        self.first, *others = self.compared = [*self.runs, *filter(None, [self.ceiling])]
+        self.first, *others = self.runs
         for other in others:
             if not same_tokenizer(self.first.tokenizer, other.tokenizer):
                 raise UserError(
                     f"{self.first.name} and {other.name} have different tokenizers; to be "
                     "compared, runs need the same tokens: train one with --tokenizer and the "
                     "other's folder")
+        self.groups = replicates.group_runs(self.runs)  # {name: runs}
         self.tokenizer = self.first.tokenizer
         positions = (run.config.max_position_embeddings for run in self.runs)
         self.length = min(LONGEST, *(run.longest for run in self.runs), *positions)
         self.corpus = options.corpus or self.first.options.get("corpus", ["docs"])
-        default = "-vs-".join(run.name.replace("/", "-") for run in self.runs)
-        default += "-probes" * (len(self.runs) == 1)
+        default = "-vs-".join(name.replace("/", "-") for name in self.groups)
+        default += "-probes" * (len(self.groups) == 1)
         self.out = Path(options.out or f"runs/{default}")
         check_writable(self.out)
         self.fingerprint = None if options.corpus else self.first.fingerprint
@@ -124,28 +139,71 @@ class Analysis:
         rng = np.random.default_rng(0)
         return [every[i] for i in sorted(rng.permutation(len(every))[: self.options.examples])]
 
-    def cka(self):
-        """CKA of the first run with each other one, ceiling and floor; each one's rank collapse."""
-        device = self.machine.device
-        encoders = {run.name: run.encoder.to(device) for run in self.compared}
-        encoders["untrained"] = self.runs[-1].untrained(0).to(device)
+    def batches(self, name):
+        """The sentences as batches of (ids, mask, segments), with a progress bar of that name."""
         rows = encode([(sentence,) for sentence in self.sentences], self.tokenizer, self.length)
         batches = length_batches(rows, BATCH, np.random.default_rng(0))
-        bar = tqdm(batches, desc="CKA", unit=" batches", leave=False, mininterval=0.3)
-        inputs = (collate([rows[i] for i in batch], self.machine) for batch in bar)
-        values, shapes, count = compare(encoders, inputs, self.options.per_sentence)
+        bar = tqdm(batches, desc=name, unit=" batches", leave=False, mininterval=0.3)
+        return (collate([rows[i] for i in batch], self.machine) for batch in bar)
+
+    @cached_property
+    def encoders(self):
+        """Every run's encoder, and for each group an untrained one, on the device."""
+        encoders = {run.name: run.encoder for run in self.runs}
+        encoders |= {untrained(name): runs[0].untrained(0) for name, runs in self.groups.items()}
+        return {name: encoder.to(self.machine.device) for name, encoder in encoders.items()}
+
+    def average(self, values):
+        """Values by run → {group, or untrained group: mean and deviation over its runs}."""
+        means = {name: mean_and_std([values[run.name] for run in runs])
+                 for name, runs in self.groups.items()}
+        return means | {untrained(name): mean_and_std([values[untrained(name)]])
+                        for name in self.groups}
+
+    def cka(self):
+        """CKA of the first group with each other one, ceilings and floor; each one's collapse.
+
+        The floor is an untrained model of the last group's architecture. A ceiling is the CKA of
+        two runs of one group.
+        """
+        (first, ours), *others = self.groups.items()
+        names, floor = {name: [run.name for run in runs] for name, runs in self.groups.items()}, (
+            untrained([*self.groups][-1]))
+        pairs = {name: list(product(names[first], names[name])) for name, _ in others}
+        pairs |= {two_seeds(name): list(combinations(each, 2))
+                  for name, each in names.items() if len(each) > 1}
+        pairs[floor] = [(ours[0].name, floor)]
+        every = [pair for each in pairs.values() for pair in each]
+        values, shapes, count = compare(
+            self.encoders, self.batches("CKA"), every, self.options.per_sentence)
         alike = {
             "rows": count, "rows_are": "sentences" if self.options.per_sentence else "tokens",
-            "first": self.first.name, "others": [run.name for run in self.runs[1:]],
-            "ceiling": self.ceiling and self.ceiling.name, "floor": "untrained",
-            "values": {name: {output: x.tolist() for output, x in outputs.items()}
-                       for name, outputs in values.items()},
-            "collapse": {name: {"distance": x[:, 0].tolist(), "cosine": x[:, 1].tolist()}
-                         for name, x in shapes.items()}}
+            "first": first, "others": [name for name, _ in others], "floor": floor,
+            "ceilings": [name for name in map(two_seeds, names) if name in pairs],
+            "values": {name: {output: mean_and_std([values[pair][output] for pair in each])
+                              for output in OUTPUTS} for name, each in pairs.items()},
+            "collapse": {kind: self.average({name: x[:, i] for name, x in shapes.items()})
+                         for i, kind in enumerate(("distance", "cosine"))}}
         write_json(self.out / "cka.json", alike)
         figures.plot_cka(alike, self.out)
         figures.plot_collapse(alike["collapse"], self.out)
         return alike
+
+    def attention(self):
+        """What heads look at → {statistic: {group: mean and deviation, by layer and head}}."""
+        sums, count = dict.fromkeys(self.encoders, 0.0), 0
+        for ids, mask, segments in self.batches("attention"):
+            real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+            is_sep = ids == special_ids(self.tokenizer)[3]
+            count += int(real.sum())
+            for name, encoder in self.encoders.items():
+                weights = attention_weights(encoder, ids, mask, segments)
+                sums[name] = sums[name] + attention_sums(weights, real, is_sep).cpu().double()
+        looks = {kind: self.average({name: x[i] / count for name, x in sums.items()})
+                 for i, kind in enumerate(STATISTICS)}
+        write_json(self.out / "attention.json", looks)
+        figures.plot_attention(looks, self.out)
+        return looks
 
     def probe(self):
         """Probe every run, and its untrained twin, on all tasks → {run: {task: scores}}."""
@@ -160,59 +218,66 @@ class Analysis:
                 run.encoder.to(device), untrained, tasks, self.tokenizer, self.machine, self.length,
                 options.seeds, options.cls)
         write_json(self.out / "probe.json", probes)
-        figures.plot_probes(probes, self.out)
+        figures.plot_probes(self.probe_groups(probes), self.out)
         return probes
 
+    def probe_groups(self, probes):
+        """Scores of run_probes by run → by group, over the group's runs if it has several."""
+        return {name: replicates.average_probes([probes[run.name] for run in runs])
+                for name, runs in self.groups.items()}
+
     def report(self):
-        """Everything: cka.json, probe.json, figures, report.json, report.md → the report's text."""
-        alike, probes = self.cka(), self.probe()
-        facts = [run.facts() for run in self.runs]
-        write_json(self.out / "report.json", {"runs": facts, "length": self.length})
-        text = "\n\n".join(filter(None, self.parts(facts, alike, probes))) + "\n"
+        """Everything: JSON files, figures, report.md → the report's text."""
+        alike, looks, probes = self.cka(), self.attention(), self.probe()
+        facts = {run.name: run.facts() for run in self.runs}
+        write_json(self.out / "report.json", {"runs": [*facts.values()], "length": self.length})
+        text = "\n\n".join(filter(None, self.parts(facts, alike, looks, probes))) + "\n"
         write_text(self.out / "report.md", text)
         return text
 
     def replicates(self, facts, probes):
-        """What groups of runs that differ in nothing but their seed say, or an empty string."""
-        measured = {run.name: replicates.measures(each, probes[run.name])
-                    for run, each in zip(self.runs, facts, strict=True)}
-        groups, values = replicates.group_runs(self.runs), []
-        for group in groups:
-            each = [measured[run.name] for run in group]
-            names = dict.fromkeys(name for run in each for name in run)
-            values.append({name: [run[name] for run in each if name in run] for name in names})
-        return replicates.compare_groups(list(map(replicates.group_name, groups)), values)
+        """What the groups say of one another, or an empty string."""
+        measured = {name: replicates.measures(each, probes[name]) for name, each in facts.items()}
+        return replicates.compare_groups({
+            name: replicates.collect([measured[run.name] for run in runs])
+            for name, runs in self.groups.items()})
 
-    def parts(self, facts, alike, probes):
+    def parts(self, facts, alike, looks, probes):
         """The parts of the report, in Markdown."""
         texts = {run.record["corpus"]["fingerprint"] for run in self.runs if run.record}
-        yield f"# {', '.join(run.name for run in self.runs)}"
-        yield "\n".join(tables.findings(facts, alike, probes))
-        yield tables.runs_table(facts)
+        groups = [{**replicates.group_facts([facts[run.name] for run in runs]), "name": name}
+                  for name, runs in self.groups.items()]
+        by_group = self.probe_groups(probes)
+        yield f"# {', '.join(self.groups)}"
+        yield "\n".join(tables.findings(groups, alike, by_group))
+        yield tables.runs_table(facts.values())
         yield self.replicates(facts, probes)
         yield tables.baseline_text(self.first.record.get("baseline"))
         if len(texts) > 1:
             source = " ".join(self.corpus)
             yield ("These runs were trained on different text; "
                    f"the sentences here are held out from {source}.")
-        yield tables.glue_table(facts)
+        yield tables.glue_table(facts.values())
         yield tables.cka_text(alike)
         yield tables.cka_table(alike)
         yield "\n".join(f"![CKA]({name})" for name in figures.cka_files(alike))
+        yield tables.attention_table(looks)
+        yield "![Attention](attention.png)"
         yield tables.probe_text(self.options.seeds)
-        yield tables.probe_table(probes)
+        yield tables.probe_table(by_group)
         yield "![Probes](probes.png)"
         yield tables.collapse_table(alike)
         yield "![Rank collapse](collapse.png)"
 
 
-def check_ceiling(first, ceiling):
-    """Raise UserError if the ceiling is not another seed of the first run."""
-    if ceiling.folder.resolve() == first.folder.resolve():
-        raise UserError("--ceiling names the first run itself: its CKA would be 1")
-    if ceiling.config != first.config:
-        raise UserError(f"--ceiling {ceiling.folder} has another architecture than {first.name}: "
-                        "give another seed of it")
+def untrained(name):
+    """The name of a group's untrained model."""
+    return f"{name}, untrained"
+
+
+def two_seeds(name):
+    """The name of the comparison of a group's runs with one another."""
+    return f"{name}, two seeds"
 
 
 def short_names(paths):
@@ -235,7 +300,23 @@ def analyse(command, options):
         alike = analysis.cka()
         parts = [tables.cka_text(alike), tables.cka_table(alike), tables.collapse_table(alike)]
     else:
-        parts = [tables.probe_text(options.seeds), tables.probe_table(analysis.probe())]
+        scores = analysis.probe_groups(analysis.probe())
+        parts = [tables.probe_text(options.seeds), tables.probe_table(scores)]
     text = "\n\n".join(parts)
     files = ", ".join(sorted(path.name for path in analysis.out.iterdir()))
     return f"{text}\n\nwritten to {analysis.out}: {files}"
+
+
+def draw_attention(run, sentence):
+    """Draw who looks at whom in a sentence → the path of the figure."""
+    path = results_folder(run) / "attention.png"
+    run = Run(run, Path(run).name)
+    check_writable(path.parent)
+    encoding = run.tokenizer.encode(sentence)
+    if len(encoding.ids) > LONGEST_DRAWN:
+        long = f"the sentence has {len(encoding.ids)} tokens"
+        raise UserError(f"{long}, and no more than {LONGEST_DRAWN} can be drawn legibly: cut it")
+    weights = attention_weights(run.encoder, torch.tensor([encoding.ids]))[:, 0]  # (L, H, T, T)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figures.plot_heads(weights, encoding.tokens, f"{run.name}: who looks at whom", path)
+    return path

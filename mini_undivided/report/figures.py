@@ -1,4 +1,4 @@
-"""The figures: loss curves, CKA heat maps, probes by layer, rank collapse. Written as PNG."""
+"""The figures: loss curves, CKA, attention, probes by layer, rank collapse. Written as PNG."""
 
 import functools
 from contextlib import contextmanager
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mini_undivided.report.tables import FIRST, OUTPUTS, equal_depth
+from mini_undivided.attention import STATISTICS
+from mini_undivided.report.tables import FIRST, OUTPUTS, depth_curve, equal_depth
 from mini_undivided.support.files import atomic
 from mini_undivided.support.run_directory import read_log
 
@@ -77,7 +78,7 @@ def plot_cka(alike, out):
     for name, file in zip(alike["others"], cka_files(alike), strict=True):
         with figure(out / file, 1, 3, (16, 4.8), width_ratios=(1, 1.15, 1.2)) as (drawn, panels):
             for axes, (output, title) in zip(panels, OUTPUTS.items(), strict=False):
-                matrix = np.array(alike["values"][name][output])
+                matrix = np.array(alike["values"][name][output]["mean"])
                 image = heat_map(axes, matrix, output)
                 axes.set(xlabel=f"layer of {name}", ylabel=f"layer of {first}", title=title)
             drawn.colorbar(image, ax=panels[1], label="CKA")
@@ -104,35 +105,91 @@ def heat_map(axes, matrix, output):
     return image
 
 
+def band(axes, curve, x=None, label=None, line="o-", **style):
+    """Draw a curve {"mean", "std" or None}, its standard deviation as a band."""
+    mean = np.array(curve["mean"])
+    x = range(len(mean)) if x is None else x
+    axes.plot(x, mean, line, label=label, **style)
+    if curve["std"] is not None:
+        edges = mean - curve["std"], mean + curve["std"]
+        axes.fill_between(x, *edges, color=axes.lines[-1].get_color(), alpha=0.2, linewidth=0)
+
+
 def depth_curves(axes, alike, name):
-    """CKA with the first run at equal depth: the other run's in bold, ceiling and floor thin."""
-    lines = {name: ("tab:blue", 2), alike["ceiling"]: ("tab:green", 1),
-             alike["floor"]: ("tab:gray", 1)}
-    for key, (colour, width) in lines.items():
-        for output, line in zip(OUTPUTS, ("-", "--"), strict=True):
-            if key in alike["values"]:
-                points = equal_depth(alike["values"][key][output], output)
-                layers = [i + FIRST[output] for i, *_ in points]
-                style = {"color": colour, "linewidth": width, "label": f"{key}, {OUTPUTS[output]}"}
-                axes.plot(layers, [value for *_, value in points], line, marker="o", **style)
+    """CKA with the first group at equal depth: the other group's in bold, ceilings and floor."""
+    ceilings = dict.fromkeys(alike["ceilings"], 1)
+    for i, (key, width) in enumerate({name: 2, **ceilings, alike["floor"]: 1}.items()):
+        for output, line in zip(OUTPUTS, ("o-", "o--"), strict=True):
+            curves = {kind: depth_curve(alike, key, output, kind) for kind in ("mean", "std")}
+            layers = [row + FIRST[output] for row, *_ in curves["mean"]]
+            curve = {kind: each and [value for *_, value in each] for kind, each in curves.items()}
+            label = f"{key}, {OUTPUTS[output]}"
+            colour = "gray" if key == alike["floor"] else f"C{i}"
+            band(axes, curve, layers, label, line, color=colour, linewidth=width)
     layer = f"layer of {alike['first']} (0: embeddings)"
     by_layer(axes, xlabel=layer, ylabel="CKA at equal depth", ylim=(-0.05, 1.05))
     axes.legend(fontsize=8)
 
 
 @needs_matplotlib
-def plot_collapse(curves, out):
-    """Rank collapse as collapse.png: {run: {"distance": by layer, "cosine": by layer}}."""
+def plot_collapse(collapse, out):
+    """Rank collapse as collapse.png: {"distance" or "cosine": {group: curve by layer}}."""
     titles = {"distance": "distance from the mean, relative to the norm",
               "cosine": "mean cosine of two tokens"}
     with figure(out / "collapse.png", 1, 2, (11, 4.2)) as (drawn, panels):
         for axes, (kind, title) in zip(panels, titles.items(), strict=True):
-            for name, kinds in curves.items():
-                axes.plot(kinds[kind], "o-" if name != "untrained" else "o:", label=name)
+            for name, curve in collapse[kind].items():
+                band(axes, curve, label=name, **group_style(name, [*collapse[kind]]))
             by_layer(axes, title=title, ylim=(min(0, axes.get_ylim()[0]), 1.02))
         panels[0].legend()
         meaning = "collapsed where the distance is 0 and the cosine 1"
         drawn.suptitle(f"Token vectors of a sentence: {meaning}")
+
+
+def group_style(name, names):
+    """Colour and line of a group among `names`, whose second half are the untrained models."""
+    half = len(names) // 2
+    i = names.index(name)
+    return {"color": f"C{i % half}", "line": "o-" if i < half else "x:"}
+
+
+@needs_matplotlib
+def plot_attention(looks, out):
+    """What heads look at as attention.png: a panel a statistic, means as lines, heads as dots.
+
+    looks: {statistic: {group: {"mean", "std" or None: (L, H)}}}.
+    """
+    with figure(out / "attention.png", 2, 3, (15, 8)) as (drawn, panels):
+        for axes, (kind, groups) in zip(panels, looks.items(), strict=False):
+            for name, values in groups.items():
+                heads = np.array(values["mean"])  # (L, H)
+                layers = np.arange(1, len(heads) + 1)
+                style = group_style(name, [*groups])
+                axes.plot(layers, heads, ".", color=style["color"], alpha=0.3)
+                axes.plot(layers, heads.mean(1), style["line"], color=style["color"], label=name)
+            by_layer(axes, xlabel="layer", title=STATISTICS[kind], ylim=(0, None))
+        panels[-1].axis("off")
+        panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center")
+        drawn.suptitle("Who looks at whom on held-out sentences: a dot a head, lines their means")
+
+
+@needs_matplotlib
+def plot_heads(weights, tokens, title, path):
+    """Who looks at whom in one sentence: weights (L, H, T, T), rows looking; layers by heads."""
+    L, H, T, _ = weights.shape
+    side = 0.9 + 0.16 * T
+    layout = {"sharex": True, "sharey": True}
+    with figure(path, L, H, (side * H + 1.5, side * L + 1), **layout) as (drawn, panels):
+        for i, axes in enumerate(panels):
+            layer, head = divmod(i, H)
+            image = axes.imshow(weights[layer, head], vmin=0, vmax=1, cmap="viridis")
+            axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+            axes.set_xticks(range(T), tokens, rotation=90, fontsize=7)
+            axes.set_yticks(range(T), tokens, fontsize=7)
+        drawn.colorbar(image, ax=panels, label="weight", shrink=0.5)
+        drawn.suptitle(title)
+        drawn.supylabel("the token that looks")
+        drawn.supxlabel("the token looked at")
 
 
 @needs_matplotlib
@@ -148,13 +205,9 @@ def plot_probes(probes, out):
             for i, (name, scores) in enumerate(probes.items()):
                 for kind in (kind for kind in lines if kind in scores[task]):
                     line, width = lines[kind]
-                    curve = scores[task][kind]
-                    mean, deviation = np.array(curve["mean"]), curve["std"]
                     label = name if kind == "trained" else f"{name}, {kind}"
-                    axes.plot(mean, line, color=f"C{i}", linewidth=width, label=label)
-                    if deviation is not None:
-                        edges = mean - deviation, mean + deviation
-                        axes.fill_between(range(len(mean)), *edges, color=f"C{i}", alpha=0.2)
+                    style = {"color": f"C{i}", "linewidth": width}
+                    band(axes, scores[task][kind], None, label, line, **style)
             axes.axhline(scores[task]["majority"], color="gray", linewidth=1, label="majority")
             by_layer(axes, title=task, ylabel=scores[task]["metric"])
         max(panels[: len(tasks)], key=lambda axes: len(axes.lines)).legend(fontsize=8)

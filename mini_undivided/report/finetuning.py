@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +14,12 @@ from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import check_writable, read_json, write_json
 from mini_undivided.support.glue_files import tasks_in, write_predictions
 from mini_undivided.support.machine import Machine
-from mini_undivided.support.run_directory import check_finished, resolve, trained_length
+from mini_undivided.support.run_directory import (
+    check_finished,
+    resolve,
+    results_folder,
+    trained_length,
+)
 from mini_undivided.support.tasks import BUILT_IN, GLUE, find_task
 from mini_undivided.tokenizer import check_fits, encode, load_tokenizer, save_tokenizer
 
@@ -45,8 +49,7 @@ class Finetuner:
         check_fits(self.tokenizer, self.config.vocab_size, options.run)
         self.lr = options.lr or glue.default_lr(self.config.hidden_size)
         self.max_length = self.choose_length()
-        local = Path(options.run).is_dir()
-        self.out = (Path(options.run) if local else Path("runs") / self.folder.name) / "glue"
+        self.out = results_folder(options.run) / "glue"
         check_writable(self.out)
 
     def choose_length(self):

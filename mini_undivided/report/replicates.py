@@ -18,18 +18,51 @@ OWN = ("seed", "out", "micro_batch", "compile")  # options in which replicates m
 
 
 def group_runs(runs):
-    """Lists of runs that are replicates of one another, in the order of their first ones."""
+    """{name: runs that are replicates of one another}, in the order of their first ones.
+
+    If all are replicates of one another, each is a group of its own.
+    """
     groups = {}
     for run in runs:
         options = {name: value for name, value in run.options.items() if name not in OWN}
         key = json.dumps([options, run.fingerprint], sort_keys=True) if options else run.name
         groups.setdefault(key, []).append(run)
-    return list(groups.values())
+    groups = groups.values() if len(groups) > 1 else [[run] for run in runs]
+    names = [group[0].name if len(group) == 1 else re.sub(r"-seed\d+$", "", group[0].name)
+             for group in groups]
+    if len(set(names)) < len(names):
+        names = [group[0].name for group in groups]
+    return dict(zip(names, groups, strict=True))
 
 
-def group_name(group):
-    """A group's name: that of its first run, without the seed."""
-    return re.sub(r"-seed\d+$", "", group[0].name)
+def mean_and_std(values):
+    """Mean and standard deviation (n - 1) of arrays → nested lists; of a single one no deviation."""
+    values = np.stack([np.asarray(value) for value in values])
+    deviation = values.std(0, ddof=1).tolist() if len(values) > 1 else None
+    return {"mean": values.mean(0).tolist(), "std": deviation}
+
+
+def average_probes(runs):
+    """The scores of run_probes of several runs → the same with mean and deviation over runs."""
+    if len(runs) == 1:
+        return runs[0]
+    averaged = {}
+    for task, first in runs[0].items():
+        averaged[task] = dict(first)
+        for kind in ("trained", "untrained", "control"):
+            if kind in first:
+                scores = [run[task][kind] for run in runs]
+                valid = np.mean([each["valid"] for each in scores], axis=0).tolist()
+                means = mean_and_std([each["mean"] for each in scores])
+                averaged[task][kind] = {**means, "valid": valid}
+    return averaged
+
+
+def group_facts(runs):
+    """The facts of a group's first run, with the mean of what training gave."""
+    means = {name: type(runs[0][name])(np.mean([run[name] for run in runs]))
+             for name in ("validation_loss", "tokens") if all(name in run for run in runs)}
+    return {**runs[0], **means, "seeds": len(runs)}
 
 
 def measures(facts, probes):
@@ -45,26 +78,37 @@ def measures(facts, probes):
     return {name: value for name, value in values.items() if value is not None}
 
 
-def compare_groups(names, values):
+def collect(runs):
+    """The measures of several runs → {measure: list of its values}."""
+    names = dict.fromkeys(name for run in runs for name in run)
+    return {name: [run[name] for run in runs if name in run] for name in names}
+
+
+def compare_groups(groups):
     """Table and verdicts of the first group against each other one, as Markdown.
 
-    values: for each group {measure: list over its runs}. Empty where no group has two runs.
+    groups: {name: {measure: list over its runs}}. Empty where no group has two runs.
     """
-    if all(len(each) < 2 for group in values for each in group.values()):
+    if all(len(each) < 2 for group in groups.values() for each in group.values()):
         return ""
+    (first, ours), *others = groups.items()
     rows, verdicts = [], []
-    for measure in values[0]:
-        cells = [summary(group.get(measure, [])) for group in values]
-        rows.append([measure, *cells])
-        for name, group in zip(names[1:], values[1:], strict=True):
+    for measure in ours:
+        rows.append([measure, *(summary(group.get(measure, [])) for group in groups.values())])
+        for name, group in others:
             if measure in group:
-                said = verdict(names[0], name, values[0][measure], group[measure])
+                said = verdict(first, name, ours[measure], group[measure])
                 verdicts.append(f"- {measure}: {said}")
-    counts = [f"{name}, {max(map(len, group.values()), default=0)} seeds"
-              for name, group in zip(names, values, strict=True)]
+    counts = [f"{name}, {count_of(max(map(len, group.values()), default=0))}"
+              for name, group in groups.items()]
     head = ("Replicates: mean ± standard deviation over pretraining seeds. In brackets the 95 % "
             "confidence interval of the difference, by Welch's t.\n\n")
     return head + table(["", *counts], rows) + "\n\n" + "\n".join(verdicts)
+
+
+def count_of(seeds):
+    """A number of seeds, as text."""
+    return f"{seeds} seed" + "s" * (seeds != 1)
 
 
 def summary(values):

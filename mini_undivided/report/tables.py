@@ -1,7 +1,10 @@
 """Tables and sentences of a report, in Markdown that is also readable in a terminal."""
 
+from itertools import zip_longest
+
 import numpy as np
 
+from mini_undivided.attention import STATISTICS
 from mini_undivided.support.tasks import GLUE
 
 OUTPUTS = {"attention": "attention outputs", "block": "block outputs"}
@@ -89,12 +92,13 @@ def glue_table(facts):
 
 def cka_text(alike):
     """What stands above the table of CKA."""
-    ceiling = "no ceiling (--ceiling RUN, another seed)"
-    if alike["ceiling"]:
-        ceiling = f"its ceiling {alike['ceiling']}"
+    ceiling = "without a ceiling, which two seeds of one kind would give"
+    if alike["ceilings"]:
+        ceiling = "with two seeds of one kind as its ceiling"
     size = f"n = {alike['rows']:,} {alike['rows_are']}"
-    return (f"Debiased linear CKA with {alike['first']} at equal depth, {size}, {ceiling}, "
-            "its floor an untrained model of the last run's architecture:")
+    return (f"Debiased linear CKA with {alike['first']} at equal depth, {size}, {ceiling}, and an "
+            "untrained model as its floor; with several seeds, mean ± standard deviation over "
+            "pairs of runs:")
 
 
 def equal_depth(matrix, output="block"):
@@ -111,16 +115,45 @@ def equal_depth(matrix, output="block"):
     return values
 
 
+def depth_curve(alike, name, output, kind="mean"):
+    """The values of a comparison at equal depth (row, column, value), or None if it has none."""
+    matrix = alike["values"][name][output][kind]
+    return matrix and equal_depth(matrix, output)
+
+
 def cka_table(alike):
-    """CKA at equal depth: a row a layer, two columns for each other run, ceiling and floor."""
+    """CKA at equal depth: a row a layer, two columns for each comparison, ceiling and floor."""
     columns = [(name, output) for output in OUTPUTS for name in alike["values"]]
     curves = []
     for name, output in columns:
-        curve = [f"{x:.2f}" for *_, x in equal_depth(alike["values"][name][output], output)]
+        mean, std = (depth_curve(alike, name, output, kind) for kind in ("mean", "std"))
+        curve = [plus_minus(x, std and std[i][2]) for i, (*_, x) in enumerate(mean)]
         curves.append(curve if output == "block" else ["–", *curve])  # embeddings: no attention
-    names = ["embeddings", *(f"layer {layer}" for layer in range(1, len(curves[0])))]
-    rows = [list(row) for row in zip(names, *curves, strict=True)]
-    return table(["", *(f"{name}, {output}" for name, output in columns)], rows)
+    rows = zip_longest(layer_names(max(map(len, curves))), *curves, fillvalue="–")
+    return table(["", *(f"{name}, {output}" for name, output in columns)], list(rows))
+
+
+def layer_names(count):
+    """The names of the embeddings and the layers after them."""
+    return ["embeddings", *(f"layer {layer}" for layer in range(1, count))]
+
+
+def plus_minus(mean, deviation=None):
+    """A mean with its standard deviation."""
+    return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
+
+
+def attention_table(looks):
+    """What the heads of each layer look at, on average: a row for each statistic and group."""
+    rows = []
+    for kind, groups in looks.items():
+        for name, values in groups.items():
+            layers = [f"{np.mean(heads):.2f}" for heads in values["mean"]]
+            rows.append([f"{STATISTICS[kind]}, {name}", *layers])
+    longest = max(map(len, rows))
+    rows = [[*row, *["–"] * (longest - len(row))] for row in rows]
+    head = "Who looks at whom, on average over tokens, heads and seeds:\n\n"
+    return head + table(["", *layer_names(longest)[1:]], rows)
 
 
 def probe_text(seeds):
@@ -167,29 +200,31 @@ def best_layer(scores):
 def collapse_table(alike):
     """The last layers' rank collapse, and the embeddings'."""
     rows = []
-    for name, curves in alike["collapse"].items():
-        for kind, curve in curves.items():
-            values = (curve[0], min(curve), max(curve), curve[-1])
-            rows.append([f"{name}, {kind}", *(f"{value:.3f}" for value in values)])
+    for kind, groups in alike["collapse"].items():
+        for name, curve in groups.items():
+            mean, last = curve["mean"], curve["std"] and curve["std"][-1]
+            values = (mean[0], min(mean), max(mean))
+            rows.append([f"{kind}, {name}", *map(plus_minus, values), plus_minus(mean[-1], last)])
     head = ("Rank collapse: distance of a sentence's token vectors from their mean, relative to "
             "their norm (0: all alike), and mean cosine of two of its tokens (1: all alike):\n\n")
     return head + table(["", "embeddings", "least", "most", "last layer"], rows)
 
 
-def findings(facts, alike, probes):
-    """Two or three sentences a pair of runs: what the numbers say, and how far they go."""
-    first = facts[0]
-    best = {run: {task: s["trained"]["mean"][best_layer(s["trained"])] for task, s in tasks.items()}
-            for run, tasks in probes.items()}
-    for other in facts[1:]:
+def findings(groups, alike, probes):
+    """Two or three sentences a pair of groups: what the numbers say, and how far they go."""
+    first = groups[0]
+    best = {name: {task: s["trained"]["mean"][best_layer(s["trained"])] for task, s in tasks.items()}
+            for name, tasks in probes.items()}
+    for other in groups[1:]:
         yield cost_sentence(first, other)
         yield alike_sentence(alike, other["name"])
         ours, theirs = best[first["name"]], best[other["name"]]
         gaps = ", ".join(f"{task} {100 * (theirs[task] - ours[task]):+.1f}" for task in ours)
         pair = f"{other['name']} less those of {first['name']}"
         yield f"Best-layer probe scores of {pair}, in points: {gaps}."
-    yield ("A pair of runs is one seed each: differences as small as those between seeds say "
-           "nothing of FFNs. Several seeds of each kind, given together, are compared as groups.")
+    if min(group["seeds"] for group in groups) < 2:
+        yield ("A kind with one seed: differences as small as those between seeds say nothing of "
+               "FFNs. Several seeds of each kind, given together, are compared as groups.")
 
 
 def cost_sentence(first, other):
@@ -210,16 +245,17 @@ def cost_sentence(first, other):
 def alike_sentence(alike, name):
     """The mean CKA of attention outputs at equal depth, on the scale from floor to ceiling."""
     mean = {}
-    for key, outputs in alike["values"].items():
-        curve = equal_depth(outputs["attention"], "attention")
-        mean[key] = float(np.mean([value for *_, value in curve]))
-    floor, ceiling, first = mean[alike["floor"]], mean.get(alike["ceiling"]), alike["first"]
+    for key in alike["values"]:
+        mean[key] = float(np.mean([value for *_, value in depth_curve(alike, key, "attention")]))
+    floor, first = mean[alike["floor"]], alike["first"]
     likeness = f"{mean[name]:.2f} on average"
     text = f"At equal depth, CKA of its attention outputs with {first}'s is {likeness}"
-    if ceiling is None:
-        limit = "without a ceiling one cannot say whether that is much"
+    if not alike["ceilings"]:
+        limit = "without two seeds of one kind one cannot say whether that is much"
         return f"{text} (floor {floor:.2f}); {limit}."
-    text += f"; another seed of {first} has {ceiling:.2f}, an untrained model {floor:.2f}"
+    pairs = ", ".join(f"of {key} {mean[key]:.2f}" for key in alike["ceilings"])
+    ceiling = np.mean([mean[key] for key in alike["ceilings"]])
+    text += f"; that {pairs}, and of an untrained model {floor:.2f}"
     if ceiling - floor < 0.05:
         return f"{text}: too close together to tell likeness from none."
     share = (mean[name] - floor) / (ceiling - floor)

@@ -252,8 +252,6 @@ class AnalyzeOptions(Checked):
         unset="what the first run was trained on")
     examples: int = option(5000, "at most this many sentences, and words with tags", "N")
     device: str = option("auto", "where to compute", choices=DEVICES)
-    ceiling: str | None = option(
-        None, "another seed of the first run: the CKA that one may hope for", "RUN", **CKA_ONLY)
     per_sentence: bool = option(
         False, "compare the means of sentences, not single tokens", **CKA_ONLY)
     seeds: int = option(3, "repetitions, for mean and spread", "N", most=1000, **PROBE_ONLY)
@@ -268,11 +266,12 @@ class AnalyzeOptions(Checked):
 
 
 @dataclass
-class FillOptions:
-    """The options of analyze.py's command fill."""
+class SentenceOptions:
+    """The options of analyze.py's commands attention and fill."""
 
     run: str = option(MISSING, RUN_HELP, "RUN")
-    sentence: str = option(MISSING, "with a [MASK] for each word to be filled in", "SENTENCE")
+    sentence: str = option(
+        MISSING, "a sentence; for fill, with a [MASK] for each word to be filled in", "SENTENCE")
 
 
 # From options to a parser.

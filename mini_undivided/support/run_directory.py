@@ -59,6 +59,12 @@ def resolve(directory):
                         f"name ({kind}): {advice}") from None
 
 
+def results_folder(directory):
+    """Where results about a run go: into its folder, or for an id on the hub to runs/NAME."""
+    path = Path(directory)
+    return path if path.is_dir() else Path("runs") / path.name
+
+
 def claim(directory):
     """Claim a run directory for this process, until it ends or is killed → what keeps the claim.
 

@@ -1,0 +1,60 @@
+"""Who looks at whom: a model's attention weights, and five numbers that sum them up.
+
+Letters: B texts in a batch, T tokens in the longest, L layers, H heads.
+
+Each token i spreads a weight of 1 over the tokens j of its text; row i of a head's (T, T) weights
+says how. Without FFNs these weights are all that a layer can learn, apart from linear maps, so they
+are the place to look for what FFNs were doing. (A weight says where a head looks, not what that
+changes: the value that it finds there may be small.)
+"""
+
+import torch
+
+from mini_undivided.model import attend
+
+STATISTICS = {
+    "entropy": "entropy of a token's weights (nats)",
+    "distance": "mean distance to what is looked at (tokens)",
+    "self": "share on the token itself",
+    "[CLS]": "share on [CLS]",
+    "[SEP]": "share on [SEP]"}
+
+
+@torch.inference_mode()
+def attention_weights(encoder, ids, mask=None, segments=None):
+    """One forward pass → the weights of all heads (L, B, H, T, T), rows summing to 1.
+
+    The arguments are the encoder's. What attention gives for the identity matrix in place of the
+    values is the weights themselves.
+    """
+    weights, eye = [], torch.eye(ids.size(1), device=ids.device)
+
+    def keep(attention, inputs):
+        x, mask, _ = inputs
+        q, k = attention.split(attention.query(x)), attention.split(attention.key(x))
+        weights.append(attend(q, k, eye, mask))  # (B, H, T, T)
+
+    hooks = [layer.attention.register_forward_pre_hook(keep) for layer in encoder.layers]
+    try:
+        encoder(ids, mask, segments)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(weights)
+
+
+def attention_sums(weights, real, is_sep):
+    """Sums of the STATISTICS over the real tokens of all texts → (5, L, H); divide by their number.
+
+    weights (L, B, H, T, T); real, is_sep (B, T): True for tokens that are not padding, for [SEP].
+    """
+    T = weights.size(-1)
+    place = torch.arange(T, device=weights.device)
+    distance = (place[:, None] - place).abs().to(weights.dtype)  # (T, T)
+    rows = torch.stack((
+        torch.special.entr(weights).sum(-1),  # - Σ w log w, and 0 for w = 0
+        (weights * distance).sum(-1),
+        weights.diagonal(dim1=-2, dim2=-1),
+        weights[..., 0],
+        torch.einsum("lbhij,bj->lbhi", weights, is_sep.to(weights.dtype))))  # (5, L, B, H, T)
+    return torch.einsum("slbhi,bi->slh", rows, real.to(rows.dtype))
