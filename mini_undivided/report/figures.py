@@ -30,14 +30,14 @@ def needs_matplotlib(function):
 
 @contextmanager
 def figure(path, rows, columns, size, **kwargs):
-    """Context: yields a figure and an array of its panels, and writes it as PNG, whole or not."""
+    """Context: yields a figure and an array of its panels, and writes it, as PNG or by its suffix."""
     from matplotlib import pyplot
 
     kwargs |= {"figsize": size, "layout": "constrained", "squeeze": False}
     drawn, panels = pyplot.subplots(rows, columns, **kwargs)
     yield drawn, panels.ravel()
     with atomic(path) as temporary:
-        drawn.savefig(temporary, dpi=120, format="png")
+        drawn.savefig(temporary, dpi=120, format=Path(path).suffix[1:])
     pyplot.close(drawn)
 
 

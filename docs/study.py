@@ -1,0 +1,220 @@
+"""The study: train what is missing, then make its tables and figures.
+
+Run: python docs/study.py NOVELS [GROUP ...]     train, in runs/study, and keep the results
+     python docs/study.py                        tables and figures alone
+
+NOVELS is a folder of text (for docs/study.md: the English novels of
+https://github.com/computationalstylistics/100_english_novels). A result goes to
+docs/results/study/GROUP/NAME.json as soon as it is there, and a run goes on from its last
+checkpoint, so that the script can be stopped and started again, or started twice to use two
+processors: each run is made by one of them. Groups: tokens, flops, scale.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from mini_undivided.report.figures import figure  # noqa: E402
+from mini_undivided.report.replicates import difference  # noqa: E402
+from mini_undivided.report.tables import table  # noqa: E402
+from mini_undivided.support.errors import UserError, command_line  # noqa: E402
+from mini_undivided.support.files import read_json, write_json, write_text  # noqa: E402
+from mini_undivided.support.run_directory import claim, has_checkpoint, release  # noqa: E402
+
+RESULTS, RUNS = ROOT / "docs/results/study", Path("runs/study")
+KEPT = ("validation_loss", "validation_accuracy", "accuracy_at_mask", "tokens", "flops",
+        "tokens_per_second", "seconds", "peak_memory_bytes", "baseline")
+NO_FFN = ["--no-ffn"]
+ARCHITECTURES = {  # name: (what it is, options, seeds)
+    "full": ("an FFN in every layer", [], 5),
+    "none": ("no FFN", NO_FFN, 5),
+    "every2": ("an FFN in every 2nd layer", ["--ffn-every", "2"], 3),
+    "last": ("an FFN in the last layer", ["--ffn-layers", "3"], 3),
+    "first": ("an FFN in the first layer", ["--ffn-layers", "0"], 3),
+    "deep": ("no FFN, 12 layers", [*NO_FFN, "--layers", "12"], 3),
+    "wide": ("no FFN, 180 wide", [*NO_FFN, "--hidden-size", "180"], 3),
+    "narrow": ("an FFN in every layer, 92 wide",
+               ["--hidden-size", "92", "--intermediate-size", "368"], 3),
+    "shallow": ("an FFN in every layer, 1 layer", ["--layers", "1"], 3),
+    "cut": ("FFNs cut from full, and 250 steps more", [*NO_FFN, "--steps", "250"], 3)}
+SIZES = {"2x64": (2, 64), "3x96": (3, 96), "4x128": (4, 128), "6x192": (6, 192)}  # layers, width
+BUDGETS = (1.5e12, 5e12, 1.5e13, 4.5e13)  # FLOPs
+
+
+# Training.
+
+def jobs():
+    """Yield (group, name, options of train.py), in the order of their importance."""
+    for name, (_, options, seeds) in ARCHITECTURES.items():
+        for seed in range(seeds):
+            start = ["--init", str(RUNS / f"tokens/full-{seed}")] if name == "cut" else []
+            yield "tokens", f"{name}-{seed}", [*start, *options, "--seed", str(seed)]
+    for name in ("none", "deep", "wide", "every2"):
+        _, options, seeds = ARCHITECTURES[name]
+        for seed in range(seeds):
+            yield "flops", f"{name}-{seed}", [*options, "--seed", str(seed), "--flops", "FULL"]
+    for budget in BUDGETS:
+        for size, (layers, width) in SIZES.items():
+            sizes = ["--layers", layers, "--hidden-size", width, "--intermediate-size", 4 * width]
+            for kind, options in {"full": [], "none": NO_FFN}.items():
+                name = f"{size}-{kind}-{budget:.1e}"
+                yield "scale", name, [*map(str, sizes), *options, "--flops", f"{budget:g}"]
+
+
+def train(corpus, groups):
+    """Train every run of these groups that has no result yet."""
+    for group, name, options in jobs():
+        if group in groups and not path_of(group, name).exists():
+            out = RUNS / group / name
+            try:
+                handle = claim(lock_of(out))
+            except UserError:
+                continue  # another process is at it
+            if not path_of(group, name).exists():
+                train_one(corpus, group, name, options, out)
+            release(handle)
+
+
+def train_one(corpus, group, name, options, out):
+    """Train one run to its end, and keep its result."""
+    if "FULL" in options:
+        full = read_json(path_of("tokens", "full-0"))
+        options = [f"{full['flops']:g}" if option == "FULL" else option for option in options]
+    options = ["--preset", "laptop", "--corpus", corpus, *options, "--out", str(out)]
+    command = ["python", "train.py", *options, *["--resume"] * has_checkpoint(out)]
+    print(" ".join(command), flush=True)
+    done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    record = read_json(ROOT / out / "train.json")
+    kept = {key: record["result"][key] for key in KEPT}
+    write_json(path_of(group, name), {
+        "command": " ".join(["python", "train.py", *options]), **kept,
+        "parameters": record["parameters"], "flops_per_token": record["flops_per_token"],
+        "device": record["device"]})
+
+
+def path_of(group, name):
+    """Where a result is kept."""
+    return RESULTS / group / f"{name}.json"
+
+
+def lock_of(out):
+    """The folder that a run's process holds while it is at work."""
+    return ROOT / RUNS / "locks" / "-".join(out.parts[-2:])
+
+
+# Tables and figures.
+
+def results(group, name):
+    """What was measured of an architecture so far, a dictionary a seed."""
+    return [read_json(path) for path in sorted((RESULTS / group).glob(f"{name}-[0-9].json"))]
+
+
+def compare(group, reference):
+    """A table of a group's architectures, each against `reference`, results of others."""
+    base = [run["validation_loss"] for run in reference]
+    rows = []
+    for name, (text, _, _) in ARCHITECTURES.items():
+        runs = results(group, name)
+        if not runs:
+            continue
+        losses = [run["validation_loss"] for run in runs]
+        gap = "–"
+        if losses != base and min(len(base), len(losses)) > 1:
+            middle, half = difference(losses, base)
+            gap = f"{middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}]"
+        rows.append([text, f"{runs[0]['parameters']:,}", f"{runs[0]['flops_per_token'] / 1e6:.2f}",
+                     f"{np.mean([run['tokens'] for run in runs]) / 1e6:.2f}", str(len(runs)),
+                     plus_minus(losses), plus_minus([100 * r["validation_accuracy"] for r in runs], 1),
+                     gap])
+    return table(["", "parameters", "MFLOPs a token", "M tokens", "seeds", "validation loss",
+                  "masked accuracy, %", "less that of full [95 %]"], rows)
+
+
+def plus_minus(values, digits=3):
+    """Mean ± standard deviation, as text."""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
+
+
+def scale():
+    """{kind: {size: {budget: loss}}} of what was measured so far."""
+    losses = {kind: {size: {} for size in SIZES} for kind in ("full", "none")}
+    for group, name, _ in jobs():
+        if group == "scale" and path_of(group, name).exists():
+            size, kind, budget = name.split("-", 2)
+            losses[kind][size][float(budget)] = read_json(path_of(group, name))["validation_loss"]
+    return losses
+
+
+def scale_table(losses):
+    """Losses by size and budget, and the frontier: the best size at each budget."""
+    rows = []
+    for kind, sizes in losses.items():
+        label = {"full": "with FFNs", "none": "no FFN"}[kind]
+        for size, each in sizes.items():
+            cells = [f"{each[b]:.3f}" if b in each else "–" for b in BUDGETS]
+            rows.append([f"{size.replace('x', ' × ')}, {label}", *cells])
+        best = [f"{loss:.3f}" for _, loss in frontier(sizes)]
+        rows.append([f"**best, {label}**", *best, *["–"] * (len(BUDGETS) - len(best))])
+    return table(["layers × width", *(f"{budget:.1e}" for budget in BUDGETS)], rows)
+
+
+def frontier(sizes):
+    """The best loss of any size at each budget that has one → [(budget, loss)]."""
+    return [(b, min(each[b] for each in sizes.values() if b in each))
+            for b in BUDGETS if any(b in each for each in sizes.values())]
+
+
+def slope(points):
+    """How much the loss falls when FLOPs grow tenfold: least squares on (budget, loss)."""
+    return -np.polyfit(np.log10([b for b, _ in points]), [loss for _, loss in points], 1)[0]
+
+
+def draw_scale(losses):
+    """docs/scale.svg: loss against training FLOPs, with and without FFNs."""
+    with figure(ROOT / "docs/scale.svg", 1, 1, (7.5, 5)) as (_, (axes,)):
+        for i, (kind, sizes) in enumerate(losses.items()):
+            label, line = {"full": ("with FFNs", "-"), "none": ("no FFN", "--")}[kind]
+            for marker, (size, each) in zip("^sov", sizes.items(), strict=True):
+                style = {"color": f"C{i}", "alpha": 0.5}
+                text = f"{size.replace('x', ' × ')}, {label}"
+                axes.plot(each.keys(), each.values(), marker + ":", label=text, **style)
+            points = frontier(sizes)
+            text = f"best size, {label}: −{slope(points):.2f} nats per tenfold FLOPs"
+            axes.plot(*zip(*points, strict=True), line, color=f"C{i}", linewidth=2.5, label=text)
+        axes.set(xscale="log", xlabel="training FLOPs", ylabel="validation loss (nats)",
+                 title="What FLOPs buy, with and without FFNs (layers × width)")
+        axes.legend(fontsize=7)
+
+
+def fill(text, name, content):
+    """Put content between a document's marks for it."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{content}\n\n{end}{rest.split(end)[1]}"
+
+
+def write_up():
+    """Fill the tables of docs/study.md, and draw docs/scale.svg."""
+    full, path = results("tokens", "full"), ROOT / "docs/study.md"
+    text = fill(path.read_text(encoding="utf-8"), "tokens", compare("tokens", full))
+    text = fill(text, "flops", compare("flops", full))
+    losses = scale()
+    if any(each for sizes in losses.values() for each in sizes.values()):
+        text = fill(text, "scale", scale_table(losses))
+        draw_scale(losses)
+    write_text(path, text)
+
+
+if __name__ == "__main__":
+    with command_line():
+        if len(sys.argv) > 1:
+            train(sys.argv[1], sys.argv[2:] or ["tokens", "flops", "scale"])
+        write_up()
