@@ -39,7 +39,7 @@ ARCHITECTURES = {  # name: (what it is, options, seeds)
     "deep": ("no FFN, 12 layers", [*NO_FFN, "--layers", "12"], 3),
     "wide": ("no FFN, 180 wide", [*NO_FFN, "--hidden-size", "180"], 3),
     "narrow": ("an FFN in every layer, 92 wide",
-               ["--hidden-size", "92", "--intermediate-size", "368"], 3),
+               ["--hidden-size", "92", "--ffn-size", "368"], 3),
     "shallow": ("an FFN in every layer, 1 layer", ["--layers", "1"], 3),
     "cut": ("FFNs cut from full, and 250 steps more", [*NO_FFN, "--steps", "250"], 3)}
 SIZES = {"2x64": (2, 64), "3x96": (3, 96), "4x128": (4, 128), "6x192": (6, 192)}  # layers, width
@@ -60,7 +60,7 @@ def jobs():
             yield "flops", f"{name}-{seed}", [*options, "--seed", str(seed), "--flops", "FULL"]
     for budget in BUDGETS:
         for size, (layers, width) in SIZES.items():
-            sizes = ["--layers", layers, "--hidden-size", width, "--intermediate-size", 4 * width]
+            sizes = ["--layers", layers, "--hidden-size", width, "--ffn-size", 4 * width]
             for kind, options in {"full": [], "none": NO_FFN}.items():
                 name = f"{size}-{kind}-{budget:.1e}"
                 yield "scale", name, [*map(str, sizes), *options, "--flops", f"{budget:g}"]

@@ -117,12 +117,16 @@ class Trainer:
         if machine.world > 1:
             torch.manual_seed(options.seed + machine.rank)  # from here on for dropout alone
 
-    def train(self):
-        """Train to the end → "finished", or to the first Ctrl-C or SIGTERM → "interrupted"."""
+    def train(self, place=(0, 1)):
+        """Train to the end → "finished", or to the first Ctrl-C or SIGTERM → "interrupted".
+
+        place: how many runs are over, and how many there are, for the progress bar.
+        """
         state, read_every, self.window = self.state, 10 if self.machine.on_gpu else 1, Window()
         self.started, self.saved = time.perf_counter() - state.seconds, time.perf_counter()
         self.model.train()
-        with progress_bar(hidden=not self.machine.is_first) as bar, catch_signals() as caught:
+        hidden = not self.machine.is_first
+        with progress_bar(hidden, *place) as bar, catch_signals() as caught:
             while True:
                 stage = self.stage
                 batch = stage.data.batch(state.step, self.machine.rank, self.machine.world)
@@ -258,11 +262,11 @@ class Trainer:
 # From options to a run.
 
 
-def pretrain(options, resume=False, announce=None):
+def pretrain(options, resume=False, announce=None, place=(0, 1)):
     """Pretrain as PretrainOptions say → the dictionary that train.json holds.
 
     announce: called as announce(record, trainer, tokenizer) in the first process before training
-    begins. Raises UserError before any long work.
+    begins. place: as for Trainer.train. Raises UserError before any long work.
     """
     setup.check(options, resume)
     machine = Machine.start(options.device, options.dtype)
@@ -281,7 +285,7 @@ def pretrain(options, resume=False, announce=None):
             if announce:
                 announce(record, trainer, tokenizer)
             setup.begin(record, tokenizer, resume)
-        record["status"] = trainer.train()
+        record["status"] = trainer.train(place)
         if record["status"] == "finished":
             record["result"] = {**trainer.result(), "baseline": record["baseline"]}
         if machine.is_first:

@@ -1,6 +1,7 @@
 """The words that fill a [MASK] after a short run, and replicates of a run."""
 
 import os
+import re
 from dataclasses import replace
 from statistics import mean, stdev
 
@@ -49,7 +50,10 @@ def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monk
     interrupted.calls = 0
     monkeypatch.setattr(pretrain, "train_step", interrupted)
     assert not training.train_seeds({**typed, "seeds": 3})
-    assert "run 2 of 3, seed 1, some 0 minutes left" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "run 2 of 3, seed 1: " in shown.out
+    shares = [int(share) for share in re.findall(r"run 2 of 3, all: *(\d+) %", shown.err)]
+    assert 33 <= min(shares) and max(shares) == 45  # 4 of 11 steps of the second of three runs
     assert not (tmp_path / "run-seed2").exists()
     assert training.train_seeds({**typed, "seeds": 3})
     shown = capsys.readouterr().out

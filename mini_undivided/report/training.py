@@ -5,7 +5,7 @@ Letters: M masked positions in a sentence, V words in the vocabulary.
 
 import os
 from dataclasses import replace
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 
 import torch
 
@@ -20,8 +20,11 @@ from mini_undivided.support.run_directory import has_checkpoint, read_record
 from mini_undivided.tokenizer import is_cased, load_tokenizer, special_ids
 
 
-def train(options, resume=False):
-    """Pretrain, print plan and results, and draw loss.png → whether the run finished."""
+def train(options, resume=False, place=(0, 1)):
+    """Pretrain, print plan and results, and draw loss.png → whether the run finished.
+
+    place: how many replicates are over, and how many there are.
+    """
 
     def announce(record, trainer, tokenizer):
         print(describe(record, trainer, tokenizer), flush=True)
@@ -31,7 +34,7 @@ def train(options, resume=False):
         print(f"{options.out} is finished; to train it further, start a new run with --init")
         remove_temporaries(options.out)  # of a kill while loss.png was drawn
     else:
-        record = pretrain(options, resume, announce)
+        record = pretrain(options, resume, announce, place)
     if is_first_process():
         plot_losses(options.out, record.get("baseline"))
         print(ending(record))
@@ -42,7 +45,7 @@ def train_seeds(typed):
     """Train replicates, seeds 0 to N - 1, as train.py's options say → whether all are finished."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a process group cannot be joined twice
         raise UserError("--seeds does not work under torchrun: start each seed with --seed")
-    count, losses, seconds = typed["seeds"], [], []
+    count, losses = typed["seeds"], []
     for seed in range(count):
         own = {**typed, "seed": seed}
         del own["seeds"]
@@ -54,14 +57,10 @@ def train_seeds(typed):
         if resume:
             options = resume_options(own)  # an error if it was trained otherwise
         if not resume or read_record(out)["status"] != "finished":
-            minutes = median(seconds or [0]) * (count - seed) / 60
-            left = f", some {minutes:.0f} minutes left" if seconds else ""
-            say(f"\nrun {seed + 1} of {count}, seed {seed}{left}: {out}\n")
-            if not train(options, resume):
+            say(f"\nrun {seed + 1} of {count}, seed {seed}: {out}\n")
+            if not train(options, resume, (seed, count)):
                 return False
-        result = read_record(out)["result"]
-        losses.append(result["validation_loss"])
-        seconds.append(result["seconds"])
+        losses.append(read_record(out)["result"]["validation_loss"])
     spread = f" ± {stdev(losses):.3f}" if count > 1 else ""
     say(f"\n{count} seeds: validation loss {mean(losses):.3f}{spread} nats")
     return True

@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 
-def progress_bar(hidden=False):
-    """A bar over the share of a run that is over, with time left and whatever is set behind it."""
-    form = "{percentage:3.0f} %|{bar:20}| {elapsed} < {remaining}{postfix}"  # postfix: ", …"
-    return tqdm(total=1.0, bar_format=form, disable=hidden, mininterval=0.2, dynamic_ncols=True)
+def progress_bar(hidden=False, done=0, count=1):
+    """A bar over `count` runs of which `done` are over, with the time left for all of them."""
+    run = f"run {done + 1} of {count}, all: " * (count > 1)
+    form = run + "{percentage:3.0f} %|{bar:20}| {elapsed} < {remaining}{postfix}"  # postfix: ", …"
+    return tqdm(total=count, initial=done, bar_format=form, disable=hidden, mininterval=0.2,
+                dynamic_ncols=True)
 
 
 def show(bar, share, text):
-    """Move the bar to the share of the run that is over, with a text behind it."""
-    bar.n = share
+    """Move the bar to the share of the run at work that is over, with a text behind it."""
+    bar.n = bar.initial + share
     bar.set_postfix_str(text, refresh=False)
     bar.update(0)
 
