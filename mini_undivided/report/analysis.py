@@ -123,8 +123,7 @@ class Analysis:
         self.length = min(LONGEST, *(run.longest for run in self.runs), *positions)
         self.corpus = options.corpus or self.first.options.get("corpus", ["docs"])
         default = "-vs-".join(name.replace("/", "-") for name in self.groups)
-        default += "-probes" * (len(self.groups) == 1)
-        self.out = Path(options.out or f"runs/{default}")
+        self.out = Path(options.out or f"runs/report-{default}")
         check_writable(self.out)
         self.fingerprint = None if options.corpus else self.first.fingerprint
         if not self.sentences:

@@ -246,7 +246,7 @@ class AnalyzeOptions(Checked):
     runs: list[str] = option(
         MISSING, "run directories, Hugging Face BERTs, or their ids on the hub", "RUN")
     out: str | None = option(
-        None, "where to write", "DIR", unset="runs/ and the runs' names with -vs- between")
+        None, "where to write", "DIR", unset="runs/report- and the names with -vs- between")
     corpus: list[str] | None = option(
         None, "text whose held-out part is looked at, as for train.py", "TEXT",
         unset="what the first run was trained on")
