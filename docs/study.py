@@ -93,6 +93,7 @@ def train_one(corpus, group, name, options, out):
         raise SystemExit(done.returncode)
     record = read_json(ROOT / out / "train.json")
     kept = {key: record["result"][key] for key in KEPT}
+    path_of(group, name).parent.mkdir(parents=True, exist_ok=True)
     write_json(path_of(group, name), {
         "command": " ".join(["python", "train.py", *options]), **kept,
         "parameters": record["parameters"], "flops_per_token": record["flops_per_token"],

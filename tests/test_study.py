@@ -1,0 +1,104 @@
+"""The study's script: its commands are valid, results are kept once, tables follow from them."""
+
+import importlib.util
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from helpers import ROOT, train_options
+
+from mini_undivided.model import BertConfig, count_parameters
+from mini_undivided.support.files import write_json
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """docs/study.py as a module that keeps its results in a temporary folder."""
+    spec = importlib.util.spec_from_file_location("study", ROOT / "docs/study.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    for group in ("tokens", "scale"):
+        (tmp_path / group).mkdir()
+    return module
+
+
+def parameters(study, name):
+    """How many parameters an architecture of the study has."""
+    made = asdict(train_options("--preset", "laptop", *study.ARCHITECTURES[name][1]))
+    return count_parameters(BertConfig(
+        vocab_size=made["vocab_size"], hidden_size=made["hidden_size"],
+        num_hidden_layers=made["layers"], num_attention_heads=made["heads"],
+        intermediate_size=made["ffn_size"], ffn_layers=made["ffn_layers"]))
+
+
+def test_equal_parameters_are_equal(study):
+    """What stands for equal parameters differs from its model by less than 4 %."""
+    assert parameters(study, "deep") == pytest.approx(parameters(study, "full"), rel=0.04)
+    assert parameters(study, "wide") == pytest.approx(parameters(study, "full"), rel=0.04)
+    assert parameters(study, "narrow") == pytest.approx(parameters(study, "none"), rel=0.04)
+
+
+def test_every_command_is_one_of_train(study):
+    """Options of all jobs, which have different names, are those of train.py."""
+    every = [(group, name, options) for group, name, options in study.jobs()]
+    assert len({(group, name) for group, name, _ in every}) == len(every) > 50
+    for group, _, options in every:
+        options = ["1e12" if option == "FULL" else option for option in options]
+        if "--init" not in options:
+            made = train_options("--preset", "laptop", *options)
+            assert (made.flops is not None) == (group != "tokens")
+
+
+def test_results_are_kept_and_not_made_twice(study, tmp_path, monkeypatch):
+    """A job whose result is there is skipped; one that another process holds is left to it."""
+    made = []
+    monkeypatch.setattr(study, "train_one", lambda corpus, group, name, *_: made.append(name))
+    monkeypatch.setattr(study, "lock_of", lambda out: tmp_path / "locks" / out.name)
+    write_json(tmp_path / "tokens/full-0.json", {})
+    held = study.claim(tmp_path / "locks/none-1")
+    study.train("novels", ["tokens"])
+    study.release(held)
+    assert "full-1" in made and "full-0" not in made and "none-1" not in made
+    assert made == [name for group, name, _ in study.jobs() if group == "tokens" and name in made]
+
+
+def result(loss, tokens=2_000_000):
+    return {"validation_loss": loss, "validation_accuracy": 0.3, "tokens": tokens,
+            "parameters": 12_345, "flops_per_token": 2.5e6}
+
+
+def test_tables_follow_from_results(study, tmp_path):
+    """Mean and deviation over seeds, and the difference from full with its interval."""
+    for name, losses in {"full": (4.0, 4.1), "none": (4.3, 4.5), "wide": (4.2,)}.items():
+        for seed, loss in enumerate(losses):
+            write_json(tmp_path / f"tokens/{name}-{seed}.json", result(loss))
+    full = study.results("tokens", "full")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]]
+            for row in study.compare("tokens", full).splitlines()[2:]]
+    gap, half = study.difference([4.3, 4.5], [4.0, 4.1])
+    assert [row[5] for row in rows] == ["4.050 ± 0.071", "4.400 ± 0.141", "4.200"]
+    assert [row[7] for row in rows] == [
+        "–", f"{gap:+.3f} [{gap - half:+.3f}, {gap + half:+.3f}]", "–"]
+    assert rows[0][1:5] == ["12,345", "2.50", "2.00", "2"]
+
+
+def test_the_frontier_is_the_best_size_at_each_budget(study, tmp_path):
+    """Slopes are those of a planted power of ten; the table has dashes for what is missing."""
+    for i, budget in enumerate(study.BUDGETS[:3]):
+        for size, more in (("2x64", 0.1), ("4x128", 0.0)):
+            loss = 10 - 0.5 * np.log10(budget) + more
+            write_json(tmp_path / f"scale/{size}-none-{budget:.1e}.json", result(loss))
+    losses = study.scale()
+    points = study.frontier(losses["none"])
+    assert [budget for budget, _ in points] == list(study.BUDGETS[:3])
+    assert study.slope(points) == pytest.approx(0.5)
+    *_, last = study.scale_table(losses).splitlines()
+    assert last.startswith("| **best, no FFN**") and last.count("–") == 1
+
+
+def test_marks_are_filled_and_the_rest_stays(study):
+    """Content goes between a document's marks, again and again."""
+    text = "a\n<!-- x -->\n\nold\n\n<!-- end of x -->\nb"
+    once = study.fill(text, "x", "new")
+    assert once == study.fill(once, "x", "new") == text.replace("old", "new")
