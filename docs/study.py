@@ -97,7 +97,7 @@ def train_one(corpus, group, name, options, out):
     write_json(path_of(group, name), {
         "command": " ".join(["python", "train.py", *options]), **kept,
         "parameters": record["parameters"], "flops_per_token": record["flops_per_token"],
-        "device": record["device"]})
+        "machine": record["machine"], "versions": record["versions"]})
 
 
 def path_of(group, name):
