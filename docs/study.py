@@ -7,7 +7,8 @@ NOVELS is a folder of text (for docs/study.md: the English novels of
 https://github.com/computationalstylistics/100_english_novels). A result goes to
 docs/results/study/GROUP/NAME.json as soon as it is there, and a run goes on from its last
 checkpoint, so that the script can be stopped and started again, or started twice to use two
-processors: each run is made by one of them. Groups: tokens, flops, scale.
+processors: each run is made by one of them. Groups: docs (the default runs, on built-in text),
+tokens, flops, scale.
 """
 
 import subprocess
@@ -24,9 +25,16 @@ from mini_undivided.report.replicates import difference  # noqa: E402
 from mini_undivided.report.tables import table  # noqa: E402
 from mini_undivided.support.errors import UserError, command_line  # noqa: E402
 from mini_undivided.support.files import read_json, write_json, write_text  # noqa: E402
-from mini_undivided.support.run_directory import claim, has_checkpoint, release  # noqa: E402
+from mini_undivided.support.run_directory import (  # noqa: E402
+    claim,
+    has_checkpoint,
+    read_log,
+    release,
+)
 
 RESULTS, RUNS = ROOT / "docs/results/study", Path("runs/study")
+DEFAULTS = ROOT / "mini_undivided/report/default_runs.json"  # what loss.png draws a band of
+GROUPS = ("docs", "tokens", "flops", "scale")
 KEPT = ("validation_loss", "validation_accuracy", "accuracy_at_mask", "tokens", "flops",
         "tokens_per_second", "seconds", "peak_memory_bytes", "baseline")
 NO_FFN = ["--no-ffn"]
@@ -50,14 +58,17 @@ BUDGETS = (1.5e12, 5e12, 1.5e13, 4.5e13)  # FLOPs
 
 def jobs():
     """Yield (group, name, options of train.py), in the order of their importance."""
+    for name, options in {"full": [], "noffn": NO_FFN}.items():
+        for seed in range(5):
+            yield "docs", name + f"-seed{seed}" * (seed > 0), [*options, "--seed", str(seed)]
     for name, (_, options, seeds) in ARCHITECTURES.items():
         for seed in range(seeds):
-            start = ["--init", str(RUNS / f"tokens/full-{seed}")] if name == "cut" else []
-            yield "tokens", f"{name}-{seed}", [*start, *options, "--seed", str(seed)]
+            start = ["--init", str(RUNS / f"tokens/full-seed{seed}")] if name == "cut" else []
+            yield "tokens", f"{name}-seed{seed}", [*start, *options, "--seed", str(seed)]
     for name in ("none", "deep", "wide", "every2"):
         _, options, seeds = ARCHITECTURES[name]
         for seed in range(seeds):
-            yield "flops", f"{name}-{seed}", [*options, "--seed", str(seed), "--flops", "FULL"]
+            yield "flops", f"{name}-seed{seed}", [*options, "--seed", str(seed), "--flops", "FULL"]
     for budget in BUDGETS:
         for size, (layers, width) in SIZES.items():
             sizes = ["--layers", layers, "--hidden-size", width, "--ffn-size", 4 * width]
@@ -70,7 +81,7 @@ def train(corpus, groups):
     """Train every run of these groups that has no result yet."""
     for group, name, options in jobs():
         if group in groups and not path_of(group, name).exists():
-            out = RUNS / group / name
+            out = Path("runs") / name if group == "docs" else RUNS / group / name
             try:
                 handle = claim(lock_of(out))
             except UserError:
@@ -83,9 +94,11 @@ def train(corpus, groups):
 def train_one(corpus, group, name, options, out):
     """Train one run to its end, and keep its result."""
     if "FULL" in options:
-        full = read_json(path_of("tokens", "full-0"))
+        full = read_json(path_of("tokens", "full-seed0"))
         options = [f"{full['flops']:g}" if option == "FULL" else option for option in options]
-    options = ["--preset", "laptop", "--corpus", corpus, *options, "--out", str(out)]
+    if group != "docs":
+        options = ["--preset", "laptop", "--corpus", corpus, *options]
+    options += ["--out", str(out)]
     command = ["python", "train.py", *options, *["--resume"] * has_checkpoint(out)]
     print(" ".join(command), flush=True)
     done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT)
@@ -93,6 +106,8 @@ def train_one(corpus, group, name, options, out):
         raise SystemExit(done.returncode)
     record = read_json(ROOT / out / "train.json")
     kept = {key: record["result"][key] for key in KEPT}
+    rows = [row for row in read_log(ROOT / out) if "validation_loss" in row]
+    kept["curve"] = [[row["tokens"], row["validation_loss"]] for row in rows]
     path_of(group, name).parent.mkdir(parents=True, exist_ok=True)
     write_json(path_of(group, name), {
         "command": " ".join(["python", "train.py", *options]), **kept,
@@ -114,7 +129,7 @@ def lock_of(out):
 
 def results(group, name):
     """What was measured of an architecture so far, a dictionary a seed."""
-    return [read_json(path) for path in sorted((RESULTS / group).glob(f"{name}-[0-9].json"))]
+    return [read_json(path) for path in sorted((RESULTS / group).glob(f"{name}*.json"))]
 
 
 def compare(group, reference):
@@ -202,8 +217,22 @@ def fill(text, name, content):
     return f"{before}{begin}\n\n{content}\n\n{end}{rest.split(end)[1]}"
 
 
+def default_runs():
+    """{"full" or "noffn": {"tokens", "mean", "std"}} of the default's validation losses."""
+    curves = {}
+    for name in ("full", "noffn"):
+        curve = np.array([run["curve"] for run in results("docs", name)])  # (seeds, points, 2)
+        if len(curve) > 1:
+            curves[name] = {"seeds": len(curve), "tokens": curve[0, :, 0].tolist(),
+                            "mean": curve[..., 1].mean(0).tolist(),
+                            "std": curve[..., 1].std(0, ddof=1).tolist()}
+    return curves
+
+
 def write_up():
     """Fill the tables of docs/study.md, and draw docs/scale.svg."""
+    if len(default_runs()) == 2:
+        write_json(DEFAULTS, default_runs())
     full, path = results("tokens", "full"), ROOT / "docs/study.md"
     text = fill(path.read_text(encoding="utf-8"), "tokens", compare("tokens", full))
     text = fill(text, "flops", compare("flops", full))
@@ -217,5 +246,5 @@ def write_up():
 if __name__ == "__main__":
     with command_line():
         if len(sys.argv) > 1:
-            train(sys.argv[1], sys.argv[2:] or ["tokens", "flops", "scale"])
+            train(sys.argv[1], sys.argv[2:] or GROUPS)
         write_up()

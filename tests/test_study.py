@@ -18,7 +18,7 @@ def study(tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "RESULTS", tmp_path)
-    for group in ("tokens", "scale"):
+    for group in ("docs", "tokens", "scale"):
         (tmp_path / group).mkdir()
     return module
 
@@ -46,8 +46,8 @@ def test_every_command_is_one_of_train(study):
     for group, _, options in every:
         options = ["1e12" if option == "FULL" else option for option in options]
         if "--init" not in options:
-            made = train_options("--preset", "laptop", *options)
-            assert (made.flops is not None) == (group != "tokens")
+            made = train_options(*options)
+            assert (made.flops is not None) == (group in ("flops", "scale"))
 
 
 def test_results_are_kept_and_not_made_twice(study, tmp_path, monkeypatch):
@@ -55,11 +55,11 @@ def test_results_are_kept_and_not_made_twice(study, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(study, "train_one", lambda corpus, group, name, *_: made.append(name))
     monkeypatch.setattr(study, "lock_of", lambda out: tmp_path / "locks" / out.name)
-    write_json(tmp_path / "tokens/full-0.json", {})
-    held = study.claim(tmp_path / "locks/none-1")
+    write_json(tmp_path / "tokens/full-seed0.json", {})
+    held = study.claim(tmp_path / "locks/none-seed1")
     study.train("novels", ["tokens"])
     study.release(held)
-    assert "full-1" in made and "full-0" not in made and "none-1" not in made
+    assert "full-seed1" in made and not {"full-seed0", "none-seed1"} & {*made}
     assert made == [name for group, name, _ in study.jobs() if group == "tokens" and name in made]
 
 
@@ -72,7 +72,7 @@ def test_tables_follow_from_results(study, tmp_path):
     """Mean and deviation over seeds, and the difference from full with its interval."""
     for name, losses in {"full": (4.0, 4.1), "none": (4.3, 4.5), "wide": (4.2,)}.items():
         for seed, loss in enumerate(losses):
-            write_json(tmp_path / f"tokens/{name}-{seed}.json", result(loss))
+            write_json(tmp_path / f"tokens/{name}-seed{seed}.json", result(loss))
     full = study.results("tokens", "full")
     rows = [[cell.strip() for cell in row.split("|")[1:-1]]
             for row in study.compare("tokens", full).splitlines()[2:]]
@@ -102,3 +102,14 @@ def test_marks_are_filled_and_the_rest_stays(study):
     text = "a\n<!-- x -->\n\nold\n\n<!-- end of x -->\nb"
     once = study.fill(text, "x", "new")
     assert once == study.fill(once, "x", "new") == text.replace("old", "new")
+
+
+def test_the_band_of_default_runs(study, tmp_path):
+    """The band is mean and deviation of the curves over seeds, once both kinds have two."""
+    for name in ("full", "full-seed1", "noffn"):
+        curve = [[10, 5.0 + len(name)], [20, 4.0]]
+        write_json(tmp_path / f"docs/{name}.json", {**result(4.0), "curve": curve})
+    band = study.default_runs()
+    assert list(band) == ["full"] and band["full"]["tokens"] == [10, 20]
+    assert band["full"]["mean"] == [12.0, 4.0]
+    assert band["full"]["std"] == pytest.approx([6 / 2**0.5, 0])

@@ -1,8 +1,9 @@
 """The words that fill a [MASK] after a short run, and replicates of a run."""
 
+import json
 import os
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import mean, stdev
 
 import pytest
@@ -11,11 +12,11 @@ from helpers import small_run
 import train
 from mini_undivided import pretrain
 from mini_undivided.model import MaskedLM
-from mini_undivided.report import training
+from mini_undivided.report import figures, training
 from mini_undivided.report.training import fill
 from mini_undivided.support import options as run_options
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import read_json
+from mini_undivided.support.files import read_json, write_json
 from mini_undivided.tokenizer import load_tokenizer
 
 
@@ -31,6 +32,31 @@ def test_fill_names_the_likeliest_words(options):
     assert [p for _, p in first] == sorted((p for _, p in first), reverse=True) and len(first) == 3
     with pytest.raises(UserError, match="there is no \\[MASK\\]"):
         fill(model, tokenizer, "ant bee")
+
+
+def test_the_band_is_that_of_default_runs_alone(tmp_path, monkeypatch):
+    """Runs by default, of any seed and on any device, have a band: with all FFNs or with none."""
+    bands = {"full": {"mean": [4.0]}, "noffn": {"mean": [5.0]}}
+    monkeypatch.setattr(training, "DEFAULT_RUNS", tmp_path / "bands.json")
+    write_json(tmp_path / "bands.json", bands)
+
+    def band(**changes):
+        return training.usual_losses(asdict(run_options.PretrainOptions.preset("laptop", **changes)))
+
+    assert band() == band(seed=3, device="cpu", out="x") == bands["full"]
+    assert band(ffn_layers=[], compile=False) == bands["noffn"]
+    for changes in ({"ffn_layers": [3]}, {"lr": 1e-3}, {"corpus": ["x"]}, {"steps": 9}, {"flops": 1e9}):
+        assert band(**changes) is None, changes
+
+
+def test_the_band_is_drawn(tmp_path):
+    """loss.png has another panel of colour where the band lies."""
+    (tmp_path / "log.jsonl").write_text("".join(
+        json.dumps({"step": i, "tokens": i, "loss": 5.0 - i / 9}) + "\n" for i in range(1, 9)))
+    figures.plot_losses(tmp_path)
+    plain = (tmp_path / "loss.png").read_bytes()
+    figures.plot_losses(tmp_path, None, {"seeds": 5, "tokens": [2, 8], "mean": [4, 3], "std": [1, 1]})
+    assert (tmp_path / "loss.png").read_bytes() != plain
 
 
 def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monkeypatch):

@@ -48,8 +48,11 @@ def by_layer(axes, **labels):
 
 
 @needs_matplotlib
-def plot_losses(out, baseline=None):
-    """Draw log.jsonl as loss.png, with the loss of the best model without context."""
+def plot_losses(out, baseline=None, usual=None):
+    """Draw log.jsonl as loss.png, with the loss of the best model without context.
+
+    usual: the validation losses of default runs, {"seeds", "tokens", "mean", "std"}.
+    """
     rows = read_log(out)
     train = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
     valid = [(row["tokens"], row["validation_loss"]) for row in rows if "validation_loss" in row]
@@ -59,6 +62,10 @@ def plot_losses(out, baseline=None):
         axes.plot(*np.mean(groups, axis=1).T, label="training", color="tab:blue")
         if valid:
             axes.plot(*zip(*valid, strict=True), "o-", label="validation", color="tab:orange")
+        if usual:
+            edges = (np.array(usual["mean"]) + side * np.array(usual["std"]) for side in (-2, 2))
+            label = f"validation of {usual['seeds']} default runs, ± 2 standard deviations"
+            axes.fill_between(usual["tokens"], *edges, color="tab:orange", alpha=0.25, label=label)
         if baseline:
             label = "best model without context (word frequencies, its own place)"
             axes.axhline(baseline["loss"], linestyle="--", color="gray", label=label)

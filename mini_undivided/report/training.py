@@ -4,7 +4,8 @@ Letters: M masked positions in a sentence, V words in the vocabulary.
 """
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from statistics import mean, stdev
 
 import torch
@@ -14,10 +15,17 @@ from mini_undivided.model import MaskedLM, count_parameters
 from mini_undivided.pretrain import pretrain
 from mini_undivided.report.figures import plot_losses
 from mini_undivided.support.errors import UserError, is_first_process
-from mini_undivided.support.files import remove_temporaries
-from mini_undivided.support.options import resume_options, train_options
+from mini_undivided.support.files import read_json, remove_temporaries
+from mini_undivided.support.options import (
+    MAY_CHANGE,
+    PretrainOptions,
+    resume_options,
+    train_options,
+)
 from mini_undivided.support.run_directory import has_checkpoint, read_record
 from mini_undivided.tokenizer import is_cased, load_tokenizer, special_ids
+
+DEFAULT_RUNS = Path(__file__).parent / "default_runs.json"  # made by docs/study.py
 
 
 def train(options, resume=False, place=(0, 1)):
@@ -36,9 +44,22 @@ def train(options, resume=False, place=(0, 1)):
     else:
         record = pretrain(options, resume, announce, place)
     if is_first_process():
-        plot_losses(options.out, record.get("baseline"))
+        plot_losses(options.out, record.get("baseline"), usual_losses(record["options"]))
         print(ending(record))
     return record["status"] == "finished"
+
+
+def usual_losses(options):
+    """The validation losses of default runs, or None if the options are not the default's.
+
+    Seed and device may differ; there are losses with all FFNs and without any.
+    """
+    default = asdict(PretrainOptions.preset("laptop"))
+    free = {"ffn_layers", "seed", "out", *MAY_CHANGE}
+    kept = options["ffn_layers"]
+    if any(options.get(name) != default[name] for name in default.keys() - free) or kept:
+        return None
+    return read_json(DEFAULT_RUNS).get("full" if kept is None else "noffn")
 
 
 def train_seeds(typed):
