@@ -33,20 +33,27 @@ def stream(purpose, seed, number):
 
 
 class MaskedBatch(NamedTuple):
-    """Masked sequences: input_ids (B, T); the masks' positions (B, M); labels (B, M) or IGNORE."""
+    """Masked sequences: input_ids (B, T); the masks' positions (B, M); labels (B, M) or IGNORE.
+
+    If they are pairs, also: token_type_ids (B, T); is_random (B,), 1 where the second part does not
+    follow the first, else 0.
+    """
 
     input_ids: torch.Tensor
     positions: torch.Tensor
     labels: torch.Tensor
+    token_type_ids: torch.Tensor | None = None
+    is_random: torch.Tensor | None = None
 
     def micro_batches(self, size):
         """Yield micro-batches of `size` sequences."""
-        for parts in zip(*(tensor.split(size) for tensor in self), strict=True):
+        tensors = (tensor.split(size) for tensor in self if tensor is not None)
+        for parts in zip(*tensors, strict=True):
             yield MaskedBatch(*parts)
 
     def move(self, machine):
         """The batch on the machine's device."""
-        return MaskedBatch(*map(machine.move, self))
+        return MaskedBatch(*(machine.move(tensor) for tensor in self if tensor is not None))
 
     def num_masked(self):
         """How many places have to be named."""
@@ -116,11 +123,30 @@ class Sequences:
         return MaskedBatch(*map(torch.from_numpy, (ids, positions, labels)))
 
 
-class TrainingData:
-    """The batches of a run: `size` sequences a step, each epoch in a new order with new masks."""
+    def pair(self, ids, rng):
+        """[CLS] A [SEP] B [SEP] from sequences (B, T): half of the B's are another sequence's.
 
-    def __init__(self, sequences, size, seed):
-        self.sequences, self.size, self.seed = sequences, size, seed
+        A token in the middle half becomes the [SEP] between the parts. A random B comes from the
+        sequence before it in the batch, and from the same places there. → ids and token_type_ids
+        (B, T), is_random (B,).
+        """
+        B, T = ids.shape
+        cuts = rng.integers(T // 4, T - T // 4, size=(B, 1))
+        is_random = rng.integers(2, size=B) if B > 1 else np.zeros(B, dtype=np.int64)
+        second = np.arange(T) > cuts  # (B, T)
+        ids = np.where(second & (is_random[:, None] == 1), np.roll(ids, 1, axis=0), ids)
+        np.put_along_axis(ids, cuts, self.sep_id, axis=1)
+        return ids, second.astype(np.int64), is_random
+
+
+class TrainingData:
+    """The batches of a run: `size` sequences a step, each epoch in a new order with new masks.
+
+    pairs: they are pairs, as `Sequences.pair` makes them.
+    """
+
+    def __init__(self, sequences, size, seed, pairs=False):
+        self.sequences, self.size, self.seed, self.pairs = sequences, size, seed, pairs
         self.epoch, self.order = None, None
 
     def batch(self, step, rank=0, world=1):
@@ -128,8 +154,12 @@ class TrainingData:
         visits = np.arange(step * self.size, (step + 1) * self.size)
         ids = self.sequences.read(self.indices(visits))
         share = self.size // world
-        rng = stream(MASKS, self.seed, step)
-        return self.sequences.mask(ids, rng, slice(rank * share, (rank + 1) * share))
+        rng, mine = stream(MASKS, self.seed, step), slice(rank * share, (rank + 1) * share)
+        if not self.pairs:
+            return self.sequences.mask(ids, rng, mine)
+        ids, *rest = self.sequences.pair(ids, rng)
+        return self.sequences.mask(ids, rng, mine)._replace(
+            token_type_ids=torch.from_numpy(rest[0][mine]), is_random=torch.from_numpy(rest[1][mine]))
 
     def indices(self, visits):
         """Which sequences are visited: in each epoch a permutation, drawn from seed and epoch."""

@@ -210,8 +210,34 @@ class MaskedLM(Pretrained):
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
         """→ logits (B, T, V); with `positions` (B, M), of these positions only, (B, M, V)."""
         x = self.encoder(input_ids, attention_mask, token_type_ids, positions=positions)
-        x = self.head.norm(F.gelu(self.head.dense(x)))
+        return self.name_tokens(x)
+
+    def name_tokens(self, states):
+        """The encoder's states (B, M, C) → logits (B, M, V)."""
+        x = self.head.norm(F.gelu(self.head.dense(states)))
         return F.linear(x, self.encoder.embeddings.word.weight, self.head.bias)
+
+
+class PairedMaskedLM(MaskedLM):
+    """MaskedLM with BERT's other head: is the second part of a sequence from somewhere else?
+
+    It reads [CLS] through a pooler, as classifiers do (Devlin et al. 2019, section 3.1, task 2).
+    """
+
+    architecture = "BertForPreTraining"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.next = nn.Linear(config.hidden_size, 2)
+        initialise(self)
+
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, *, positions):
+        """→ logits of the masked places (B, M, V), and of the pairs, (B, 2): follows, is random."""
+        asked = F.pad(positions, (1, 0))  # (B, M) → (B, 1 + M), [CLS] first
+        states = self.encoder(input_ids, attention_mask, token_type_ids, positions=asked)
+        pooled = torch.tanh(self.pooler(states[:, 0]))  # (B, C)
+        return self.name_tokens(states[:, 1:]), self.next(pooled)
 
 
 class SequenceClassifier(Pretrained):

@@ -11,6 +11,7 @@ is for the matrices inside the model; embeddings, biases and LayerNorms stay wit
 import torch
 
 WARMUP = 0.1  # share of the run in which the learning rate rises
+OUTSIDE = ("encoder.embeddings.", "next.")  # matrices from words, and to two classes: AdamW's
 STEPS = 5  # of the iteration in `orthogonalise`
 
 
@@ -43,7 +44,7 @@ def adamw(parameters, lr, weight_decay=0.01):
 def muon_and_adamw(model, muon_lr, lr, dtype=torch.float32):
     """Muon for the matrices inside a MaskedLM, AdamW for the rest → the two optimizers."""
     matrices = [p for name, p in model.named_parameters()
-                if p.dim() == 2 and "embeddings." not in name and p.requires_grad]
+                if p.dim() == 2 and p.requires_grad and not name.startswith(OUTSIDE)]
     inside = set(matrices)
     rest = [p for p in model.parameters() if p not in inside]
     return [Muon(matrices, muon_lr, dtype), adamw(rest, lr)]

@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from mini_undivided.data import IGNORE, validation_batches
+from mini_undivided.model import MaskedLM
 from mini_undivided.optim import adamw, muon_and_adamw, scale_learning_rates, warmup_decay
 from mini_undivided.support import run_directory, setup
 from mini_undivided.support.checkpoint import load_trainer, save_trainer
@@ -42,6 +43,19 @@ def masked_loss(model, batch):
     return F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum")
 
 
+def paired_loss(model, batch):
+    """`masked_loss`, plus M times the cross entropy of each of the batch's pairs.
+
+    Divided by the number of masked places, M a sequence, it is BERT's loss: the mean over masked
+    places plus the mean over pairs.
+    """
+    logits, pairs = model(
+        batch.input_ids, token_type_ids=batch.token_type_ids, positions=batch.positions)
+    labels, (_, M) = batch.labels.flatten(), batch.labels.shape  # (B, M) → (B M)
+    named = F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum")
+    return named + M * F.cross_entropy(pairs, batch.is_random, reduction="sum")
+
+
 def train_step(model, optimizers, batches, num_masked, machine):
     """One step of the optimizers over micro-batches → the summed loss, like them on the device.
 
@@ -56,7 +70,7 @@ def train_step(model, optimizers, batches, num_masked, machine):
         # Gradients travel between processes once a step, with the last micro-batch.
         with machine.synchronise(model, now=i == len(batches) - 1):
             with machine.autocast():
-                loss = masked_loss(model, batch)
+                loss = (masked_loss if batch.is_random is None else paired_loss)(model, batch)
             (loss * (machine.world / num_masked)).backward()
         total += loss.detach()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -236,7 +250,8 @@ class Trainer:
         for batch in validation_batches(self.valid_set, count, machine.rank, machine.world):
             batch = batch.move(machine)
             with machine.autocast():
-                logits = self.model(batch.input_ids, positions=batch.positions)  # (B, M, V)
+                # A model of pairs, too, validates without them, so that losses compare.
+                logits = MaskedLM.forward(self.model, batch.input_ids, positions=batch.positions)
             logits, labels = logits.float().flatten(0, 1), batch.labels.flatten()  # (B M, V), (B M)
             shown = batch.input_ids.gather(1, batch.positions).flatten()  # (B, M) → (B M)
             loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")

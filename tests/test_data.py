@@ -174,11 +174,51 @@ def test_processes_share_the_batch_of_one(parts):
     training = data.TrainingData(data.Sequences(tokens.train, 21, tokenizer), 9, 3)
     whole = training.batch(4)
     shares = [training.batch(4, rank, 3) for rank in range(3)]
-    for name in whole._fields:
-        assert torch.equal(
-            torch.cat([getattr(share, name) for share in shares]), getattr(whole, name)
-        )
+    assert whole[3:] == (None, None)
+    for i, tensor in enumerate(whole[:3]):
+        assert torch.equal(torch.cat([share[i] for share in shares]), tensor)
     assert [part.input_ids.shape for part in whole.micro_batches(4)] == [(4, 21), (4, 21), (1, 21)]
+
+
+def test_pairs_are_of_neighbours_or_of_two_sequences(parts):
+    """A pair is [CLS] A [SEP] B [SEP]; half of the B's are the sequence's own.
+
+    The others are the same places of the sequence before it in the batch, and are called random. A
+    has at least a quarter of the sequence, B a quarter less its [SEP]s.
+    """
+    _, tokenizer, tokens = parts
+    sequences = data.Sequences(tokens.train, 21, tokenizer)
+    ids = sequences.read(np.arange(400))
+    before = ids.copy()
+    paired, segments, is_random = sequences.pair(ids, np.random.default_rng(0))
+    assert np.array_equal(ids, before)
+    cuts = 20 - segments.sum(1)
+    assert set(cuts) == set(range(5, 16)) and 160 < is_random.sum() < 240
+    for i, (row, cut) in enumerate(zip(paired, cuts, strict=True)):
+        source = before[i - 1 if is_random[i] else i]
+        assert row[cut] == sequences.sep_id and segments[i, : cut + 1].sum() == 0
+        assert row[:cut].tolist() == before[i, :cut].tolist()
+        assert row[cut + 1 :].tolist() == source[cut + 1 :].tolist()
+    *_, alone = sequences.pair(before[:1], np.random.default_rng(0))
+    assert alone.tolist() == [0]
+
+
+def test_pairs_of_processes_are_those_of_one(parts):
+    """A batch of pairs is split over processes and micro-batches like any other, and masked.
+
+    No separator is masked, and micro-batches keep what belongs to a pair.
+    """
+    _, tokenizer, tokens = parts
+    sequences = data.Sequences(tokens.train, 21, tokenizer, 0.4)
+    training = data.TrainingData(sequences, 9, 3, pairs=True)
+    whole, shares = training.batch(4), [training.batch(4, rank, 3) for rank in range(3)]
+    parts = list(whole.micro_batches(4))
+    for i, tensor in enumerate(whole):
+        assert torch.equal(torch.cat([share[i] for share in shares]), tensor)
+        assert torch.equal(torch.cat([part[i] for part in parts]), tensor)
+    ends = (whole.input_ids == sequences.sep_id).sum(1)
+    assert ends.min() >= 2 and whole.token_type_ids.shape == (9, 21) and len(whole) == 5
+    assert not (whole.labels == sequences.sep_id).any()
 
 
 def test_validation_masks_never_change(parts):
@@ -191,16 +231,18 @@ def test_validation_masks_never_change(parts):
     one = list(data.validation_batches(sequences, 150))
     two = list(data.validation_batches(sequences, 150))
     assert all(
-        torch.equal(x, y) for a, b in zip(one, two, strict=True) for x, y in zip(a, b, strict=True)
+        torch.equal(x, y)
+        for a, b in zip(one, two, strict=True)
+        for x, y in zip(a[:3], b[:3], strict=True)
     )
-    ids, positions, labels = (torch.cat(parts) for parts in zip(*one, strict=True))
+    ids, positions, labels = (torch.cat(parts) for parts in list(zip(*one, strict=True))[:3])
     ids.scatter_(1, positions, torch.where(labels == data.IGNORE, ids.gather(1, positions), labels))
     chosen = [i * len(sequences) // 150 for i in range(150)]
     assert len(sequences) > 300 and ids.tolist() == sequences.read(chosen).tolist()
     halves = [list(data.validation_batches(sequences, 150, rank, 2)) for rank in range(2)]
     assert [len(half) for half in halves] == [2, 1]
     for batch, half in zip(one, (halves[0][0], halves[1][0], halves[0][1]), strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(batch, half, strict=True))
+        assert all(torch.equal(x, y) for x, y in zip(batch[:3], half[:3], strict=True))
 
 
 def test_the_baseline_without_context_is_exact():

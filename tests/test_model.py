@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from helpers import (
     LABELS,
     LENGTHS,
@@ -29,6 +30,7 @@ from mini_undivided.model import (
     Block,
     Encoder,
     MaskedLM,
+    PairedMaskedLM,
     SequenceClassifier,
     attend,
     attend_fast,
@@ -71,6 +73,26 @@ def test_masked_lm_logits_are_transformers(tmp_path, inputs):
     """MaskedLM gives the logits of BertForMaskedLM."""
     reference, folder = saved_by_them(tmp_path, "BertForMaskedLM")
     assert_close(MaskedLM.from_pretrained(folder)(*inputs), reference(*inputs).logits, inputs[1])
+
+
+@torch.no_grad()
+def test_logits_of_pairs_are_transformers(tmp_path, inputs):
+    """PairedMaskedLM gives both logits of BertForPreTraining, those of words where they are asked.
+
+    Saved by us, the model is opened by transformers, and as a MaskedLM of ours.
+    """
+    reference, folder = saved_by_them(tmp_path, "BertForPreTraining")
+    ours, positions = PairedMaskedLM.from_pretrained(folder), torch.tensor([[7, 3]] * B)
+    words, pairs = ours(*inputs, positions=positions)
+    wanted = reference(*inputs)
+    assert_close(pairs, wanted.seq_relationship_logits)
+    long = inputs[1][:, 7] == 1  # the others have padding at 7
+    assert_close(words[long], wanted.prediction_logits[long][:, [7, 3]])
+    ours.save_pretrained(tmp_path / "ours")
+    again = transformers.BertForPreTraining.from_pretrained(tmp_path / "ours").eval()
+    assert_close(again(*inputs).seq_relationship_logits, pairs)
+    alone = MaskedLM.from_pretrained(tmp_path / "ours")(*inputs)
+    assert_close(alone[long][:, [7, 3]], words[long])
 
 
 @torch.no_grad()
@@ -245,7 +267,8 @@ def test_36_layers_without_ffns_weigh_about_bert_base():
 
 
 @pytest.mark.parametrize("ffn_layers", [None, [], [1]])
-@pytest.mark.parametrize("model_class", [Encoder, MaskedLM, SequenceClassifier])
+@pytest.mark.parametrize("model_class", [
+    Encoder, MaskedLM, PairedMaskedLM, SequenceClassifier])
 def test_count_parameters_is_the_real_count(model_class, ffn_layers):
     """Parameters are counted without memory for them, and are as many as a real model has.
 

@@ -85,6 +85,7 @@ CHANGES = [
     ("--muon-lr", "0.1"),
     ("--init-std", "0.3"),
     ("--mask-share", "0.3"),
+    ("--next-sentence",),
     ("--dropout", "0.2"),
     ("--seed", "3"),
     ("--device", "cpu"),

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import B, T, V, saved_by_them
 
 from mini_undivided import data, pretrain
-from mini_undivided.model import BertConfig, MaskedLM, flops_per_token
+from mini_undivided.model import BertConfig, MaskedLM, PairedMaskedLM, flops_per_token
 from mini_undivided.optim import adamw
 from mini_undivided.report.training import train
 from mini_undivided.support import checkpoint, run_directory
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json
 from mini_undivided.support.machine import Machine
+from mini_undivided.support.checkpoint import read_pooler
 from mini_undivided.tokenizer import load_tokenizer, save_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -129,6 +131,48 @@ def test_accumulation_equals_one_large_batch(options, tmp_path, monkeypatch, opt
     assert a.keys() == b.keys() and all(abs(a[step] - b[step]) < 1e-4 for step in a)
     for name, tensor in weights(options.out).items():
         torch.testing.assert_close(weights(tmp_path / "split")[name], tensor, atol=1e-3, rtol=1e-3)
+
+
+def test_the_loss_of_pairs_is_that_of_transformers(tmp_path):
+    """Over the number of masked places, it is the loss of BertForPreTraining: a mean of each kind.
+
+    Where as many are masked in each sequence, micro-batches change nothing.
+    """
+    torch.manual_seed(0)
+    reference, folder = saved_by_them(tmp_path, "BertForPreTraining")
+    ids, places = torch.randint(5, V, (B, T)), torch.tensor([[1, 5, 12]] * B)
+    segments = (torch.arange(T) > 6).long().expand(B, T)
+    batch = data.MaskedBatch(
+        ids, places, torch.randint(5, V, (B, 3)), segments, torch.randint(0, 2, (B,)))
+    labels = torch.full((B, T), -100).scatter(1, places, batch.labels)
+    wanted = reference(ids, torch.ones_like(ids), segments, labels=labels,
+                       next_sentence_label=batch.is_random).loss
+    model, parts = PairedMaskedLM.from_pretrained(folder), list(batch.micro_batches(2))
+    losses = [sum(pretrain.paired_loss(model, part) for part in each).item() / (3 * B)
+              for each in ([batch], parts)]
+    assert losses == pytest.approx([wanted.item()] * 2, rel=1e-5)
+
+
+def test_pairs_are_learned(options, tmp_path):
+    """With --next-sentence a run learns whether parts belong together, and keeps the head.
+
+    Documents of the corpus say one word each (some pairs span two). Fine-tuning begins with the pooler of such a run,
+    and a run with one sequence a batch is refused.
+    """
+    run = replace(options, next_sentence=True, seq_len=33, batch_tokens=33 * 16, steps=500)
+    record = pretrain.pretrain(run)
+    tokenizer = load_tokenizer(run.out)
+    corpus = pretrain.setup.open_corpus(run.corpus, None)
+    tokens = pretrain.setup.tokenize(corpus, tokenizer)
+    pairs = data.TrainingData(data.Sequences(tokens.train, 33, tokenizer, 0.4), 200, 9, pairs=True)
+    model, batch = PairedMaskedLM.from_pretrained(run.out), pairs.batch(0)
+    with torch.no_grad():
+        _, logits = model(batch.input_ids, None, batch.token_type_ids, positions=batch.positions)
+    assert (logits.argmax(1) == batch.is_random).float().mean() > 0.75
+    assert record["parameters"] == sum(p.numel() for p in model.parameters())
+    assert torch.equal(read_pooler(run.out, model.config)["weight"], model.pooler.weight)
+    with pytest.raises(UserError, match="--next-sentence takes the parts of a pair from two"):
+        pretrain.pretrain(replace(run, batch_tokens=33, out=str(tmp_path / "one")))
 
 
 def test_the_loss_of_a_step_is_over_all_its_masked_places():

@@ -40,7 +40,8 @@ NAMES = [
     ("head.dense.", "cls.predictions.transform.dense."),
     ("head.norm.", "cls.predictions.transform.LayerNorm."),
     ("head.bias", "cls.predictions.bias"),
-    ("pooler.", "bert.pooler.dense.")]
+    ("pooler.", "bert.pooler.dense."),
+    ("next.", "cls.seq_relationship.")]
 HEADS = ("cls.predictions.", "cls.seq_relationship.", "pooler.", "classifier.")
 # Copies of other tensors, or tables that any model can compute: nothing is lost without them.
 COPIES = {

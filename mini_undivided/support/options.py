@@ -132,6 +132,9 @@ class PretrainOptions(Checked):
     mask_share: float = option(
         0.4, "share of the tokens that training hides; BERT's is 0.15, and validation's always",
         "P", least=0.01, most=0.9)
+    next_sentence: bool = option(
+        False, "also learn whether the second part of a sequence follows the first, as BERT did: "
+        "for tasks on pairs of sentences")
     batch_tokens: int = option(
         1024, "tokens in a step of all processes", "N", most=2**26, unset=PRESET)
     micro_batch: int | None = option(None, "sequences at once in a process", "N", unset="what fits")
@@ -200,8 +203,8 @@ class TrainShortcuts:
 TRAIN_GROUPS = {
     "model": "preset no_ffn ffn_every ffn_layers layers hidden_size heads ffn_size init",
     "text": "corpus tokenizer vocab_size cased",
-    "training": "seq_len short_first mask_share batch_tokens micro_batch steps flops minutes "
-                "optimizer muon_lr lr init_std dropout seed seeds resume",
+    "training": "seq_len short_first mask_share next_sentence batch_tokens micro_batch steps flops "
+                "minutes optimizer muon_lr lr init_std dropout seed seeds resume",
     "machine": "device dtype compile out"}
 
 

@@ -9,7 +9,13 @@ import torch
 
 from mini_undivided.corpus import open_corpus
 from mini_undivided.data import Sequences, TrainingData, context_free_baseline
-from mini_undivided.model import BertConfig, MaskedLM, count_parameters, flops_per_token
+from mini_undivided.model import (
+    BertConfig,
+    MaskedLM,
+    PairedMaskedLM,
+    count_parameters,
+    flops_per_token,
+)
 from mini_undivided.support import run_directory
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.options import SHORTEST
@@ -81,15 +87,20 @@ def make_config(options, vocab_size):
         ffn_layers=options.ffn_layers, initializer_range=options.init_std)
 
 
+def model_class(options):
+    """What is trained: a model with a head for pairs or without."""
+    return PairedMaskedLM if options.next_sentence else MaskedLM
+
+
 def make_model(options, tokenizer):
     """A new model, or that of --init, with pretraining's dropout (but BERT's in its config)."""
     config = make_config(options, tokenizer.get_vocab_size())
     check_fits(tokenizer, config.vocab_size, options.init)
     if options.init:
         kept = {} if options.ffn_layers is None else {"ffn_layers": options.ffn_layers}
-        model = MaskedLM.from_pretrained(options.init, **kept)
+        model = model_class(options).from_pretrained(options.init, **kept)
     else:
-        model = MaskedLM(config)
+        model = model_class(options)(config)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = options.dropout
@@ -185,8 +196,12 @@ def make_stages(options, machine, config, tokens, tokenizer):
             raise UserError(f"--mask-share {options.mask_share:g} hides no token of a sequence of "
                             f"{length}, with which the run begins or ends: give a larger one")
         plan = make_plan(options, machine, config, sequences)
+        if options.next_sentence and plan.size == 1:
+            raise UserError("--next-sentence takes the parts of a pair from two sequences, but a "
+                            f"batch has one of {length} tokens: give more --batch-tokens")
         end = options.short_first + rest * i / count if count else 1.0
-        stages.append(Stage(end, length, plan, TrainingData(sequences, plan.size, options.seed)))
+        data = TrainingData(sequences, plan.size, options.seed, options.next_sentence)
+        stages.append(Stage(end, length, plan, data))
     return stages
 
 
@@ -216,5 +231,5 @@ def make_record(options, machine, corpus, tokens, tokenizer, config, stages, val
     return {"status": "running", "options": asdict(options),
             "machine": {"device": str(machine), "matmul": machine.matmul}, "corpus": text,
             "baseline": context_free_baseline(tokens.valid, valid_set.is_special),
-            "parameters": count_parameters(config), "flops_per_token": stages[-1].plan.flops,
+            "parameters": count_parameters(config, model_class(options)), "flops_per_token": stages[-1].plan.flops,
             "versions": run_directory.versions()}
