@@ -38,18 +38,17 @@ GROUPS = ("docs", "tokens", "flops", "scale")
 KEPT = ("validation_loss", "validation_accuracy", "accuracy_at_mask", "tokens", "flops",
         "tokens_per_second", "seconds", "peak_memory_bytes", "baseline")
 NO_FFN = ["--no-ffn"]
-ARCHITECTURES = {  # name: (what it is, options, seeds)
-    "full": ("an FFN in every layer", [], 5),
-    "none": ("no FFN", NO_FFN, 5),
-    "every2": ("an FFN in every 2nd layer", ["--ffn-every", "2"], 3),
-    "last": ("an FFN in the last layer", ["--ffn-layers", "3"], 3),
-    "first": ("an FFN in the first layer", ["--ffn-layers", "0"], 3),
-    "deep": ("no FFN, 12 layers", [*NO_FFN, "--layers", "12"], 3),
-    "wide": ("no FFN, 180 wide", [*NO_FFN, "--hidden-size", "180"], 3),
-    "narrow": ("an FFN in every layer, 92 wide",
-               ["--hidden-size", "92", "--ffn-size", "368"], 3),
-    "shallow": ("an FFN in every layer, 1 layer", ["--layers", "1"], 3),
-    "cut": ("FFNs cut from full, and 250 steps more", [*NO_FFN, "--steps", "250"], 3)}
+ARCHITECTURES = {  # name: (what it is, options)
+    "full": ("an FFN in every layer", []),
+    "none": ("no FFN", NO_FFN),
+    "every2": ("an FFN in every 2nd layer", ["--ffn-every", "2"]),
+    "last": ("an FFN in the last layer", ["--ffn-layers", "3"]),
+    "first": ("an FFN in the first layer", ["--ffn-layers", "0"]),
+    "deep": ("no FFN, 12 layers", [*NO_FFN, "--layers", "12"]),
+    "wide": ("no FFN, 180 wide", [*NO_FFN, "--hidden-size", "180"]),
+    "narrow": ("an FFN in every layer, 92 wide", ["--hidden-size", "92", "--ffn-size", "368"]),
+    "shallow": ("an FFN in every layer, 1 layer", ["--layers", "1"]),
+    "cut": ("FFNs cut from full, and 250 steps more", [*NO_FFN, "--steps", "250"])}
 SIZES = {"2x64": (2, 64), "3x96": (3, 96), "4x128": (4, 128), "6x192": (6, 192)}  # layers, width
 BUDGETS = (1.5e12, 5e12, 1.5e13, 4.5e13)  # FLOPs
 
@@ -61,14 +60,16 @@ def jobs():
     for name, options in {"full": [], "noffn": NO_FFN}.items():
         for seed in range(5):
             yield "docs", name + f"-seed{seed}" * (seed > 0), [*options, "--seed", str(seed)]
-    for name, (_, options, seeds) in ARCHITECTURES.items():
+    pairs = [(name, seed) for name in ("full", "none") for seed in range(5)]
+    pairs += [(name, seed) for seed in range(3) for name in [*ARCHITECTURES][2:]]
+    for name, seed in pairs:
+        start = ["--init", str(RUNS / f"tokens/full-seed{seed}")] if name == "cut" else []
+        options = [*start, *ARCHITECTURES[name][1], "--seed", str(seed)]
+        yield "tokens", f"{name}-seed{seed}", options
+    for name, seeds in {"none": 5, "every2": 3, "wide": 3, "deep": 3}.items():
         for seed in range(seeds):
-            start = ["--init", str(RUNS / f"tokens/full-seed{seed}")] if name == "cut" else []
-            yield "tokens", f"{name}-seed{seed}", [*start, *options, "--seed", str(seed)]
-    for name in ("none", "deep", "wide", "every2"):
-        _, options, seeds = ARCHITECTURES[name]
-        for seed in range(seeds):
-            yield "flops", f"{name}-seed{seed}", [*options, "--seed", str(seed), "--flops", "FULL"]
+            options = [*ARCHITECTURES[name][1], "--seed", str(seed), "--flops", "FULL"]
+            yield "flops", f"{name}-seed{seed}", options
     for budget in BUDGETS:
         for size, (layers, width) in SIZES.items():
             sizes = ["--layers", layers, "--hidden-size", width, "--ffn-size", 4 * width]
@@ -136,7 +137,7 @@ def compare(group, reference):
     """A table of a group's architectures, each against `reference`, results of others."""
     base = [run["validation_loss"] for run in reference]
     rows = []
-    for name, (text, _, _) in ARCHITECTURES.items():
+    for name, (text, _) in ARCHITECTURES.items():
         runs = results(group, name)
         if not runs:
             continue
