@@ -129,6 +129,7 @@ def describe(record, trainer, tokenizer):
         f"{plan.micro} at once × {plan.accumulation} accumulated × {machine.world} process(es)",
         f"lengths     {shorter + ', then ' if shorter else ''}{seq_len} tokens a sequence",
         f"training    {length}, {options['mask_share']:.0%} of the tokens masked, "
+        f"{'sequences are pairs, half of them random, ' * options['next_sentence']}"
         f"dropout {options['dropout']:g}, seed {options['seed']}",
         f"optimizer   {muon}AdamW up to a learning rate of {options['lr']:g}",
         f"device      {machine}"))
