@@ -128,7 +128,7 @@ FINETUNE = [
     ("RUN EMPTY --task cola", "unrecognized arguments: EMPTY"),
 ]
 ANALYZE = [
-    ("", "give two runs to compare, or a command: report, cka, probe, fill"),
+    ("", "give two runs to compare, or a command: report, cka, probe, attention, fill"),
     ("RUN", "report compares two runs or more, but only RUN was given"),
     ("cka RUN", "cka compares two runs or more, but only RUN was given"),
     ("RUN RUN", "a run is given twice: RUN RUN"),

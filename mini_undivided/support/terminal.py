@@ -17,9 +17,10 @@ def progress_bar(hidden=False, done=0, count=1):
 
 def show(bar, share, text):
     """Move the bar to the share of the run at work that is over, with a text behind it."""
-    bar.n = bar.initial + share
-    bar.set_postfix_str(text, refresh=False)
-    bar.update(0)
+    if not bar.disable:
+        bar.n = bar.initial + share
+        bar.set_postfix_str(text, refresh=False)
+        bar.update(0)
 
 
 @contextmanager
