@@ -1,0 +1,144 @@
+"""What is to be written, and what a check is: how an answer becomes points and a sentence."""
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mini_undivided.support.errors import UserError
+
+# number: (title, chapter, functions to write). The chapter `project` is the student's own file.
+ASSIGNMENTS = {
+    1: ("attention with its mask", "model", ("attend",)),
+    2: ("the FFN and the block", "model",
+        ("FeedForward.forward", "FeedForward.gelu_down", "Block.forward")),
+    3: ("parameters and FLOPs", "model", ("count_parameters", "flops_per_token")),
+    4: ("masking", "data", ("Sequences.mask",)),
+    5: ("the training step", "pretrain", ("masked_loss", "train_step")),
+    6: ("the schedule", "optim", ("warmup_decay", "scale_learning_rates")),
+    7: ("F1, Matthews, Spearman", "glue", ("f1", "matthews", "pearson", "spearman", "ranks")),
+    8: ("CKA without bias", "cka", ("centre", "hsic")),
+    9: ("a probe and its control task", "probe", ("fit", "ProbeTask.control")),
+    10: ("one FFN for all layers", "project", ("shared_ffn",))}
+OWN = "own_checks"  # a lecturer's module, in the working folder
+CHECKS = []
+
+
+def chosen(text):
+    """The assignments of a list such as "1,2,8" or "all". UserError if it is none."""
+    try:
+        numbers = [*ASSIGNMENTS] if text == "all" else [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [None]
+    if not ASSIGNMENTS.keys() >= set(numbers):
+        known = f"a number from 1 to {len(ASSIGNMENTS)}, several with commas between, or all"
+        raise UserError(f"{text} is no assignment: give {known}")
+    return numbers
+
+
+# A check.
+
+class Wrong(Exception):
+    """An answer is wrong; the message says how, and what the cause is likely to be."""
+
+
+def check(assignment, chapter, points):
+    """Decorator of a check: a function of a chapter's module and a random generator.
+
+    Its docstring is its claim. It raises Wrong if the claim does not hold.
+    """
+    def register(function):
+        function.assignment, function.chapter, function.points = assignment, chapter, points
+        CHECKS.append(function)
+        return function
+    return register
+
+
+def checks_of(number):
+    """The checks of an assignment, a lecturer's own included."""
+    importlib.import_module("mini_undivided.course.checks")
+    if Path(f"{OWN}.py").exists():
+        importlib.import_module(OWN)
+    return [each for each in CHECKS if each.assignment == number]
+
+
+def run(function, seed):
+    """Run a check on numbers drawn from a seed → "" if it passes, or what is wrong."""
+    torch.manual_seed(seed)
+    place = "project" if function.chapter == "project" else f"mini_undivided.{function.chapter}"
+    try:
+        function(importlib.import_module(place), np.random.default_rng(seed))
+    except Wrong as wrong:
+        return str(wrong)
+    except NotImplementedError as error:
+        return f"nothing is written yet: {error}"
+    except (Exception, SystemExit) as error:
+        if getattr(error, "name", None) in ("sklearn", "scipy"):
+            raise UserError(f"the checks need {error.name}: pip install -e '.[test]'") from None
+        if isinstance(error, ModuleNotFoundError) and error.name == "project":
+            return "there is no project.py yet: write it into the folder where train.py is"
+        return f"{crash(error)} {type(error).__name__}: {error}"
+    return ""
+
+
+def crash(error):
+    """Where a student's code broke off: the last line of a traceback outside of this folder."""
+    if isinstance(error, SyntaxError):
+        return f"{Path(error.filename).name}, line {error.lineno}:"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = (str(Path(__file__).parent), importlib.__file__, "<frozen")
+    names = {sys.modules[n].__file__ for n in sys.modules if n.startswith("mini_undivided.")}
+    for frame in reversed(frames):
+        student = frame.filename in names or Path(frame.filename).name == "project.py"
+        if student and not frame.filename.startswith(ours):
+            return f"{Path(frame.filename).name}, line {frame.lineno}:"
+    return "what your function returned cannot be used:"
+
+
+# What checks say.
+
+def require(condition, message):
+    """Raise Wrong with a message unless a condition holds."""
+    if not condition:
+        raise Wrong(message)
+
+
+def array(value):
+    """A tensor, array or number as an array of float64."""
+    value = value.detach() if isinstance(value, torch.Tensor) else value
+    return np.asarray(value, dtype=np.float64)
+
+
+def equal(a, b):
+    """Whether two arrays of one shape are equal but for rounding in float32."""
+    return a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max(initial=1e-9))
+
+
+def compare(what, answer, right, wrong):
+    """Raise Wrong unless an answer is the right one; wrong: {how one gets it: wrong answer}."""
+    require(answer is not None, f"{what} is None: is a return missing?")
+    answer, right = array(answer), array(right)
+    require(answer.shape == right.shape,
+            f"{what} has the shape {answer.shape}, but should have {right.shape}")
+    if equal(answer, right):
+        return
+    for cause, value in wrong.items():
+        require(not equal(answer, array(value)), f"{what} is what one gets {cause}")
+    require(np.isfinite(answer).all(), f"{what} has values that are NaN or infinite")
+    place = np.unravel_index(np.abs(answer - right).argmax(), right.shape)
+    at = f" at {tuple(map(int, place))}" if place else ""
+    raise Wrong(f"{what} is {answer[place]:.5g}{at}, but should be {right[place]:.5g}; "
+                "the cause is none of the usual ones")
+
+
+def normal(rng, *shape):
+    """Normal random numbers, a float64 tensor."""
+    return torch.from_numpy(rng.normal(size=shape))
+
+
+def distinct(rng, count, least, most):
+    """Different sizes from least to most, so that no mistaken axis can pass."""
+    return [int(n) for n in least + rng.permutation(most - least + 1)[:count]]

@@ -1,0 +1,108 @@
+"""A student's copy of the project: the bodies of the chosen functions are gone, their text is not.
+
+Sources carry no markers: where a body begins and ends is read off their syntax tree.
+"""
+
+import ast
+import os
+import shutil
+from pathlib import Path
+
+from mini_undivided.course.assignments import ASSIGNMENTS
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import check_writable, write_text
+
+ROOT = Path(__file__).parents[2]
+# Tests hold a second solution of most functions; these do not.
+FILES = ("train.py", "finetune.py", "analyze.py", "setup.cfg", "pyproject.toml", "LICENSE",
+         ".gitignore", "docs/exercises.md", "tests/conftest.py", "tests/helpers.py",
+         "tests/test_attention.py", "tests/test_corpus.py", "tests/test_tokenizer.py")
+# Functions that say again what an assignment's function says: they call it instead.
+TWINS = {
+    1: {"attend_fast": "return attend(q, k, v, mask, dropout)"},
+    8: {"CKA.add": """self.ab = self.ab + hsic(a, b)
+self.aa = self.aa + hsic(a, a).diagonal()
+self.bb = self.bb + hsic(b, b).diagonal()
+self.rows += a.size(1)"""}}
+README = """# mini_undivided: assignments
+
+A small BERT, with and without its feed-forward layers, in which some functions are yours to write.
+[docs/exercises.md](docs/exercises.md) is the handout: formulas, shapes, what to observe.
+
+```bash
+pip install -e '.[test]'
+python -m mini_undivided.course check {first}      # in this folder; one assignment
+python -m mini_undivided.course check all
+```
+
+A check draws its numbers from `--seed` (default 0): try another one before you hand in.
+
+| | assignment | write | in |
+|---|---|---|---|
+{rows}
+
+Once 1 to 6 pass, `python train.py --no-ffn` trains a BERT.
+"""
+
+
+def make_copy(folder, numbers):
+    """Write the project to a folder, without the bodies of the functions of some assignments."""
+    folder = Path(folder).absolute()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty: name a new folder")
+    if not (ROOT / "docs/exercises.md").exists():
+        raise UserError(f"{ROOT} is not the project's own folder: install its clone by pip -e")
+    check_writable(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        fill(temporary, numbers)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def fill(folder, numbers):
+    """Write the files of a copy to a new folder."""
+    package = [path.relative_to(ROOT) for path in (ROOT / "mini_undivided").rglob("*.py")]
+    for name in (*FILES, *package):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    rows = []
+    for number in numbers:
+        title, chapter, functions = ASSIGNMENTS[number]
+        path = f"mini_undivided/{chapter}.py" if chapter != "project" else "project.py (new)"
+        rows.append(f"| {number} | {title} | {', '.join(map('`{}`'.format, functions))} | {path} |")
+        if chapter != "project":
+            path, bodies = folder / path, TWINS.get(number, {})
+            for name in functions:
+                stub = f'raise NotImplementedError("assignment {number}: write {name}")'
+                bodies = {**bodies, name: stub}
+            path.write_text(replace_bodies(path.read_text("utf-8"), bodies), "utf-8")
+    write_text(folder / "README.md", README.format(first=numbers[0], rows="\n".join(rows)))
+
+
+def replace_bodies(source, bodies):
+    """A module's source with other bodies, {qualified name: code}; docstrings stay."""
+    lines = source.splitlines(keepends=True)
+    nodes = find_functions(ast.parse(source))
+    for name in sorted(bodies, key=lambda name: -nodes[name].lineno):  # from the end upwards
+        node = nodes[name]
+        has_doc = ast.get_docstring(node) is not None
+        first = node.body[0].end_lineno if has_doc else node.body[0].lineno - 1
+        indent = " " * node.body[0].col_offset
+        code = "".join(f"{indent}{line}\n" for line in bodies[name].splitlines())
+        lines[first : node.end_lineno] = [code]
+    return "".join(lines)
+
+
+def find_functions(tree, prefix=""):
+    """{qualified name: node} of the functions of a module and of its classes."""
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            found[prefix + node.name] = node
+        elif isinstance(node, ast.ClassDef):
+            found |= find_functions(node, f"{node.name}.")
+    return found

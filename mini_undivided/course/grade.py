@@ -1,0 +1,95 @@
+"""Grading: a student's chapters over a fresh copy, each assignment in a process of its own.
+
+The checks are the lecturer's. A process says what its checks found behind a secret that it reads
+before any of the student's code runs, so that leaving early or printing gives no points.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from mini_undivided.course.assignments import ASSIGNMENTS, OWN, checks_of, run
+from mini_undivided.course.copy import make_copy
+from mini_undivided.support.errors import UserError
+
+LIMIT = 60  # seconds for the checks of an assignment
+CHILD = "from mini_undivided.course.grade import child; child()"
+
+
+def child():
+    """In the process: run the checks of an assignment; a line of JSON after each."""
+    secret, number, seed = sys.stdin.readline().split()
+    out = os.fdopen(os.dup(1), "w")
+    for i, each in enumerate(checks_of(int(number))):
+        message = run(each, int(seed))
+        print(f"\n{secret} {json.dumps([i, message])}", file=out, flush=True)
+
+
+def grade(submission, numbers, seed):
+    """Check a submission's chapters → Gradescope's tests, {"name", "score", "max_score", …} each.
+
+    Raises UserError if there is nothing to grade.
+    """
+    submission, tests = Path(submission), []
+    if not (submission / "mini_undivided").is_dir():
+        raise UserError(f"{submission} has no folder mini_undivided: give a student's copy")
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder) / "project"
+        make_copy(project, list(ASSIGNMENTS))  # what is missing in a submission is not written
+        chapters = {chapter for _, chapter, _ in ASSIGNMENTS.values()} - {"project"}
+        for name in ("project.py", *(f"mini_undivided/{chapter}.py" for chapter in chapters)):
+            if (submission / name).is_file():
+                shutil.copyfile(submission / name, project / name)
+        if Path(f"{OWN}.py").exists():
+            shutil.copy(f"{OWN}.py", project)
+        for number in numbers:
+            tests += judge(project, number, seed)
+    return tests
+
+
+def judge(project, number, seed):
+    """Run the checks of one assignment in a process → Gradescope's tests."""
+    secret, checks = secrets.token_hex(16), checks_of(number)
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CHILD], cwd=project, text=True, stdin=subprocess.PIPE,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process.stdin.write(f"{secret} {number} {seed}\n")
+        process.stdin.close()
+        try:
+            process.wait(LIMIT)
+            reason = f"the process ended early, with status {process.returncode}"
+        except subprocess.TimeoutExpired:
+            reason = f"it was stopped after {LIMIT} seconds: is there an endless loop?"
+        finally:
+            if hasattr(os, "killpg"):  # what the student's code may have started goes too
+                end_group(process.pid)
+            process.kill()
+            process.wait()
+        output.seek(0)
+        said = [line[33:] for line in output if line.startswith(f"{secret} ")]
+    messages = dict(json.loads(line) for line in said)
+    return [verdict(each, messages.get(i, reason)) for i, each in enumerate(checks)]
+
+
+def end_group(pid):
+    """Kill a process and all that it started."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def verdict(check, message):
+    """Gradescope's entry for a check: its points if the message is empty, else none."""
+    title = ASSIGNMENTS[check.assignment][0]
+    claim = check.__doc__.strip().splitlines()[0]
+    return {"name": f"{check.assignment} {title}: {claim}", "number": str(check.assignment),
+            "score": 0 if message else check.points, "max_score": check.points,
+            "status": "failed" if message else "passed", "output": message or "passed"}
