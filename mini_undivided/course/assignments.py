@@ -121,12 +121,12 @@ def compare(what, answer, right, wrong):
     """Raise Wrong unless an answer is the right one; wrong: {how one gets it: wrong answer}."""
     require(answer is not None, f"{what} is None: is a return missing?")
     answer, right = array(answer), array(right)
-    require(answer.shape == right.shape,
-            f"{what} has the shape {answer.shape}, but should have {right.shape}")
     if equal(answer, right):
         return
     for cause, value in wrong.items():
         require(not equal(answer, array(value)), f"{what} is what one gets {cause}")
+    require(answer.shape == right.shape,
+            f"{what} has the shape {answer.shape}, but should have {right.shape}")
     require(np.isfinite(answer).all(), f"{what} has values that are NaN or infinite")
     place = np.unravel_index(np.abs(answer - right).argmax(), right.shape)
     at = f" at {tuple(map(int, place))}" if place else ""

@@ -1,0 +1,294 @@
+"""The course: copies without solutions, checks that accept what is right and explain what is not."""
+
+import ast
+import importlib
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from course_mistakes import MISTAKES, PROJECT, RIGHT
+from helpers import ROOT
+
+from mini_undivided.course import assignments, grade
+from mini_undivided.course.__main__ import main
+from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, run
+from mini_undivided.course.copy import FILES, find_functions, make_copy, replace_bodies
+from mini_undivided.support.errors import UserError
+
+WRITTEN = [n for n, (_, chapter, _) in ASSIGNMENTS.items() if chapter != "project"]
+
+
+def owner_of(number, name):
+    """The module or class that holds a function of an assignment, and its name there."""
+    owner = importlib.import_module(f"mini_undivided.{ASSIGNMENTS[number][1]}")
+    *outer, last = name.split(".")
+    for each in outer:
+        owner = getattr(owner, each)
+    return owner, last
+
+
+def put(monkeypatch, number, name, code):
+    """Define a function of an assignment anew, in its chapter's namespace."""
+    owner, last = owner_of(number, name)
+    chapter, made = importlib.import_module(f"mini_undivided.{ASSIGNMENTS[number][1]}"), {}
+    exec(textwrap.dedent(code), vars(chapter), made)
+    monkeypatch.setattr(owner, last, made[last])
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A right project.py that can be imported."""
+    (tmp_path / "project.py").write_text(PROJECT)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "project", raising=False)
+    yield tmp_path / "project.py"
+    sys.modules.pop("project", None)
+
+
+def course(*arguments, cwd=ROOT):
+    """Run a command of the course → the finished process."""
+    command = [sys.executable, "-m", "mini_undivided.course", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+# What is right, and what is not.
+
+
+@pytest.mark.parametrize("number", ASSIGNMENTS)
+def test_our_solutions_pass(number, project):
+    """The product's own functions pass the checks of every assignment."""
+    assert [run(each, seed) for seed in (0, 1) for each in checks_of(number) if run(each, seed)] == []
+
+
+@pytest.mark.parametrize(("number", "codes"), [row[1:] for row in RIGHT], ids=[r[0] for r in RIGHT])
+def test_other_right_solutions_pass(number, codes, monkeypatch):
+    """Loops, other formulas, other libraries and other optimizers are accepted."""
+    for name, code in codes.items():
+        put(monkeypatch, number, name, code)
+    assert [message for each in checks_of(number) if (message := run(each, 3))] == []
+
+
+def test_there_are_enough_mistakes():
+    """Each assignment with a chapter has three typical mistakes at least."""
+    assert all(sum(row[0] == number for row in MISTAKES) >= 3 for number in WRITTEN)
+
+
+@pytest.mark.parametrize(
+    "mistake", MISTAKES, ids=[f"{row[0]}-{i}-{row[4]}" for i, row in enumerate(MISTAKES)])
+def test_a_mistake_is_caught_and_named(mistake, monkeypatch):
+    """A check fails, and its message names the cause."""
+    number, name, old, new, cause = mistake
+    source = inspect.getsource(getattr(*owner_of(number, name)))
+    assert old in source
+    put(monkeypatch, number, name, source.replace(old, new) if old else new)
+    messages = [message for each in checks_of(number) if (message := run(each, len(cause)))]
+    assert any(cause in message for message in messages), messages
+
+
+@pytest.mark.parametrize(("code", "cause"), [
+    ("for layer in encoder.layers: layer.ffn = __import__('copy').deepcopy(layer.ffn)", "own copy"),
+    ("encoder.layers[0].ffn = encoder.layers[1].ffn", "own copy|none of the usual"),
+    ("return Encoder(type(config)(**{**vars(config), 'ffn_layers': [0]}))", "some layer has no FFN"),
+    ("return encoder.layers", "does not return a model.Encoder")])
+def test_mistakes_in_the_project_are_named(code, cause, project):
+    """Copies of the FFN, an FFN in one layer only, and something else than an encoder."""
+    head, _, body = PROJECT.partition("    for layer")
+    project.write_text(f"{head}    {code}\n    return encoder\n")
+    (check,) = checks_of(10)
+    assert any(word in run(check, 0) for word in cause.split("|")), run(check, 0)
+
+
+@pytest.mark.parametrize(("body", "message"), [
+    ("raise NotImplementedError('assignment 6: write it')", "nothing is written yet: assignment 6"),
+    ("return None", "is a return missing?"),
+    ("raise SystemExit(0)", "SystemExit"),
+    ("return undefined", "NameError: name 'undefined' is not defined")])
+def test_what_breaks_off_is_a_sentence(body, message, monkeypatch):
+    """No traceback: an unwritten body, a forgotten return, an exit, a typing error."""
+    put(monkeypatch, 6, "warmup_decay", f"def warmup_decay(progress, warmup=0.1):\n    {body}")
+    assert message in run(checks_of(6)[0], 0)
+
+
+# Copies.
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy with all assignments."""
+    folder = tmp_path_factory.mktemp("course") / "copy"
+    make_copy(folder, list(ASSIGNMENTS))
+    return folder
+
+
+def test_a_copy_lacks_bodies_and_nothing_else(copy):
+    """Only the bodies of the assignments' functions and of their twins differ from the project."""
+    for number in WRITTEN:
+        _, chapter, functions = ASSIGNMENTS[number]
+        theirs = ast.parse((copy / f"mini_undivided/{chapter}.py").read_text())
+        nodes = find_functions(theirs)
+        for name in functions:
+            docstring, body = nodes[name].body
+            assert ast.unparse(body) == (
+                f"raise NotImplementedError('assignment {number}: write {name}')")
+            assert ast.get_docstring(nodes[name]) == ast.get_docstring(
+                find_functions(ast.parse((ROOT / f"mini_undivided/{chapter}.py").read_text()))[name])
+    changed = {ROOT / f"mini_undivided/{ASSIGNMENTS[number][1]}.py" for number in WRITTEN}
+    for path in (copy / "mini_undivided").rglob("*.py"):
+        original = ROOT / path.relative_to(copy)
+        assert original in changed or path.read_text() == original.read_text()
+    assert all((copy / name).exists() for name in FILES)
+
+
+def test_no_solution_is_in_view(copy):
+    """No line of a body that is gone stands anywhere else in the copy, checks included.
+
+    But clipping stays in fine-tuning's step, which has no micro-batches.
+    """
+    in_fine_tuning = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)"
+    texts = [path.read_text() for path in copy.rglob("*.*") if path.suffix in (".py", ".md")]
+    for number in WRITTEN:
+        _, chapter, functions = ASSIGNMENTS[number]
+        source = (ROOT / f"mini_undivided/{chapter}.py").read_text()
+        nodes = find_functions(ast.parse(source))
+        for name in functions:
+            body = source.splitlines()[nodes[name].body[0].end_lineno : nodes[name].end_lineno]
+            for line in (line.partition("  #")[0].strip() for line in body):
+                if len(line) > 30 and line != in_fine_tuning:
+                    assert not any(line in text for text in texts), f"{name}: {line}"
+
+
+def test_bodies_are_replaced_by_their_lines():
+    """Decorators, docstrings, comments and neighbours stay; a body without a docstring goes whole."""
+    source = ('class A:\n    @property\n    def f(self):\n        """Doc.\n\n        More."""\n'
+              "        # why\n        return 1  # one\n\n    # a comment\n    def g(self): return 2\n\n"
+              "def h(x):\n    x += 1\n    return (x,\n            x)\n\nz = 1\n")
+    done = replace_bodies(source, {"A.f": "raise X", "h": "a()\nb()"})
+    assert done == ('class A:\n    @property\n    def f(self):\n        """Doc.\n\n        More."""\n'
+                    "        raise X\n\n    # a comment\n    def g(self): return 2\n\n"
+                    "def h(x):\n    a()\n    b()\n\nz = 1\n")
+
+
+def test_a_copy_does_not_overwrite(tmp_path):
+    """A folder with a file in it is refused, and nothing is left beside it."""
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "mine").touch()
+    with pytest.raises(UserError, match="exists and is not empty: name a new folder"):
+        make_copy(tmp_path / "copy", [1])
+    assert [path.name for path in tmp_path.rglob("*")] == ["copy", "mine"]
+
+
+@pytest.mark.parametrize("number", WRITTEN)
+def test_an_unwritten_assignment_fails_its_own_checks_alone(number, project, monkeypatch):
+    """Without its functions an assignment's checks say what to write; all others pass.
+
+    The project of the tenth needs the blocks of the second.
+    """
+    for name in ASSIGNMENTS[number][2]:
+        owner, last = owner_of(number, name)
+
+        def unwritten(*args, name=name, **kwargs):
+            raise NotImplementedError(f"assignment {number}: write {name}")
+
+        monkeypatch.setattr(owner, last, unwritten)
+    needs = {number, 10} if number == 2 else {number}
+    for other in ASSIGNMENTS:
+        messages = [run(each, 0) for each in checks_of(other)]
+        said = f"nothing is written yet: assignment {number}: write"
+        assert all(said in each if other in needs else not each for each in messages), messages
+
+
+def test_from_copy_to_points(tmp_path):
+    """A copy of two assignments: unwritten, one of them solved, and a lecturer's own check."""
+    assert course("copy", tmp_path / "copy", "--assignments", "6,8").returncode == 0
+    (tmp_path / "copy/own_checks.py").write_text(
+        "from mini_undivided.course.assignments import check, require\n"
+        "@check(6, 'optim', 3)\ndef mine(optim, rng):\n"
+        "    '''A claim of mine.'''\n    require(optim.WARMUP == 0.5, 'the warm-up is too short')\n")
+    shutil.copy(ROOT / "mini_undivided/cka.py", tmp_path / "copy/mini_undivided")
+    done = course("check", "6,8", "--seed", 3, cwd=tmp_path / "copy")
+    assert done.returncode == 1 and done.stderr == ""
+    assert "assignment 6: write warmup_decay" in done.stdout
+    assert "A claim of mine.\n         the warm-up is too short" in done.stdout
+    assert re.search(r"8 CKA without bias +10 of +10", done.stdout)
+    assert re.search(r"6 the schedule +0 of +13", done.stdout)
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["check", "11"], "11 is no assignment: give a number from 1 to 10"),
+    (["copy", ROOT], "exists and is not empty"),
+    (["grade", "nowhere"], "nowhere has no folder mini_undivided: give a student's copy"),
+    (["grade", "a", "b", "--json", "x"], "--json holds the results of one submission: give one")])
+def test_a_users_mistake_is_one_sentence(arguments, sentence, monkeypatch, capsys):
+    """Status 2, and no traceback."""
+    monkeypatch.setattr(sys, "argv", ["course", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and sentence in said and said.count("\n") == 1
+
+
+# Grading.
+
+
+@pytest.fixture
+def submission(tmp_path):
+    """A student's folder with the right solutions of the sixth and the tenth."""
+    folder = tmp_path / "student"
+    (folder / "mini_undivided").mkdir(parents=True)
+    for name in ("optim", "model"):
+        shutil.copy(ROOT / f"mini_undivided/{name}.py", folder / "mini_undivided")
+    (folder / "project.py").write_text(PROJECT)
+    return folder
+
+
+def test_results_are_gradescopes(submission, tmp_path):
+    """results.json has a score, and tests with name, score, max_score, status and output.
+
+    What a submission does not hold gives no points.
+    """
+    done = course("grade", submission, "--assignments", "6,8,10", "--json", tmp_path / "r.json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "r.json").read_text())
+    points = {test["number"]: 0 for test in results["tests"]}
+    for test in results["tests"]:
+        points[test["number"]] += test["score"]
+        assert test.keys() == {"name", "number", "score", "max_score", "status", "output"}
+        assert test["status"] == ("passed" if test["score"] == test["max_score"] else "failed")
+    assert points == {"6": 10, "8": 0, "10": 10} and results["score"] == 20
+    assert re.search(r"all +20 of +30", done.stdout)
+
+
+@pytest.mark.parametrize(("name", "text", "message"), [
+    ("optim.py", "import sys; sys.exit(0)", "SystemExit"),
+    ("optim.py", "import os; os._exit(0)", "the process ended early, with status 0"),
+    ("optim.py", "def warmup_decay(:", "optim.py, line 1: SyntaxError"),
+    ("course/checks.py", "CHECKS = []", "write warmup_decay"),
+    ("course/assignments.py", "def run(*a): return ''", "write warmup_decay")])
+def test_no_points_without_an_answer(name, text, message, submission):
+    """Leaving early, broken syntax and edited checks give no points."""
+    (submission / "mini_undivided/course").mkdir()
+    (submission / "mini_undivided/optim.py").unlink()
+    (submission / "mini_undivided" / name).write_text(text)
+    tests = grade.grade(submission, [6], 0)
+    assert [test["score"] for test in tests] == [0, 0]
+    assert message in tests[0]["output"]
+
+
+def test_points_before_a_loop_stay(submission, monkeypatch):
+    """An endless loop is stopped, and does not take the points of what was checked before it."""
+    path = submission / "mini_undivided/optim.py"
+    path.write_text(path.read_text() + "\ndef scale_learning_rates(*a):\n    while True: pass\n")
+    monkeypatch.setattr(grade, "LIMIT", 12)
+    first, second = grade.grade(submission, [6], 0)
+    assert (first["score"], second["score"]) == (6, 0)
+    assert "an endless loop?" in second["output"]
+
+
+def test_points_are_a_hundred():
+    """The checks of all assignments add up to 100 points."""
+    assert sum(each.points for n in ASSIGNMENTS for each in assignments.checks_of(n)) == 100
