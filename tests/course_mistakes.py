@@ -70,6 +70,7 @@ def attend(q, k, v, mask=None, dropout=0.0):
      "identity is not an absent"),
     (2, "Block.forward", "x if self.ffn is None else self.ffn(x)", "x", "FFN is left out"),
     (2, "Block.forward", "x, mask, positions", "x, None, positions", "mask does not reach"),
+    (2, "Block.forward", "x, mask, positions)\n", "x, mask=mask, positions=positions)\n", "by name"),
     (2, "Block.forward", "x, mask, positions)\n", "x, mask)\n", "positions does not reach"),
     (3, "count_parameters", "config)", "type(config)(**{**vars(config), 'ffn_layers': None}))", "every layer"),
     (3, "count_parameters", "return sum(p.numel() for p in model_class(config).parameters())",
@@ -126,7 +127,7 @@ def attend(q, k, v, mask=None, dropout=0.0):
     (6, "warmup_decay", "return progress / warmup", "return 1 - progress / warmup", "from nothing"),
     (6, "warmup_decay", "return progress / warmup", "return progress", "divided by its length"),
     (6, "warmup_decay", "(1.0 - progress) / (1.0 - warmup)", "1.0 - progress",
-     "not at the start"),
+     "decay begin there"),
     (6, "warmup_decay", "max(0.0, (1.0 - progress) / (1.0 - warmup))",
      "(1.0 - progress) / (1.0 - warmup)", "negative"),
     (6, "warmup_decay", "max(0.0, (1.0 - progress) / (1.0 - warmup))",
@@ -138,10 +139,10 @@ def attend(q, k, v, mask=None, dropout=0.0):
      "first optimizer"),
     (7, "f1", "(predicted == 1) & (labels == 1)", "(predicted == 0) & (labels == 0)", "label 0"),
     (7, "f1", "2 * true / (2 * true + wrong)", "true / (true + wrong)", "Jaccard"),
-    (7, "f1", " if true else 0.0", "", "true positive"),
+    (7, "f1", " if true else 0.0", "", "division by 0"),
     (7, "f1", "2 * true / (2 * true + wrong)", "np.mean(predicted == labels)", "accuracy"),
     (7, "pearson", "x, y = x - x.mean(), y - y.mean()", "", "means are not subtracted"),
-    (7, "pearson", "if np.ptp(x) == 0 or np.ptp(y) == 0:", "if False:", "constant"),
+    (7, "pearson", "if np.ptp(x) == 0 or np.ptp(y) == 0:", "if False:", "one side constant"),
     (7, "matthews", "pearson(predicted, labels)", "2 * accuracy(predicted, labels) - 1", "2 ·"),
     (7, "ranks", "return (last - (counts - 1) / 2)[inverse]",
      "return np.argsort(np.argsort(values, kind='stable'), kind='stable') + 1.0", "ties"),
@@ -237,7 +238,7 @@ def forward(self, x):
     return self.norm(residual + x)
 """, "Block.forward": """
 def forward(self, x, mask=None, positions=None):
-    x = self.attention(x, mask=mask, positions=positions)
+    x = self.attention(x, mask, positions)
     if self.ffn is not None:
         x = self.ffn(x)
     return x

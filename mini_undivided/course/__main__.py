@@ -25,9 +25,11 @@ def parser():
     grade.add_argument("submissions", metavar="SUBMISSION", nargs="+", help="a student's folder")
     grade.add_argument("--json", metavar="FILE", help="write Gradescope's results.json")
     for command in (copy, grade):
-        command.add_argument("--assignments", metavar="LIST", default="all", help="1,2,8 (default: all)")
+        command.add_argument(
+            "--assignments", metavar="LIST", default="all", help="1,2,8 (default: all)")
     for command in (check, grade):
-        command.add_argument("--seed", type=int, default=0, help="of the random inputs (default: 0)")
+        command.add_argument(
+            "--seed", type=int, default=0, help="of the random inputs (default: 0)")
     return made
 
 

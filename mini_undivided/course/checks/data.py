@@ -1,0 +1,102 @@
+"""Checks of 4: masking."""
+
+import numpy as np
+
+from mini_undivided.course.assignments import check, equal, require
+
+
+def masked(data, rng):
+    """Mask 1,500 sequences, special tokens inside the first 500 → Sequences, ids before, batch."""
+    from mini_undivided.tokenizer import SPECIAL, assemble, finish, word_pieces
+
+    entries = rng.permutation([*SPECIAL, *(f"w{i}" for i in range(80))])
+    tokenizer = finish(assemble(word_pieces({str(w): i for i, w in enumerate(entries)})), "a check")
+    T = int(rng.integers(30, 50))
+    made = data.Sequences(np.zeros(T, int), T, tokenizer, rng.uniform(0.2, 0.45))
+    made.rows = rng.choice(made.ordinary, (1500, T - 2))
+    made.rows[:500][rng.random((500, T - 2)) < rng.uniform(0.1, 0.3)] = made.sep_id
+    ids = made.read(np.arange(1500))
+    batch = made.mask(ids.copy(), np.random.default_rng(int(rng.integers(2**31))))
+    require(batch is not None, "mask returns nothing: is a return missing?")
+    shapes = [tuple(part.shape) for part in batch]
+    right = [(1500, T), (1500, made.num_masked), (1500, made.num_masked)]
+    require(shapes == right, f"the batch has the shapes {shapes}, but should have {right}")
+    return made, ids, [np.asarray(part) for part in batch]
+
+
+@check(4, "data", 4)
+def what_is_chosen(data, rng):
+    """Each sequence hides round(mask_share n) of its n ordinary tokens, all equally often."""
+    made, ids, (after, positions, labels) = masked(data, rng)
+    original, used = np.take_along_axis(ids, positions, 1), labels != data.IGNORE
+    changed = np.take_along_axis(after, positions, 1) != original
+    special, n = made.is_special[original], (~made.is_special[ids]).sum(1)
+    require(not (special & used).any(),
+            "special tokens are among those to be named: only ordinary ones may be")
+    require(not (special & changed).any(),
+            "special tokens are masked: [CLS], [SEP] and the others have to stay")
+    require((labels == original)[used].all(),
+            "labels are not the original tokens at positions: are they read after the change?")
+    require(all(len(np.unique(p[u])) == u.sum() for p, u in zip(positions, used, strict=True)),
+            "a place is chosen twice in one sequence")
+    found, wanted = used.sum(1), np.rint(made.mask_share * n)
+    wrong = {"the share is taken of all tokens: n counts the ordinary ones of a sequence":
+             np.minimum(np.rint(made.mask_share * ids.shape[1]), made.num_masked),
+             "the number of masked places is cut off: it should be rounded":
+             np.floor(made.mask_share * n)}
+    for cause, count in wrong.items():
+        require((found == wanted).all() or not (found == count).all(), cause)
+    i = int(np.argmax(found != wanted))
+    require(found[i] == wanted[i], f"a sequence with {n[i]} ordinary tokens has {found[i]} labels, "
+            f"but should have round({made.mask_share:.3f} n) = {wanted[i]:.0f}")
+    whole = positions[500:]  # of the sequences without special tokens inside
+    require(len(np.unique(np.sort(whole, 1), axis=0)) > 900, "all sequences hide the same places")
+    require(even(np.bincount(whole.ravel(), minlength=ids.shape[1])[1:-1]),
+            "some places of a sequence are chosen more often than others")
+
+
+@check(4, "data", 4)
+def what_becomes_of_it(data, rng):
+    """Of the chosen, 80 % become [MASK], 10 % a random ordinary token, 10 % stay."""
+    made, ids, (after, positions, labels) = masked(data, rng)
+    used, touched = labels != data.IGNORE, np.zeros_like(ids, dtype=bool)
+    np.put_along_axis(touched, positions, used, 1)
+    require((after == ids)[~touched].all(), "input_ids change where no label asks for it")
+    shown, original = np.take_along_axis(after, positions, 1)[used], labels[used]
+    others = shown[(shown != original) & (shown != made.mask_id)]
+    require(not made.is_special[others].any(),
+            "special tokens are among the random words: draw from self.ordinary")
+    hidden, stay = np.mean(shown == made.mask_id), np.mean(shown == original)
+    chance, deviation = 0.1 / len(made.ordinary), 3 / len(shown) ** 0.5
+    say = f"{hidden:.1%} become [MASK], {stay:.1%} stay, {1 - hidden - stay:.1%} are random: "
+    require(hidden < 0.99, say + "is everything chosen replaced by [MASK]?")
+    require(abs(hidden - 0.8) < deviation, say + "of ten, eight should become [MASK]")
+    require(abs(stay - 0.1 - chance) < deviation,
+            say + "of ten, one should stay, and one become a random word")
+    require(even(np.bincount(others, minlength=len(made.is_special))[made.ordinary]),
+            "some random words are drawn far more often than others: draw evenly from all")
+
+
+def even(counts):
+    """Whether counts are as equal as those of even draws."""
+    expected = counts.mean()
+    return (np.abs(counts - expected) < 6 * expected**0.5 + 3).all()
+
+
+@check(4, "data", 2)
+def draws_belong_to_rows(data, rng):
+    """The same generator gives the same masks, and `mine` gives rows of what all would have."""
+    made, ids, _ = masked(data, rng)
+    seed = int(rng.integers(2**31))
+
+    def mask(*mine):
+        batch = made.mask(ids[:12].copy(), np.random.default_rng(seed), *mine)
+        return [np.asarray(part) for part in batch]
+
+    whole, part = mask(), mask(slice(4, 8))
+    require(all(map(np.array_equal, whole, mask())),
+            "the same rng gives other masks: draw from rng and nothing else")
+    require(len(part[0]) == 4, "mine is not used: only its rows are to be returned")
+    require(all(equal(a, b[4:8]) for a, b in zip(part, whole, strict=True)),
+            "rows 4 to 8 get other masks alone than among all 12: draw for all rows first, and "
+            "take mine afterwards")

@@ -1,0 +1,51 @@
+"""Checks of 6: the schedule."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from mini_undivided.course.assignments import Wrong, check, compare, require
+
+
+@check(6, "optim", 6)
+def schedule(optim, rng):
+    """The factor goes from 0 in a line to 1 at `warmup`, in a line to 0 at 1, and stays there."""
+    warmup = rng.uniform(0.05, 0.4)
+    start, peak, end, after = (optim.warmup_decay(x, warmup) for x in (0.0, warmup, 1.0, 1.2))
+    require(None not in (start, peak, end, after), "the factor is None: is a return missing?")
+    for found, wanted, where, hint in (
+            (start, 0, "at the start", "does the warm-up begin from nothing?"),
+            (peak, 1, "where the warm-up ends", "does the decay begin there?"),
+            (end, 0, "at the end", "is what is left of the run divided by 1 - warmup?"),
+            (after, 0, "after the end", "does it become negative?")):
+        require(abs(found - wanted) < 1e-6,
+                f"the factor {where} is {found:.4g}, but should be {wanted}: {hint}")
+    for name, least, most in (("warm-up", 0, warmup), ("decay", warmup, 1)):
+        x = np.linspace(least, most, 9)[1:-1]
+        middle = np.array([optim.warmup_decay(each, warmup) for each in x])
+        require(np.abs(np.diff(middle, 2)).max() < 1e-6, f"the {name} is not a straight line")
+        require(abs(middle[3] - 0.5) < 1e-6, f"the factor is {middle[3]:.4g} in the middle of the "
+                f"{name}, but should be 0.5: is progress divided by its length?")
+    try:
+        none = optim.warmup_decay(0.0, 0.0)
+    except ZeroDivisionError:
+        raise Wrong("without a warm-up (warmup=0) progress is divided by 0") from None
+    require(abs(none - 1) < 1e-9, f"without a warm-up (warmup=0) the factor at the start is {none}")
+
+
+@check(6, "optim", 4)
+def scaled_rates(optim, rng):
+    """Every group's rate is the factor times its own peak, however often it is set."""
+    peaks, (first, second) = np.array([0.3, 0.7, 1.1]), rng.uniform(0.2, 0.9, size=2)
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "peak": peak} for peak in peaks]
+    made = [torch.optim.SGD(groups[:2], lr=0.3), torch.optim.SGD(groups[2:], lr=0.3)]
+    optim.scale_learning_rates(made, first)
+    optim.scale_learning_rates(made, second)
+    rates = [group["lr"] for optimizer in made for group in optimizer.param_groups]
+    compare("the learning rates after two calls", rates, second * peaks, {
+        "when factors add up over calls: multiply the peak, not the last rate":
+            first * second * np.full(3, 0.3),
+        "when every group is set to the first group's peak": second * np.full(3, 0.3),
+        "when only the first optimizer is set": [*(second * peaks[:2]), 0.3],
+        "when only the first group of each is set": [second * 0.3, 0.3, second * 1.1],
+        "when the factor itself is set": np.full(3, second)})

@@ -1,0 +1,85 @@
+"""Checks of 9: a probe and its control task."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from mini_undivided.course.assignments import Wrong, check, normal, require
+
+
+def largest_gradient(x, y, W, b, classes, strength, on_b=0.0):
+    """The largest part of the objective's gradient at W and b, over all layers."""
+    W, b = (each.detach().double().requires_grad_() for each in (W, b))
+    objective = strength / 2 * (W.square().sum() + on_b * b.square().sum())
+    for logits in x.double() @ W + b:
+        objective = objective + (
+            F.cross_entropy(logits, y) if classes else (logits[:, 0] - y).square().mean() / 2)
+    return max(g.abs().max().item() for g in torch.autograd.grad(objective, (W, b)))
+
+
+@check(9, "probe", 6)
+def fitted_probe(probe, rng):
+    """fit minimises mean loss + λ/2 |W|² for each layer and λ: the gradient there is 0."""
+    L, N, C, K = int(rng.integers(3, 7)), 70, 6, int(rng.integers(3, 5))
+    strengths, limit = (1.0, 0.1, 0.02), 2e-3
+    for classes in (K, 0):
+        x = normal(rng, L, N, C).float()
+        score = x[0] @ normal(rng, C, K).float() + normal(rng, N, K).float() + torch.arange(K) / 2
+        y = score.argmax(1) if classes else score[:, 0] + 1
+        fits = probe.fit(x, y, classes, strengths)
+        require(fits is not None, "fit returns None: is a return missing?")
+        shapes = [(tuple(W.shape), tuple(b.shape)) for W, b in fits]
+        wanted = [((L, C, classes or 1), (L, 1, classes or 1))] * len(strengths)
+        require(shapes == wanted, f"W and b have the shapes {shapes}, but should have {wanted}")
+        require(not all(torch.equal(fits[0][0], W) for W, _ in fits[1:]),
+                "all λ have the same W: keep a copy of each (detach().clone())")
+        for (W, b), strength in zip(fits, strengths, strict=True):
+            found = largest_gradient(x, y, W, b, classes, strength)
+            if found < limit:
+                continue
+            where = f"{'classification' if classes else 'regression'}, λ = {strength:g}: "
+            causes = {
+                "λ |W|² is not halved": (2 * strength,),
+                "λ is halved twice, or the squared error not at all": (strength / 2,),
+                "the loss is averaged over layers: each layer has its own mean": (strength * L,),
+                "the loss is summed over examples: it is their mean": (strength / N,),
+                "the penalty on W is missing": (0.0,),
+                "b is penalised as well: only W is": (strength, 1.0)}
+            causes |= {f"the fits are not in the order of strengths, this is {other:g}'s": (other,)
+                       for other in strengths if other != strength}
+            for cause, variant in causes.items():
+                require(largest_gradient(x, y, W, b, classes, *variant) > limit, where + cause)
+            start = largest_gradient(x, y, 0 * W, 0 * b, classes, strength)
+            raise Wrong(f"{where}the gradient is {found:.2g} at the end and was {start:.2g} at the "
+                        "start: take more steps until it is below 1e-4")
+
+
+@check(9, "probe", 4)
+def control_task(probe, rng):
+    """A word has one random tag wherever it occurs, drawn as often as tags occur in training."""
+    share = np.array([0.6, 0.3, 0.1])
+    texts = {part: [[f"w{i}" for i in rng.integers(900, size=9)] for _ in range(300)]
+             for part in probe.PARTS}
+    labels = {part: rng.choice(3, 2700, p=share) for part in probe.PARTS}
+    task = probe.ProbeTask("tags", texts, labels, per_word=True)
+    control, again, other = task.control(5), task.control(5), task.control(6)
+    require(control is not None, "control returns None: is a return missing?")
+    require(list(control) == list(texts), f"control has the parts {list(control)}")
+    tags = {}
+    for part, tagged in control.items():
+        words, here = [word for text in texts[part] for word in text], {}
+        require(len(tagged) == len(words), f"{part} has {len(tagged)} tags for {len(words)} words")
+        require(all(here.setdefault(w, tag) == tag for w, tag in zip(words, tagged, strict=True)),
+                "a word has different tags: draw one for each word, not one for each token")
+        require(all(tags.get(w, tag) == tag for w, tag in here.items()),
+                "a word has one tag in training and another in test: draw once, for all parts")
+        tags |= here
+    require(all(np.array_equal(control[p], again[p]) for p in texts),
+            "the same seed gives other tags")
+    require(not all(np.array_equal(control[p], other[p]) for p in texts),
+            "another seed gives the same tags: use the seed")
+    found = np.bincount(np.array(list(tags.values()), dtype=int), minlength=3) / len(tags)
+    say = f"the tags occur in {', '.join(f'{s:.0%}' for s in found)} of the words, but in training "
+    say += "in 60 %, 30 % and 10 %"
+    require(np.abs(found - 1 / 3).max() > 0.1, f"{say}: they are drawn evenly")
+    require(len(found) == 3 and np.abs(found - share).max() < 0.12, say)
