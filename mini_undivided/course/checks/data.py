@@ -18,10 +18,10 @@ def masked(data, rng):
     ids = made.read(np.arange(1500))
     batch = made.mask(ids.copy(), np.random.default_rng(int(rng.integers(2**31))))
     require(batch is not None, "mask returns nothing: is a return missing?")
-    shapes = [tuple(part.shape) for part in batch]
+    shapes = [tuple(part.shape) for part in batch[:3]]
     right = [(1500, T), (1500, made.num_masked), (1500, made.num_masked)]
     require(shapes == right, f"the batch has the shapes {shapes}, but should have {right}")
-    return made, ids, [np.asarray(part) for part in batch]
+    return made, ids, [np.asarray(part) for part in batch[:3]]
 
 
 @check(4, "data", 4)
@@ -91,7 +91,7 @@ def draws_belong_to_rows(data, rng):
 
     def mask(*mine):
         batch = made.mask(ids[:12].copy(), np.random.default_rng(seed), *mine)
-        return [np.asarray(part) for part in batch]
+        return [np.asarray(part) for part in batch[:3]]
 
     whole, part = mask(), mask(slice(4, 8))
     require(all(map(np.array_equal, whole, mask())),
