@@ -142,6 +142,7 @@ def test_a_copy_lacks_bodies_and_nothing_else(copy):
     for path in (copy / "mini_undivided").rglob("*.py"):
         original = ROOT / path.relative_to(copy)
         assert original in changed or path.read_text() == original.read_text()
+    assert (copy / "mini_undivided/report/default_runs.json").exists()  # loss.png needs it
     assert all((copy / name).exists() for name in FILES)
 
 
