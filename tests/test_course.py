@@ -109,6 +109,7 @@ def test_mistakes_in_the_project_are_named(code, cause, project):
     ("raise NotImplementedError('assignment 6: write it')", "nothing is written yet: assignment 6"),
     ("return None", "is a return missing?"),
     ("raise SystemExit(0)", "SystemExit"),
+    ("from mini_undivided.course.assignments import Wrong; raise Wrong", "the answer is wrong"),
     ("return undefined", "NameError: name 'undefined' is not defined")])
 def test_what_breaks_off_is_a_sentence(body, message, monkeypatch):
     """No traceback: an unwritten body, a forgotten return, an exit, a typing error."""
@@ -228,7 +229,7 @@ def test_from_copy_to_points(tmp_path):
     assert course("copy", tmp_path / "copy", "--assignments", "6,8").returncode == 0
     (tmp_path / "copy/own_checks.py").write_text(
         "from mini_undivided.course.assignments import check, require\n"
-        "@check(6, 'optim', 3)\ndef mine(optim, rng):\n"
+        "@check(6, points=3)\ndef mine(optim, rng):\n"
         "    '''A claim of mine.'''\n    require(optim.WARMUP == 0.5, 'the line is too short')\n")
     shutil.copy(ROOT / "mini_undivided/cka.py", tmp_path / "copy/mini_undivided")
     done = course("check", "6,8", "--seed", 3, cwd=tmp_path / "copy")
@@ -242,6 +243,7 @@ def test_from_copy_to_points(tmp_path):
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["check", "11"], "11 is no assignment: give a number from 1 to 10"),
     (["copy", ROOT], "exists and is not empty"),
+    (["check", "1", "--seed", "-1"], "-1 is not a whole number from 0 on"),
     (["grade", "nowhere"], "nowhere has no folder mini_undivided: give a student's copy"),
     (["grade", "a", "b", "--json", "x"], "--json holds the results of one submission: give one")])
 def test_a_users_mistake_is_one_sentence(arguments, sentence, monkeypatch, capsys):
@@ -250,7 +252,7 @@ def test_a_users_mistake_is_one_sentence(arguments, sentence, monkeypatch, capsy
     with pytest.raises(SystemExit) as end:
         main()
     said = capsys.readouterr().err
-    assert end.value.code == 2 and sentence in said and said.count("\n") == 1
+    assert end.value.code == 2 and sentence in said and "Traceback" not in said
 
 
 # Grading.

@@ -29,8 +29,15 @@ def parser():
             "--assignments", metavar="LIST", default="all", help="1,2,8 (default: all)")
     for command in (check, grade):
         command.add_argument(
-            "--seed", type=int, default=0, help="of the random inputs (default: 0)")
+            "--seed", type=natural, default=0, help="of the random inputs (default: 0)")
     return made
+
+
+def natural(text):
+    """An argparse type: a whole number that is not negative."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 on")
+    return int(text)
 
 
 def table(tests):

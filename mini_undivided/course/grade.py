@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from mini_undivided.course.assignments import ASSIGNMENTS, OWN, checks_of, run
@@ -68,22 +69,14 @@ def judge(project, number, seed):
         except subprocess.TimeoutExpired:
             reason = f"it was stopped after {LIMIT} seconds: is there an endless loop?"
         finally:
-            if hasattr(os, "killpg"):  # what the student's code may have started goes too
-                end_group(process.pid)
+            with suppress(ProcessLookupError, AttributeError):  # on Windows there is no killpg
+                os.killpg(process.pid, signal.SIGKILL)  # and what the student's code has started
             process.kill()
             process.wait()
         output.seek(0)
         said = [line[33:] for line in output if line.startswith(f"{secret} ")]
     messages = dict(json.loads(line) for line in said)
     return [verdict(each, messages.get(i, reason)) for i, each in enumerate(checks)]
-
-
-def end_group(pid):
-    """Kill a process and all that it started."""
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def verdict(check, message):

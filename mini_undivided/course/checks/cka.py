@@ -27,7 +27,7 @@ def cycles(rng, count, n):
     return made
 
 
-@check(8, "cka", 5)
+@check(8, points=5)
 def centred_gram(cka, rng):
     """centre has a diagonal and row sums of 0, and differs from K = X Xᵀ by u_i + u_j."""
     L, n, C = int(rng.integers(2, 4)), int(rng.integers(7, 10)), int(rng.integers(4, 7))
@@ -57,7 +57,7 @@ def centred_gram(cka, rng):
             "more than sums of rows and of all is subtracted, or the entries are scaled")
 
 
-@check(8, "cka", 5)
+@check(8, points=5)
 def hsic_of_pairs(cka, rng):
     """hsic is the unbiased estimate for each pair of layers, as its definition has it."""
     A, B, n = *distinct(rng, 2, 2, 4), int(rng.integers(6, 9))

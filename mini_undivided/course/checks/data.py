@@ -24,7 +24,7 @@ def masked(data, rng):
     return made, ids, [np.asarray(part) for part in batch[:3]]
 
 
-@check(4, "data", 4)
+@check(4, points=4)
 def what_is_chosen(data, rng):
     """Each sequence hides round(mask_share n) of its n ordinary tokens, all equally often."""
     made, ids, (after, positions, labels) = masked(data, rng)
@@ -55,7 +55,7 @@ def what_is_chosen(data, rng):
             "some places of a sequence are chosen more often than others")
 
 
-@check(4, "data", 4)
+@check(4, points=4)
 def what_becomes_of_it(data, rng):
     """Of the chosen, 80 % become [MASK], 10 % a random ordinary token, 10 % stay."""
     made, ids, (after, positions, labels) = masked(data, rng)
@@ -83,7 +83,7 @@ def even(counts):
     return (np.abs(counts - expected) < 6 * expected**0.5 + 3).all()
 
 
-@check(4, "data", 2)
+@check(4, points=2)
 def draws_belong_to_rows(data, rng):
     """The same generator gives the same masks, and `mine` gives rows of what all would have."""
     made, ids, _ = masked(data, rng)

@@ -25,7 +25,7 @@ def require_zero(metric, *arrays):
             "or one side constant), but should be 0: is there a division by 0?")
 
 
-@check(7, "glue", 3)
+@check(7, points=3)
 def f1_score(glue, rng):
     """f1 is scikit-learn's f1_score of label 1."""
     labels, predicted = binary(rng)
@@ -45,7 +45,7 @@ def f1_score(glue, rng):
     require_zero(glue.f1, np.zeros(5, int), np.zeros(5, int))
 
 
-@check(7, "glue", 3)
+@check(7, points=3)
 def matthews_and_pearson(glue, rng):
     """matthews is scikit-learn's matthews_corrcoef, pearson SciPy's pearsonr."""
     x = rng.normal(size=40) + 2
@@ -65,7 +65,7 @@ def matthews_and_pearson(glue, rng):
         require_zero(metric, np.ones(5, int), np.array([1, 0, 1, 1, 0]))
 
 
-@check(7, "glue", 4)
+@check(7, points=4)
 def ranks_and_spearman(glue, rng):
     """ranks is SciPy's rankdata, ties sharing their mean; spearman its spearmanr."""
     x, y = rng.integers(6, size=(2, 30)) / 2.0

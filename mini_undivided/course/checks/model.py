@@ -28,7 +28,7 @@ def written_out(model, *arguments):
         return model.attend(*arguments)
 
 
-@check(1, "model", 5)
+@check(1, points=5)
 def attention_without_a_mask(model, rng):
     """Without a mask the output is softmax(Q Kᵀ / √D) V."""
     q, k, v = attention_inputs(rng)
@@ -43,7 +43,7 @@ def attention_without_a_mask(model, rng):
         "without the softmax": q @ k.mT / D**0.5 @ v})
 
 
-@check(1, "model", 4)
+@check(1, points=4)
 def attention_with_a_mask(model, rng):
     """No token looks where the mask is False."""
     q, k, v = attention_inputs(rng)
@@ -62,7 +62,7 @@ def attention_with_a_mask(model, rng):
             SDPA(q, k, v, mask.double())})
 
 
-@check(1, "model", 1)
+@check(1, points=1)
 def attention_with_dropout(model, rng):
     """Dropout sets weights to 0 and divides the others by 1 - p."""
     q, k, _ = attention_inputs(rng)
@@ -116,7 +116,7 @@ def library_ffn(block, x, *variant):
     return layer(x), seen[0]
 
 
-@check(2, "model", 5)
+@check(2, points=5)
 def feed_forward_sublayer(model, rng):
     """FeedForward is LayerNorm(x + W_down gelu(W_up x)), gelu_down the part after W_up."""
     block, x = random_block(model, rng)
@@ -135,7 +135,7 @@ def feed_forward_sublayer(model, rng):
         "without the LayerNorm": before})
 
 
-@check(2, "model", 1)
+@check(2, points=1)
 def dropout_in_the_ffn(model, rng):
     """In training, dropout acts on what is added to x, and not on x."""
     block, x = random_block(model, rng, dropout=0.5)
@@ -147,7 +147,7 @@ def dropout_in_the_ffn(model, rng):
             "nothing is dropped in FeedForward while it trains: is self.dropout unused?")
 
 
-@check(2, "model", 2)
+@check(2, points=2)
 def block_with_ffn(model, rng):
     """A block with an FFN is PyTorch's TransformerEncoderLayer, with padding too."""
     block, x = random_block(model, rng)
@@ -169,7 +169,7 @@ def block_with_ffn(model, rng):
             "place, as attention.py expects")
 
 
-@check(2, "model", 2)
+@check(2, points=2)
 def block_without_ffn(model, rng):
     """A block without an FFN is its attention sublayer, and nothing else."""
     block, x = random_block(model, rng, has_ffn=False)
@@ -202,7 +202,7 @@ def weights_of(model_class, sizes, **changes):
     return sum(p.numel() for p in model_class(BertConfig(**sizes | changes)).parameters())
 
 
-@check(3, "model", 4)
+@check(3, points=4)
 def number_of_parameters(model, rng):
     """count_parameters counts each weight of a model once."""
     sizes = some_sizes(rng)
@@ -239,7 +239,7 @@ def library_flops(sizes, T, asked=None):
     return 3 * counter.get_total_flops() / T
 
 
-@check(3, "model", 6)
+@check(3, points=6)
 def number_of_flops(model, rng):
     """flops_per_token is what PyTorch's FlopCounterMode counts."""
     sizes, T = some_sizes(rng), int(rng.integers(11, 37))

@@ -7,7 +7,7 @@ from torch import nn
 from mini_undivided.course.assignments import Wrong, check, compare, require
 
 
-@check(6, "optim", 6)
+@check(6, points=6)
 def schedule(optim, rng):
     """The factor goes from 0 in a line to 1 at `warmup`, in a line to 0 at 1, and stays there."""
     warmup = rng.uniform(0.05, 0.4)
@@ -33,7 +33,7 @@ def schedule(optim, rng):
     require(abs(none - 1) < 1e-9, f"without a warm-up (warmup=0) the factor at the start is {none}")
 
 
-@check(6, "optim", 4)
+@check(6, points=4)
 def scaled_rates(optim, rng):
     """Every group's rate is the factor times its own peak, however often it is set."""
     peaks, (first, second) = np.array([0.3, 0.7, 1.1]), rng.uniform(0.2, 0.9, size=2)

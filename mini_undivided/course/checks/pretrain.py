@@ -47,7 +47,7 @@ def tiny_batches(rng):
     return Tiny(rng, V), list(batch.micro_batches(B))
 
 
-@check(5, "pretrain", 3)
+@check(5, points=3)
 def loss_of_a_batch(pretrain, rng):
     """masked_loss is the cross entropy in nats, summed over the masked places."""
     model, (batch, *_) = tiny_batches(rng)
@@ -84,7 +84,7 @@ def take_step(pretrain, model, batches, num_masked, world):
     return before - nn.utils.parameters_to_vector(model.parameters()).detach(), loss
 
 
-@check(5, "pretrain", 7)
+@check(5, points=7)
 def step_over_micro_batches(pretrain, rng):
     """A step over micro-batches is the step over the whole batch, clipped to norm 1."""
     model, batches = tiny_batches(rng)
@@ -95,7 +95,7 @@ def step_over_micro_batches(pretrain, rng):
         whole, loss, n = sum(parts), sum(each.sum() for each in losses), sum(map(len, losses))
         means = sum(p / len(each) for p, each in zip(parts, losses, strict=True)) / len(parts)
         # The first step needs no clipping, the second one does.
-        num = int(world * (2 * whole.norm().item() + n)) if number == 1 else 1
+        num = 1 + int(world * whole.norm().item() * (2 if number == 1 else 0.3))
         scale, within = world / num, 0.0
         for part in parts:
             within = clipped(within + scale * part)

@@ -17,7 +17,7 @@ def largest_gradient(x, y, W, b, classes, strength, on_b=0.0):
     return max(g.abs().max().item() for g in torch.autograd.grad(objective, (W, b)))
 
 
-@check(9, "probe", 6)
+@check(9, points=6)
 def fitted_probe(probe, rng):
     """fit minimises mean loss + λ/2 |W|² for each layer and λ: the gradient there is 0."""
     L, N, C, K = int(rng.integers(3, 7)), 70, 6, int(rng.integers(3, 5))
@@ -54,7 +54,7 @@ def fitted_probe(probe, rng):
                         "start: take more steps until it is below 1e-4")
 
 
-@check(9, "probe", 4)
+@check(9, points=4)
 def control_task(probe, rng):
     """A word has one random tag wherever it occurs, drawn as often as tags occur in training."""
     share = np.array([0.6, 0.3, 0.1])

@@ -9,7 +9,7 @@ from mini_undivided.course.checks.model import SDPA, some_sizes, weights_of
 from mini_undivided.support.config import BertConfig
 
 
-@check(10, "project", 10)
+@check(10, points=10)
 def shared_ffn(project, rng):
     """All layers of shared_ffn(config), an Encoder, have one and the same FFN."""
     from mini_undivided import model
