@@ -88,7 +88,7 @@ def test_a_mistake_is_caught_and_named(mistake, monkeypatch):
     source = inspect.getsource(getattr(*owner_of(number, name)))
     assert old in source
     put(monkeypatch, number, name, source.replace(old, new) if old else new)
-    messages = [message for each in checks_of(number) if (message := run(each, len(cause)))]
+    messages = [message for each in checks_of(number) if (message := run(each, 0))]
     assert any(cause in message for message in messages), messages
 
 
@@ -290,7 +290,6 @@ def test_results_are_gradescopes(submission, tmp_path):
     ("optim.py", "import sys; sys.exit(0)", "SystemExit"),
     ("optim.py", "import os; os._exit(0)", "the process ended early, with status 0"),
     ("optim.py", "def warmup_decay(:", "optim.py, line 1: SyntaxError"),
-    ("course/checks.py", "CHECKS = []", "write warmup_decay"),
     ("course/assignments.py", "def run(*a): return ''", "write warmup_decay")])
 def test_no_points_without_an_answer(name, text, message, submission):
     """Leaving early, broken syntax and edited checks give no points."""
@@ -306,7 +305,7 @@ def test_points_before_a_loop_stay(submission, monkeypatch):
     """An endless loop is stopped, and does not take the points of what was checked before it."""
     path = submission / "mini_undivided/optim.py"
     path.write_text(path.read_text() + "\ndef scale_learning_rates(*a):\n    while True: pass\n")
-    monkeypatch.setattr(grade, "LIMIT", 10)
+    monkeypatch.setattr(grade, "LIMIT", 8)
     first, second = grade.grade(submission, [6], 0)
     assert (first["score"], second["score"]) == (6, 0)
     assert "an endless loop?" in second["output"]
