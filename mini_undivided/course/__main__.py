@@ -72,11 +72,14 @@ def check(numbers, seed):
 
 
 def grade(submissions, numbers, seed, path):
-    """Print a table of points for each submission; write the last one's to a JSON file."""
+    """Print a table of points for each submission, or write that of a single one to a file too."""
     from mini_undivided.course.grade import grade as points
 
     if path and len(submissions) > 1:
         raise UserError("--json holds the results of one submission: give one")
+    for submission in submissions:  # all of them before any work
+        if not (Path(submission) / "mini_undivided").is_dir():
+            raise UserError(f"{submission} has no folder mini_undivided: give a student's copy")
     for submission in submissions:
         tests = points(submission, numbers, seed)
         lost = [f"  {t['name']}\n    {t['output']}" for t in tests if t["status"] == "failed"]
