@@ -107,6 +107,8 @@ def attend(q, k, v, mask=None, dropout=0.0):
      "np.random.random(ids.shape)[mine]", "rng and nothing else"),
     (4, "Sequences.mask", "rng.random(ids.shape, dtype=np.float32)[mine]",
      "np.repeat(rng.random((1, ids.shape[1])), len(ids), 0)[mine]", "same places"),
+    (4, "Sequences.mask", "MaskedBatch(*map(torch.from_numpy, (ids, positions, labels)))",
+     "ids, positions, labels", "MaskedBatch of three tensors"),
     (5, "masked_loss", 'reduction="sum"', 'reduction="mean"', "mean is taken"),
     (5, "masked_loss", 'ignore_index=IGNORE, reduction="sum")',
      'ignore_index=IGNORE, reduction="sum") / labels.numel()', "all places"),

@@ -1,6 +1,7 @@
 """Checks of 4: masking."""
 
 import numpy as np
+import torch
 
 from mini_undivided.course.assignments import check, equal, require
 
@@ -17,7 +18,8 @@ def masked(data, rng):
     made.rows[:500][rng.random((500, T - 2)) < rng.uniform(0.1, 0.3)] = made.sep_id
     ids = made.read(np.arange(1500))
     batch = made.mask(ids.copy(), np.random.default_rng(int(rng.integers(2**31))))
-    require(batch is not None, "mask returns nothing: is a return missing?")
+    require(isinstance(batch, data.MaskedBatch) and all(map(torch.is_tensor, batch[:3])),
+            "mask does not return a MaskedBatch of three tensors")
     shapes = [tuple(part.shape) for part in batch[:3]]
     right = [(1500, T), (1500, made.num_masked), (1500, made.num_masked)]
     require(shapes == right, f"the batch has the shapes {shapes}, but should have {right}")
