@@ -305,7 +305,7 @@ def test_points_before_a_loop_stay(submission, monkeypatch):
     """An endless loop is stopped, and does not take the points of what was checked before it."""
     path = submission / "mini_undivided/optim.py"
     path.write_text(path.read_text() + "\ndef scale_learning_rates(*a):\n    while True: pass\n")
-    monkeypatch.setattr(grade, "LIMIT", 8)
+    monkeypatch.setattr(grade, "LIMIT", 15)
     first, second = grade.grade(submission, [6], 0)
     assert (first["score"], second["score"]) == (6, 0)
     assert "an endless loop?" in second["output"]
