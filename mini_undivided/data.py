@@ -123,8 +123,8 @@ class Sequences:
         return MaskedBatch(*map(torch.from_numpy, (ids, positions, labels)))
 
 
-    def pair(self, ids, rng):
-        """[CLS] A [SEP] B [SEP] from sequences (B, T): half of the B's are another sequence's.
+    def pair(self, ids, rng, share=0.5):
+        """[CLS] A [SEP] B [SEP] from sequences (B, T): a share of the B's are another sequence's.
 
         A token in the middle half becomes the [SEP] between the parts. A random B comes from the
         sequence before it in the batch, and from the same places there. → ids and token_type_ids
@@ -132,7 +132,7 @@ class Sequences:
         """
         B, T = ids.shape
         cuts = rng.integers(T // 4, T - T // 4, size=(B, 1))
-        is_random = rng.integers(2, size=B) if B > 1 else np.zeros(B, dtype=np.int64)
+        is_random = (rng.random(B) < share * (B > 1)).astype(np.int64)
         second = np.arange(T) > cuts  # (B, T)
         ids = np.where(second & (is_random[:, None] == 1), np.roll(ids, 1, axis=0), ids)
         np.put_along_axis(ids, cuts, self.sep_id, axis=1)
@@ -173,14 +173,21 @@ class TrainingData:
         return indices
 
 
-def validation_batches(sequences, limit, rank=0, world=1):
-    """Yield masked batches of at most `limit` sequences, spread over the file, the masks fixed."""
+def validation_batches(sequences, limit, rank=0, world=1, pairs=False):
+    """Yield masked batches of at most `limit` sequences, spread over the file, the masks fixed.
+
+    pairs: for a model that has only seen pairs. None is random, so that losses still compare.
+    """
     count = min(limit, len(sequences))
     chosen = np.arange(count) * len(sequences) // count
     for number, first in enumerate(range(0, count, VALIDATION_BATCH)):
         if number % world == rank:
             rng = stream(VALIDATION, 0, number)  # the same in every run and at every validation
-            yield sequences.mask(sequences.read(chosen[first : first + VALIDATION_BATCH]), rng)
+            ids, segments = sequences.read(chosen[first : first + VALIDATION_BATCH]), None
+            if pairs:
+                ids, segments, _ = sequences.pair(ids, stream(VALIDATION, 1, number), share=0)
+                segments = torch.from_numpy(segments)
+            yield sequences.mask(ids, rng)._replace(token_type_ids=segments)
 
 
 def context_free_baseline(tokens, is_special):

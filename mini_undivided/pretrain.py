@@ -247,11 +247,12 @@ class Trainer:
         self.model.eval()
         sums = torch.zeros(5, dtype=torch.float64)  # loss; right and places, of all and at [MASK]
         count, machine = max(1, limit // self.options.seq_len), self.machine
-        for batch in validation_batches(self.valid_set, count, machine.rank, machine.world):
+        pairs = self.options.next_sentence
+        for batch in validation_batches(self.valid_set, count, machine.rank, machine.world, pairs):
             batch = batch.move(machine)
             with machine.autocast():
-                # A model of pairs, too, validates without them, so that losses compare.
-                logits = MaskedLM.forward(self.model, batch.input_ids, positions=batch.positions)
+                logits = MaskedLM.forward(  # of words alone, (B, M, V)
+                    self.model, batch.input_ids, None, batch.token_type_ids, batch.positions)
             logits, labels = logits.float().flatten(0, 1), batch.labels.flatten()  # (B M, V), (B M)
             shown = batch.input_ids.gather(1, batch.positions).flatten()  # (B, M) → (B M)
             loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")

@@ -221,6 +221,18 @@ def test_pairs_of_processes_are_those_of_one(parts):
     assert not (whole.labels == sequences.sep_id).any()
 
 
+def test_a_model_of_pairs_is_validated_on_pairs_that_follow(parts):
+    """The text is the same but for one [SEP] a sequence, and so are nearly all masks."""
+    _, tokenizer, tokens = parts
+    sequences = data.Sequences(tokens.train, 41, tokenizer)
+    (plain,), (paired,), (again,) = (
+        data.validation_batches(sequences, 50, pairs=pairs) for pairs in (False, True, True))
+    assert torch.equal(paired.input_ids, again.input_ids) and paired.is_random is None
+    differ = (plain.input_ids != paired.input_ids).sum(1)
+    assert 1 <= differ.float().mean() < 4 and paired.token_type_ids.sum(1).unique().numel() > 5
+    assert plain.token_type_ids is None and (plain.positions == paired.positions).float().mean() > 0.8
+
+
 def test_validation_masks_never_change(parts):
     """Validation batches are the same each time, of sequences spread evenly over the file.
 
