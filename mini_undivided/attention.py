@@ -27,10 +27,11 @@ def attention_weights(encoder, ids, mask=None, segments=None):
     The arguments are the encoder's. What attention gives for the identity matrix in place of the
     values is the weights themselves.
     """
-    weights, eye = [], torch.eye(ids.size(1), device=ids.device)
+    weights = []
 
     def keep(attention, inputs):
         x, mask, _ = inputs
+        eye = torch.eye(x.size(1), dtype=x.dtype, device=x.device)
         q, k = attention.split(attention.query(x)), attention.split(attention.key(x))
         weights.append(attend(q, k, eye, mask))  # (B, H, T, T)
 

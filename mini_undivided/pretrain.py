@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from mini_undivided.data import IGNORE, validation_batches
+from mini_undivided.data import IGNORE, TrainingData, validation_batches
 from mini_undivided.model import MaskedLM
 from mini_undivided.optim import adamw, muon_and_adamw, scale_learning_rates, warmup_decay
 from mini_undivided.support import run_directory, setup
@@ -44,16 +44,17 @@ def masked_loss(model, batch):
 
 
 def paired_loss(model, batch):
-    """`masked_loss`, plus M times the cross entropy of each of the batch's pairs.
+    """`masked_loss`, plus each pair's cross entropy times the number of its masked places.
 
-    Divided by the number of masked places, M a sequence, it is BERT's loss: the mean over masked
-    places plus the mean over pairs.
+    Divided by the number of masked places it is BERT's loss: the mean over masked places plus the
+    mean over pairs, where a pair counts by how many of its places are masked.
     """
     logits, pairs = model(
         batch.input_ids, token_type_ids=batch.token_type_ids, positions=batch.positions)
-    labels, (_, M) = batch.labels.flatten(), batch.labels.shape  # (B, M) → (B M)
+    labels = batch.labels.flatten()  # (B, M) → (B M)
     named = F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum")
-    return named + M * F.cross_entropy(pairs, batch.is_random, reduction="sum")
+    each = F.cross_entropy(pairs, batch.is_random, reduction="none")  # (B,)
+    return named + ((batch.labels != IGNORE).sum(1) * each).sum()
 
 
 def train_step(model, optimizers, batches, num_masked, machine):
@@ -267,9 +268,26 @@ class Trainer:
         self.log(scores)
         return scores
 
+    @torch.inference_mode()
+    def pair_accuracy(self):
+        """The share of pairs of the validation part of which the model says rightly what they are."""
+        self.model.eval()
+        size = min(64, len(self.valid_set))
+        data, right = TrainingData(self.valid_set, size, 0, pairs=True), 0
+        steps = max(1, min(len(self.valid_set), FULL_TOKENS // self.options.seq_len) // size)
+        for step in range(steps):
+            batch = data.batch(step).move(self.machine)
+            _, logits = self.model(batch.input_ids, None, batch.token_type_ids,
+                                   positions=batch.positions)
+            right += (logits.argmax(1) == batch.is_random).sum().item()
+        self.model.train()
+        return right / (steps * size)
+
     def result(self):
         """Validate on FULL_TOKENS at most → the figures of a finished run, for train.json."""
         scores, state = self.validate(FULL_TOKENS), self.state
+        if self.options.next_sentence:
+            scores["pair_accuracy"] = self.pair_accuracy()
         return {"step": state.step, "tokens": state.tokens, "flops": state.flops, **scores,
                 "tokens_per_second": state.tokens / state.training_seconds,
                 "seconds": state.seconds, "peak_memory_bytes": self.machine.peak_memory()}

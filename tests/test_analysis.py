@@ -99,6 +99,8 @@ def test_replicates_are_compared_as_groups(three, tmp_path, monkeypatch):
     assert np.allclose(alike["values"]["noffn"]["block"]["std"], np.std(values, axis=0, ddof=1))
     ceiling = cka("full", "twin")["values"]["twin"]
     assert alike["values"]["full, two seeds"] == ceiling
+    assert alike["floors"] == {"noffn": "noffn, untrained"} and not alike["one_kind"]
+    assert cka("full", "twin")["one_kind"]
     single = [pair["collapse"]["cosine"]["full" if i == 0 else "twin"]["mean"]
               for i, pair in enumerate(pairs)]
     assert np.allclose(alike["collapse"]["cosine"]["full"]["mean"], np.mean(single, axis=0))

@@ -67,10 +67,11 @@ def test_sentences_say_what_the_numbers_say():
     assert "0.250 nats lower" in tables.cost_sentence(other, first)
     assert "after 1,000 tokens its" in tables.cost_sentence(first, {**other, "tokens": 1000})
 
-    def alike(b, ceilings, floor):
+    def alike(b, ceilings, floor, one_kind=False):
         values = {"b": b, **ceilings, "f": floor}
         values = {name: {"attention": {"mean": [[x]], "std": None}} for name, x in values.items()}
-        return {"first": "a", "ceilings": list(ceilings), "floor": "f", "values": values}
+        return {"first": "a", "ceilings": list(ceilings), "floors": {"b": "f"}, "values": values,
+                "one_kind": one_kind}
 
     two = {"a, two seeds": 0.7, "b, two seeds": 0.9}
     assert tables.alike_sentence(alike(0.5, two, 0.2), "b").endswith(
@@ -78,6 +79,8 @@ def test_sentences_say_what_the_numbers_say():
         "so it goes 50% of the way from floor to ceiling.")
     assert "too close together" in tables.alike_sentence(alike(0.5, {"c": 0.22}, 0.2), "b")
     assert "without two seeds" in tables.alike_sentence(alike(0.5, {}, 0.2), "b")
+    alone = tables.alike_sentence(alike(0.5, {}, 0.2, one_kind=True), "b")
+    assert alone.endswith("is 0.50 on average (floor 0.20).")
 
 
 def test_equal_depth():

@@ -118,6 +118,7 @@ class Analysis:
                     "compared, runs need the same tokens: train one with --tokenizer and the "
                     "other's folder")
         self.groups = replicates.group_runs(self.runs)  # {name: runs}
+        self.one_kind = len(self.runs) > 1 and replicates.are_alike(self.runs)
         self.tokenizer = self.first.tokenizer
         positions = (run.config.max_position_embeddings for run in self.runs)
         self.length = min(LONGEST, *(run.longest for run in self.runs), *positions)
@@ -160,24 +161,26 @@ class Analysis:
                         for name in self.groups}
 
     def cka(self):
-        """CKA of the first group with each other one, ceilings and floor; each one's collapse.
+        """CKA of the first group with each other one, ceilings and floors; each one's collapse.
 
-        The floor is an untrained model of the last group's architecture. A ceiling is the CKA of
-        two runs of one group.
+        A floor is the other group's untrained model. A ceiling is the CKA of two runs of one group,
+        if it is as deep as the first.
         """
-        (first, ours), *others = self.groups.items()
-        names, floor = {name: [run.name for run in runs] for name, runs in self.groups.items()}, (
-            untrained([*self.groups][-1]))
-        pairs = {name: list(product(names[first], names[name])) for name, _ in others}
+        first, *others = self.groups
+        names = {name: [run.name for run in runs] for name, runs in self.groups.items()}
+        depth = self.first.config.num_hidden_layers
+        deep = {name: runs[0].config.num_hidden_layers for name, runs in self.groups.items()}
+        pairs = {name: list(product(names[first], names[name])) for name in others}
         pairs |= {two_seeds(name): list(combinations(each, 2))
-                  for name, each in names.items() if len(each) > 1}
-        pairs[floor] = [(ours[0].name, floor)]
+                  for name, each in names.items() if len(each) > 1 and deep[name] == depth}
+        pairs |= {untrained(name): [(self.first.name, untrained(name))] for name in others}
         every = [pair for each in pairs.values() for pair in each]
         values, shapes, count = compare(
             self.encoders, self.batches("CKA"), every, self.options.per_sentence)
         alike = {
             "rows": count, "rows_are": "sentences" if self.options.per_sentence else "tokens",
-            "first": first, "others": [name for name, _ in others], "floor": floor,
+            "first": first, "others": others, "one_kind": self.one_kind,
+            "floors": {name: untrained(name) for name in others},
             "ceilings": [name for name in map(two_seeds, names) if name in pairs],
             "values": {name: {output: mean_and_std([values[pair][output] for pair in each])
                               for output in OUTPUTS} for name, each in pairs.items()},
@@ -236,10 +239,13 @@ class Analysis:
 
     def replicates(self, facts, probes):
         """What the groups say of one another, or an empty string."""
-        measured = {name: replicates.measures(each, probes[name]) for name, each in facts.items()}
-        return replicates.compare_groups({
-            name: replicates.collect([measured[run.name] for run in runs])
-            for name, runs in self.groups.items()})
+        measured = {}
+        for name, runs in self.groups.items():
+            means = replicates.average_probes([probes[run.name] for run in runs])
+            layers = {task: tables.best_layer(each["trained"]) for task, each in means.items()}
+            measured[name] = replicates.collect([
+                replicates.measures(facts[run.name], probes[run.name], layers) for run in runs])
+        return replicates.compare_groups(measured)
 
     def parts(self, facts, alike, looks, probes):
         """The parts of the report, in Markdown."""
@@ -283,7 +289,8 @@ def short_names(paths):
     """The runs' folder names, or if these are not all different, their paths."""
     if len({Path(path).resolve() for path in paths}) < len(paths):
         raise UserError(f"a run is given twice: {' '.join(map(str, paths))}")
-    names = [Path(path).name for path in paths]
+    names = [Path(path).resolve().name if Path(path).is_dir() else Path(path).name
+             for path in paths]
     return names if len(set(names)) == len(names) else [str(Path(path)) for path in paths]
 
 
@@ -312,9 +319,11 @@ def draw_attention(run, sentence):
     run = Run(run, Path(run).name)
     check_writable(path.parent)
     encoding = run.tokenizer.encode(sentence)
-    if len(encoding.ids) > LONGEST_DRAWN:
+    most = min(LONGEST_DRAWN, run.longest)
+    if len(encoding.ids) > most:
+        reason = "can be drawn legibly" if most == LONGEST_DRAWN else "were seen in training"
         long = f"the sentence has {len(encoding.ids)} tokens"
-        raise UserError(f"{long}, and no more than {LONGEST_DRAWN} can be drawn legibly: cut it")
+        raise UserError(f"{long}, and no more than {most} {reason}: cut it")
     weights = attention_weights(run.encoder, torch.tensor([encoding.ids]))[:, 0]  # (L, H, T, T)
     path.parent.mkdir(parents=True, exist_ok=True)
     figures.plot_heads(weights, encoding.tokens, f"{run.name}: who looks at whom", path)

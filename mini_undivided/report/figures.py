@@ -124,14 +124,15 @@ def band(axes, curve, x=None, label=None, line="o-", **style):
 
 def depth_curves(axes, alike, name):
     """CKA with the first group at equal depth: the other group's in bold, ceilings and floor."""
-    ceilings = dict.fromkeys(alike["ceilings"], 1)
-    for i, (key, width) in enumerate({name: 2, **ceilings, alike["floor"]: 1}.items()):
+    groups = [alike["first"], *alike["others"]]
+    colours = {name: f"C{groups.index(name)}", alike["floors"][name]: "gray"}
+    colours |= {key: f"C{i + len(groups)}" for i, key in enumerate(alike["ceilings"])}
+    for key, colour in colours.items():
         for output, line in zip(OUTPUTS, ("o-", "o--"), strict=True):
             curves = {kind: depth_curve(alike, key, output, kind) for kind in ("mean", "std")}
             layers = [row + FIRST[output] for row, *_ in curves["mean"]]
             curve = {kind: each and [value for *_, value in each] for kind, each in curves.items()}
-            label = f"{key}, {OUTPUTS[output]}"
-            colour = "gray" if key == alike["floor"] else f"C{i}"
+            label, width = f"{key}, {OUTPUTS[output]}", 2 if key == name else 1
             band(axes, curve, layers, label, line, color=colour, linewidth=width)
     layer = f"layer of {alike['first']} (0: embeddings)"
     by_layer(axes, xlabel=layer, ylabel="CKA at equal depth", ylim=(-0.05, 1.05))
@@ -174,7 +175,8 @@ def plot_attention(looks, out):
                 style = group_style(name, [*groups])
                 axes.plot(layers, heads, ".", color=style["color"], alpha=0.3)
                 axes.plot(layers, heads.mean(1), style["line"], color=style["color"], label=name)
-            by_layer(axes, xlabel="layer", title=STATISTICS[kind], ylim=(0, None))
+            top = 1.05 * axes.get_ylim()[1]
+            by_layer(axes, xlabel="layer", title=STATISTICS[kind], ylim=(0, top))
         panels[-1].axis("off")
         panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center")
         drawn.suptitle("Who looks at whom on held-out sentences: a dot a head, lines their means")
@@ -184,16 +186,18 @@ def plot_attention(looks, out):
 def plot_heads(weights, tokens, title, path):
     """Who looks at whom in one sentence: weights (L, H, T, T), rows looking; layers by heads."""
     L, H, T, _ = weights.shape
-    side = 0.9 + 0.16 * T
+    side, size = 0.9 + 0.16 * T, 7
+    if L * H > 36:  # many panels are small ones
+        side, size = 2.5, min(7, 110 / T)
     layout = {"sharex": True, "sharey": True}
     with figure(path, L, H, (side * H + 1.5, side * L + 1), **layout) as (drawn, panels):
         for i, axes in enumerate(panels):
             layer, head = divmod(i, H)
             image = axes.imshow(weights[layer, head], vmin=0, vmax=1, cmap="viridis")
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
-            axes.set_xticks(range(T), tokens, rotation=90, fontsize=7)
-            axes.set_yticks(range(T), tokens, fontsize=7)
-        drawn.colorbar(image, ax=panels, label="weight", shrink=0.5)
+            axes.set_xticks(range(T), tokens, rotation=90, fontsize=size)
+            axes.set_yticks(range(T), tokens, fontsize=size)
+        drawn.colorbar(image, ax=panels, label="weight")
         drawn.suptitle(title)
         drawn.supylabel("the token that looks")
         drawn.supxlabel("the token looked at")

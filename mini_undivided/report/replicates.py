@@ -8,31 +8,52 @@ as one number, their mean.
 
 import json
 import re
+from dataclasses import asdict
 from math import exp, lgamma, pi, sqrt
 
 import numpy as np
 
-from mini_undivided.report.tables import best_layer, table
+from mini_undivided.report.tables import table
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.options import PretrainOptions
 
-OWN = ("seed", "out", "micro_batch", "compile")  # options in which replicates may differ
+OWN = ("seed", "out", "micro_batch", "compile", "device")  # replicates may differ in these
 
 
 def group_runs(runs):
     """{name: runs that are replicates of one another}, in the order of their first ones.
 
-    If all are replicates of one another, each is a group of its own.
+    If all are replicates of one another, each is a group of its own. Raises UserError if two of a
+    group have the same seed.
     """
     groups = {}
     for run in runs:
-        options = {name: value for name, value in run.options.items() if name not in OWN}
-        key = json.dumps([options, run.fingerprint], sort_keys=True) if options else run.name
-        groups.setdefault(key, []).append(run)
+        groups.setdefault(kind_of(run), []).append(run)
+    for group in groups.values():
+        seeds = [run.options.get("seed") for run in group]
+        if len(set(seeds)) < len(seeds):
+            names = " and ".join(run.name for run in group if seeds.count(run.options["seed"]) > 1)
+            raise UserError(f"{names} have the same seed: a copy of a run is not a replicate")
     groups = groups.values() if len(groups) > 1 else [[run] for run in runs]
     names = [group[0].name if len(group) == 1 else re.sub(r"-seed\d+$", "", group[0].name)
              for group in groups]
     if len(set(names)) < len(names):
         names = [group[0].name for group in groups]
     return dict(zip(names, groups, strict=True))
+
+
+def kind_of(run):
+    """What replicates share, as text: their text, and all options that are not OWN."""
+    if not run.options:
+        return run.name
+    options = {**asdict(PretrainOptions()), **run.options}
+    options = {name: value for name, value in options.items() if name not in OWN}
+    return json.dumps([options, run.fingerprint], sort_keys=True)
+
+
+def are_alike(runs):
+    """Whether all runs are replicates of one another."""
+    return len({kind_of(run) for run in runs}) == 1
 
 
 def mean_and_std(values):
@@ -43,18 +64,21 @@ def mean_and_std(values):
 
 
 def average_probes(runs):
-    """The scores of run_probes of several runs → the same with mean and deviation over runs."""
+    """The scores of run_probes of several runs → the same with mean and deviation over runs.
+
+    But those of the untrained encoder are the first run's: all have the same ones.
+    """
     if len(runs) == 1:
         return runs[0]
     averaged = {}
     for task, first in runs[0].items():
         averaged[task] = dict(first)
-        for kind in ("trained", "untrained", "control"):
+        for kind in ("trained", "control"):
             if kind in first:
                 scores = [run[task][kind] for run in runs]
-                valid = np.mean([each["valid"] for each in scores], axis=0).tolist()
-                means = mean_and_std([each["mean"] for each in scores])
-                averaged[task][kind] = {**means, "valid": valid}
+                averaged[task][kind] = {
+                    **mean_and_std([each["mean"] for each in scores]),
+                    "valid": np.mean([each["valid"] for each in scores], axis=0).tolist()}
     return averaged
 
 
@@ -65,8 +89,11 @@ def group_facts(runs):
     return {**runs[0], **means, "seeds": len(runs)}
 
 
-def measures(facts, probes):
-    """{what was measured: value} of one run, from its facts and its probes."""
+def measures(facts, probes, layers):
+    """{what was measured: value} of one run, from its facts and its probes.
+
+    layers: {task: the layer whose probe counts}, one for all runs of a group.
+    """
     values = {"validation loss": facts.get("validation_loss"),
               "masked accuracy": facts.get("validation_accuracy")}
     for result in facts["glue"]:
@@ -74,7 +101,7 @@ def measures(facts, probes):
             scratch = ", from scratch" * result["from_scratch"]
             values[f"{result['name']} {metric}{scratch}"] = score["mean"]
     for task, scores in probes.items():
-        values[f"probe: {task}"] = scores["trained"]["mean"][best_layer(scores["trained"])]
+        values[f"probe: {task}"] = scores["trained"]["mean"][layers[task]]
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -93,30 +120,24 @@ def compare_groups(groups):
         return ""
     (first, ours), *others = groups.items()
     rows, verdicts = [], []
-    for measure in ours:
+    for measure in dict.fromkeys(name for group in groups.values() for name in group):
         rows.append([measure, *(summary(group.get(measure, [])) for group in groups.values())])
         for name, group in others:
-            if measure in group:
+            if measure in group and measure in ours:
                 said = verdict(first, name, ours[measure], group[measure])
                 verdicts.append(f"- {measure}: {said}")
-    counts = [f"{name}, {count_of(max(map(len, group.values()), default=0))}"
-              for name, group in groups.items()]
-    head = ("Replicates: mean ± standard deviation over pretraining seeds. In brackets the 95 % "
-            "confidence interval of the difference, by Welch's t.\n\n")
-    return head + table(["", *counts], rows) + "\n\n" + "\n".join(verdicts)
-
-
-def count_of(seeds):
-    """A number of seeds, as text."""
-    return f"{seeds} seed" + "s" * (seeds != 1)
+    head = ("Replicates: mean ± standard deviation over pretraining seeds, their number in "
+            "parentheses. In brackets the 95 % confidence interval of the difference, by Welch's "
+            "t: of twenty such intervals one misses by chance.\n\n")
+    return head + table(["", *groups], rows) + "\n\n" + "\n".join(verdicts)
 
 
 def summary(values):
-    """Mean and standard deviation of values, as text."""
+    """Mean, standard deviation and number of values, as text."""
     if not values:
         return "–"
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread}"
+    return f"{np.mean(values):.3f}{spread} ({len(values)})"
 
 
 def verdict(first, other, a, b):
@@ -127,10 +148,12 @@ def verdict(first, other, a, b):
     interval = f"{gap:+.3f} [{gap - half:+.3f}, {gap + half:+.3f}]"
     if abs(gap) > half:
         side = "higher" if gap > 0 else "lower"
-        return f"{other} is {side} than {first} by {abs(gap):.3f}: {interval}."
+        return f"{other} is {side} than {first} by {abs(gap):.3g}: {interval}."
     seeds = f"{len(a)} and {len(b)} seeds"
+    if half == 0:
+        return f"{other} and {first} are equal in all of {seeds}."
     return (f"{other} and {first} cannot be told apart with {seeds}: {interval}; a difference "
-            f"under {half:.3f} would go unseen.")
+            f"under {half:.2g} would go unseen.")
 
 
 def difference(a, b, confidence=0.95):

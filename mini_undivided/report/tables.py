@@ -95,6 +95,8 @@ def cka_text(alike):
     ceiling = "without a ceiling, which two seeds of one kind would give"
     if alike["ceilings"]:
         ceiling = "with two seeds of one kind as its ceiling"
+    if alike["one_kind"]:
+        ceiling = "which is the ceiling for other kinds, as these runs differ in their seed alone"
     size = f"n = {alike['rows']:,} {alike['rows_are']}"
     return (f"Debiased linear CKA with {alike['first']} at equal depth, {size}, {ceiling}, and an "
             "untrained model as its floor; with several seeds, mean ± standard deviation over "
@@ -158,9 +160,10 @@ def attention_table(looks):
 
 def probe_text(seeds):
     """What stands above the table of probes."""
-    return ("Linear probes on frozen features, test scores × 100 of each run's best layer (0: "
-            "embeddings), which the validation part chose; mean ± standard deviation over "
-            f"{seeds} seeds, which draw four fifths of one training part: how much other sentences "
+    return ("Linear probes on frozen features, test scores × 100 of the best layer (0: "
+            "embeddings), which the validation part chose. Of several runs: mean ± standard "
+            "deviation over them. Of a single run, and of untrained encoders: over "
+            f"{seeds} seeds, which draw four fifths of one training part; how much other sentences "
             "in the test part would change a score is not in it. Majority: the best that one "
             "answer for all scores.")
 
@@ -222,7 +225,9 @@ def findings(groups, alike, probes):
         gaps = ", ".join(f"{task} {100 * (theirs[task] - ours[task]):+.1f}" for task in ours)
         pair = f"{other['name']} less those of {first['name']}"
         yield f"Best-layer probe scores of {pair}, in points: {gaps}."
-    if min(group["seeds"] for group in groups) < 2:
+    if alike["one_kind"]:
+        yield "These runs differ in nothing but their seed: so much lies between seeds."
+    elif min(group["seeds"] for group in groups) < 2:
         yield ("A kind with one seed: differences as small as those between seeds say nothing of "
                "FFNs. Several seeds of each kind, given together, are compared as groups.")
 
@@ -247,9 +252,11 @@ def alike_sentence(alike, name):
     mean = {}
     for key in alike["values"]:
         mean[key] = float(np.mean([value for *_, value in depth_curve(alike, key, "attention")]))
-    floor, first = mean[alike["floor"]], alike["first"]
+    floor, first = mean[alike["floors"][name]], alike["first"]
     likeness = f"{mean[name]:.2f} on average"
     text = f"At equal depth, CKA of its attention outputs with {first}'s is {likeness}"
+    if alike["one_kind"]:
+        return f"{text} (floor {floor:.2f})."
     if not alike["ceilings"]:
         limit = "without two seeds of one kind one cannot say whether that is much"
         return f"{text} (floor {floor:.2f}); {limit}."

@@ -49,6 +49,16 @@ def train(options, resume=False, place=(0, 1)):
     return record["status"] == "finished"
 
 
+def check_replicate(found, wanted):
+    """Raise UserError if a run that is there was trained otherwise than is wanted."""
+    for name, value in asdict(wanted).items():
+        if name not in MAY_CHANGE and value != getattr(found, name):
+            shown = getattr(found, name)
+            raise UserError(
+                f"{found.out} was started with {name} {shown}, not {value}, and is no replicate "
+                "of these options: choose another folder with --out, or give the same options")
+
+
 def usual_losses(options):
     """The validation losses of default runs, or None if the options are not the default's.
 
@@ -71,12 +81,13 @@ def train_seeds(typed):
         own = {**typed, "seed": seed}
         del own["seeds"]
         if seed and "out" in typed:
-            own["out"] = f"{typed['out']}-seed{seed}"
+            own["out"] = f"{Path(typed['out'])}-seed{seed}"
         options = train_options(own)
         out = own["out"] = options.out
         resume = has_checkpoint(out)
         if resume:
-            options = resume_options(own)  # an error if it was trained otherwise
+            check_replicate(resume_options(own), options)
+            options = resume_options(own)
         if not resume or read_record(out)["status"] != "finished":
             say(f"\nrun {seed + 1} of {count}, seed {seed}: {out}\n")
             if not train(options, resume, (seed, count)):
@@ -143,6 +154,8 @@ def ending(record):
     result, baseline = record["result"], record.get("baseline")
     lines = [f"validation loss {result['validation_loss']:.3f} nats, "
              f"masked accuracy {result['validation_accuracy']:.1%}"]
+    if "pair_accuracy" in result:
+        lines.append(f"of the pairs, half of them random, {result['pair_accuracy']:.1%} are told")
     if baseline:
         gap = baseline["loss"] - result["validation_loss"]
         side = "under" if gap >= 0 else "over"
