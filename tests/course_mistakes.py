@@ -49,6 +49,8 @@ def attend(q, k, v, mask=None, dropout=0.0):
     return attend_fast(q, k, v, mask, dropout)
 """, "write it out"),
     (1, "attend", "if mask is not None", "if False", "the mask is not used"),
+    (1, "attend", "F.dropout(weights, dropout) @ v", "F.dropout(weights @ v, dropout)",
+     "on the output"),
     (1, "attend", "F.dropout(weights, dropout)", "weights", "dropout unused"),
     (1, "attend", "F.dropout(weights, dropout)", "F.dropout(weights, 1 - dropout)", "is kept"),
     (2, "FeedForward.forward", "x + self", "self", "residual is forgotten"),
@@ -61,6 +63,8 @@ def attend(q, k, v, mask=None, dropout=0.0):
     (2, "FeedForward.gelu_down", "F.gelu(y)", "y", "without the GELU"),
     (2, "FeedForward.gelu_down", "F.gelu(y)", "F.relu(y)", "ReLU"),
     (2, "FeedForward.gelu_down", "F.gelu(y)", "F.gelu(y, approximate='tanh')", "tanh"),
+    (2, "FeedForward.forward", "self.gelu_down(self.up(x))", "self.down(F.gelu(self.up(x)))",
+     "does not call self.gelu_down"),
     (2, "FeedForward.forward", "self.dropout(self.gelu_down(self.up(x)))",
      "self.gelu_down(self.up(x))", "dropout unused"),
     (2, "FeedForward.forward", "x + self.dropout(self.gelu_down(self.up(x)))",
@@ -88,6 +92,10 @@ def attend(q, k, v, mask=None, dropout=0.0):
     (3, "flops_per_token", " if i in config.ffn_layers else 0.0", "", "FFN in every layer"),
     (3, "flops_per_token", " + V * C", "", "output matrix"),
     (3, "flops_per_token", "1.0 if asked is None else asked / seq_len", "1.0", "asked is not used"),
+    (3, "flops_per_token", "share if i == L - 1 else 1.0", "1.0", "not used in the last layer"),
+    (3, "flops_per_token", "2 * C * C + here * (2 * C * C", "here * (4 * C * C",
+     "last layer's keys and values"),
+    (3, "flops_per_token", "(C * C + V * C)", "V * C", "head's dense layer"),
     (3, "flops_per_token", "share * (C * C + V * C)", "share * (C * C + V * C) + V * C",
      "no product is computed"),
     (4, "Sequences.mask", _IDS, "special = np.zeros(ids.shape, dtype=bool)", "special tokens"),
@@ -98,6 +106,7 @@ def attend(q, k, v, mask=None, dropout=0.0):
      "np.full((len(ids), 1), ids.shape[1])", "all tokens"),
     (4, "Sequences.mask", "words = self.ordinary[random[mine]]", "words = 2 + random[mine] * 0 + "
      "self.sep_id - 2", "special tokens are among the random words"),
+    (4, "Sequences.mask", "random[mine]", "random[mine][:, :1]", "random words of a sequence"),
     (4, "Sequences.mask", "np.rint(", "np.floor(", "cut off"),
     (4, "Sequences.mask", "original = np.take_along_axis(ids, positions, axis=1)",
      "original = np.take_along_axis(np.roll(ids, 1, 1), positions, axis=1)", "labels"),
@@ -126,6 +135,9 @@ def attend(q, k, v, mask=None, dropout=0.0):
     (5, "train_step", _BACK, _BACK + "; optimizers[0].step()", "after each micro-batch"),
     (5, "train_step", "total += loss.detach()", "total = loss.detach()", "last micro-batch alone"),
     (5, "train_step", "total += loss.detach()", "total = total + loss", "detach"),
+    (5, "train_step", "return total", "return total.item()", "no tensor"),
+    (5, "train_step", "now=i == len(batches) - 1", "now=True", "the last one alone"),
+    (5, "train_step", "with machine.autocast()", "if True", "outside of machine.autocast"),
     (5, "train_step", "for optimizer in optimizers:", "for optimizer in optimizers[:1]:",
      "not all optimizers"),
     (6, "warmup_decay", "return progress / warmup", "return 1 - progress / warmup", "from nothing"),
@@ -143,6 +155,8 @@ def attend(q, k, v, mask=None, dropout=0.0):
      "first optimizer"),
     (7, "f1", "(predicted == 1) & (labels == 1)", "(predicted == 0) & (labels == 0)", "label 0"),
     (7, "f1", "2 * true / (2 * true + wrong)", "true / (true + wrong)", "Jaccard"),
+    (7, "f1", "np.sum(predicted != labels)",
+     "np.sum(predicted > labels) + np.sum((predicted == 0) & (labels == 0))", "true negatives"),
     (7, "f1", " if true else 0.0", "", "division by 0"),
     (7, "f1", "2 * true / (2 * true + wrong)", "np.mean(predicted == labels)", "accuracy"),
     (7, "pearson", "x, y = x - x.mean(), y - y.mean()", "", "means are not subtracted"),
@@ -150,6 +164,8 @@ def attend(q, k, v, mask=None, dropout=0.0):
     (7, "matthews", "pearson(predicted, labels)", "2 * accuracy(predicted, labels) - 1", "2 ·"),
     (7, "ranks", "return (last - (counts - 1) / 2)[inverse]",
      "return np.argsort(np.argsort(values, kind='stable'), kind='stable') + 1.0", "ties"),
+    (7, "ranks", "return (last - (counts - 1) / 2)[inverse]",
+     "return np.argsort(np.argsort(values)) + 1", "argsort(argsort)"),
     (7, "ranks", "return (last - (counts - 1) / 2)[inverse]", "return last[inverse]", "greatest"),
     (7, "ranks", "return (last - (counts - 1) / 2)[inverse]", "return inverse + 1", "numbered"),
     (7, "ranks", "(counts - 1) / 2", "(counts + 1) / 2", "begin at 0"),
@@ -192,6 +208,7 @@ def centre(x):
      "rng.integers(self.classes, size=len(kinds))", "evenly"),
     (9, "ProbeTask.control", "default_rng(seed)", "default_rng(0)", "use the seed"),
     (9, "ProbeTask.control", "default_rng(seed)", "default_rng()", "same seed gives other"),
+    (9, "ProbeTask.control", "kinds = sorted(", "kinds = list(", "sorted order"),
 ]
 
 # (name, assignment, {function: its code})
@@ -317,12 +334,10 @@ def masked_loss(model, batch):
 def train_step(model, optimizers, batches, num_masked, machine):
     for optimizer in optimizers:
         optimizer.zero_grad()
-    losses = []
-    for batch in batches:
+    with machine.synchronise(model, now=True):
         with machine.autocast():
-            losses.append(masked_loss(model, batch))
-    total = torch.stack(losses).sum()
-    (machine.world * total / num_masked).backward()
+            total = torch.stack([masked_loss(model, batch) for batch in batches]).sum()
+        (machine.world * total / num_masked).backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     for p in model.parameters():
         p.grad /= max(1.0, norm.item())
@@ -406,16 +421,12 @@ def fit(features, labels, classes, strengths=STRENGTHS, steps=200):
     return results
 """, "ProbeTask.control": """
 def control(self, seed):
-    rng, tags = np.random.default_rng(seed), {}
-    labels = {}
+    rng, words, labels = np.random.default_rng(seed), {}, {}
     for part, texts in self.texts.items():
-        labels[part] = []
-        for text in texts:
-            for word in text:
-                if word not in tags:
-                    tags[word] = rng.choice(self.labels["train"])
-                labels[part].append(tags[word])
-        labels[part] = np.array(labels[part])
+        words[part] = [word for text in texts for word in text]
+    tags = {w: rng.choice(self.labels["train"]) for w in sorted(set().union(*words.values()))}
+    for part in words:
+        labels[part] = np.array([tags[word] for word in words[part]])
     return labels
 """}),
     ("one layer after the other", 9, {"fit": """

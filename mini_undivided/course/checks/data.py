@@ -65,7 +65,8 @@ def what_becomes_of_it(data, rng):
     np.put_along_axis(touched, positions, used, 1)
     require((after == ids)[~touched].all(), "input_ids change where no label asks for it")
     shown, original = np.take_along_axis(after, positions, 1)[used], labels[used]
-    others = shown[(shown != original) & (shown != made.mask_id)]
+    is_random = (shown != original) & (shown != made.mask_id)
+    others, rows = shown[is_random], np.nonzero(used)[0][is_random]
     require(not made.is_special[others].any(),
             "special tokens are among the random words: draw from self.ordinary")
     hidden, stay = np.mean(shown == made.mask_id), np.mean(shown == original)
@@ -75,6 +76,9 @@ def what_becomes_of_it(data, rng):
     require(abs(hidden - 0.8) < deviation, say + "of ten, eight should become [MASK]")
     require(abs(stay - 0.1 - chance) < deviation,
             say + "of ten, one should stay, and one become a random word")
+    alike = (others[1:] == others[:-1])[rows[1:] == rows[:-1]]
+    require(alike.mean() < 0.5, "the random words of a sequence are all the same: draw one for "
+            "each place")
     require(even(np.bincount(others, minlength=len(made.is_special))[made.ordinary]),
             "some random words are drawn far more often than others: draw evenly from all")
 

@@ -31,6 +31,7 @@ def f1_score(glue, rng):
     labels, predicted = binary(rng)
     precision, recall = (each(labels, predicted) for each in (
         metrics.precision_score, metrics.recall_score))
+    hits, negatives = np.sum(predicted & labels), np.sum(predicted + labels == 0)
     compare("f1", glue.f1(predicted, labels), metrics.f1_score(labels, predicted), {
         "for label 0: label 1 is the positive one":
             metrics.f1_score(labels, predicted, pos_label=0),
@@ -41,7 +42,9 @@ def f1_score(glue, rng):
         "for the arithmetic mean of precision and recall: it is the harmonic one":
             (precision + recall) / 2,
         "for TP / (TP + FP + FN), which is Jaccard's index":
-            metrics.jaccard_score(labels, predicted)})
+            metrics.jaccard_score(labels, predicted),
+        "with true negatives (TN) in place of false negatives (FN)":
+            2 * hits / (hits + predicted.sum() + negatives)})
     require_zero(glue.f1, np.zeros(5, int), np.zeros(5, int))
 
 
@@ -74,6 +77,8 @@ def ranks_and_spearman(glue, rng):
     compare("ranks", glue.ranks(x), right, {
         "when ties are broken by their order: equal values share the mean of their ranks":
             stats.rankdata(x, "ordinal"),
+        "from argsort(argsort), which breaks ties: equal values share the mean of their ranks":
+            1 + x.argsort().argsort(),
         "when ties get the least of their ranks: it is the mean": stats.rankdata(x, "min"),
         "when ties get the greatest of their ranks: it is the mean": stats.rankdata(x, "max"),
         "when different values are numbered: ties take up several ranks":

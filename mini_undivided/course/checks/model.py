@@ -66,8 +66,9 @@ def attention_with_a_mask(model, rng):
 def attention_with_dropout(model, rng):
     """Dropout sets weights to 0 and divides the others by 1 - p."""
     q, k, _ = attention_inputs(rng)
-    eye, p = torch.eye(k.size(2), dtype=q.dtype), rng.uniform(0.3, 0.6)
-    answer, weights = written_out(model, q, k, eye, None, p), SDPA(q, k, eye)
+    twice, p = torch.eye(k.size(2), dtype=q.dtype).repeat(1, 2), rng.uniform(0.3, 0.6)
+    answer, weights = written_out(model, q, k, twice, None, p), SDPA(q, k, twice)
+    require(torch.equal(*answer.chunk(2, -1)), "dropout acts on the output: use it on the weights")
     kept = answer != 0
     require(not kept.all(), "no weight is 0 after dropout: is the argument dropout unused?")
     compare("a weight that dropout keeps", answer[kept], weights[kept] / (1 - p), {
@@ -133,6 +134,9 @@ def feed_forward_sublayer(model, rng):
         "with the norm first (pre-norm): BERT's LayerNorm is last":
             library_ffn(block, x, F.gelu, True)[0],
         "without the LayerNorm": before})
+    ffn.gelu_down = lambda y: 0 * x
+    require(torch.allclose(ffn(x), ffn.norm(x)), "FeedForward.forward does not call "
+            "self.gelu_down, which support/cpu.py replaces")
 
 
 @check(2, points=1)
@@ -259,8 +263,13 @@ def number_of_flops(model, rng):
             "without Q Kᵀ and the product with V, which grow with T": right - scores,
             "with only one of Q Kᵀ and the product with V": right - scores / 2,
             "without the head's output matrix": right - 6 * share * V * C,
+            "without the head's dense layer": right - 6 * share * C * C,
             "without the head": right - 6 * share * (V * C + C * C),
             "when looking up word vectors counts: no product is computed there": right + 6 * V * C,
             "when asked is not used": library_flops(sizes, T),
+            "when asked is not used in the last layer":
+                library_flops(sizes, T) - 6 * (1 - share) * (V * C + C * C),
+            "with the last layer's keys and values at the asked positions alone: they are computed "
+            "everywhere": right - 6 * (1 - share) * 2 * C * C,
             "when every layer, not only the last, is computed at the asked positions alone":
                 library_flops(sizes, T) * share})

@@ -20,6 +20,7 @@ class Tiny(nn.Module):
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
         """As MaskedLM.forward."""
+        self.cast = torch.is_autocast_enabled("cpu")
         x = self.word(input_ids)
         return self.out(x if positions is None else x.take_along_dim(positions[..., None], 1))
 
@@ -67,7 +68,7 @@ def clipped(gradient):
 
 def take_step(pretrain, model, batches, num_masked, world):
     """Take a step of gradient descent at rate 1 → what it subtracts, and the loss returned."""
-    steps = []
+    steps, syncs = [], []
 
     class Descent(torch.optim.SGD):
         def step(self, closure=None):
@@ -76,11 +77,15 @@ def take_step(pretrain, model, batches, num_masked, world):
 
     optimizers = [Descent(part.parameters(), lr=1.0) for part in (model.word, model.out)]
     before = nn.utils.parameters_to_vector(model.parameters()).detach()
-    machine = SimpleNamespace(device=torch.device("cpu"), world=world, autocast=nullcontext,
-                              synchronise=lambda model, now: nullcontext())
+    machine = SimpleNamespace(device=torch.device("cpu"), world=world,
+                              autocast=lambda: torch.autocast("cpu"),  # float64 stays as it is
+                              synchronise=lambda model, now: nullcontext(syncs.append(now)))
     loss = pretrain.train_step(model, optimizers, batches, num_masked, machine)
     require(len(steps) < 3, "optimizers step after each micro-batch: they should once, at the end")
     require(len(set(steps)) == 2, "not all optimizers take a step")
+    require(model.cast, "the model is called outside of machine.autocast()")
+    require(syncs and syncs[-1] and sum(syncs) == 1, f"machine.synchronise gets now = {syncs} for "
+            f"{len(batches)} micro-batches: it should be True for the last one alone")
     return before - nn.utils.parameters_to_vector(model.parameters()).detach(), loss
 
 
@@ -122,5 +127,7 @@ def step_over_micro_batches(pretrain, rng):
         compare("the loss returned", answer, loss, {
             "when it is divided by num_masked": loss / num,
             "for the last micro-batch alone": losses[-1].sum()})
+        require(torch.is_tensor(answer),
+                "the loss returned is no tensor: return a tensor (detached), not a number")
         require(not answer.requires_grad, "the loss returned keeps the graph alive: detach it")
         left = scale * whole

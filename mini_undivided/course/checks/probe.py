@@ -78,6 +78,11 @@ def control_task(probe, rng):
             "the same seed gives other tags")
     require(not all(np.array_equal(control[p], other[p]) for p in texts),
             "another seed gives the same tags: use the seed")
+    task.texts = {part: each[::-1] for part, each in texts.items()}
+    turned = task.control(5)
+    require(all(np.array_equal(np.reshape(control[p], (300, 9))[::-1].ravel(), turned[p])
+                for p in texts), "the tags depend on the order of texts, or of a set, which "
+            "changes from run to run: take words in sorted order")
     found = np.bincount(np.array(list(tags.values()), dtype=int), minlength=3) / len(tags)
     say = f"the tags occur in {', '.join(f'{s:.0%}' for s in found)} of the words, but in training "
     say += "in 60 %, 30 % and 10 %"
