@@ -244,7 +244,7 @@ def test_from_copy_to_points(tmp_path):
     (["check", "11"], "11 is no assignment: give a number from 1 to 10"),
     (["copy", ROOT], "exists and is not empty"),
     (["check", "1", "--seed", "-1"], "-1 is not a whole number from 0 on"),
-    (["grade", "nowhere"], "nowhere has no folder mini_undivided: give a student's copy"),
+    (["grade", "nowhere"], "nowhere is not a folder: give a student's copy"),
     (["grade", "a", "b", "--json", "x"], "--json holds the results of one submission: give one")])
 def test_a_users_mistake_is_one_sentence(arguments, sentence, monkeypatch, capsys):
     """Status 2, and no traceback."""
@@ -284,6 +284,19 @@ def test_results_are_gradescopes(submission, tmp_path):
         assert test["status"] == ("passed" if test["score"] == test["max_score"] else "failed")
     assert points == {"8": 0, "10": 10} and results["score"] == 10
     assert re.search(r"all +10 of +20", done.stdout)
+
+
+def test_a_submission_without_chapters_has_no_points(tmp_path):
+    """Its results are written, into a new folder, and the next submission is graded."""
+    (tmp_path / "empty").mkdir()
+    done = course("grade", tmp_path / "empty", "--assignments", "6,7", "--json", tmp_path / "a/r")
+    results = json.loads((tmp_path / "a/r").read_text())
+    assert done.returncode == 0 and results["score"] == 0 and len(results["tests"]) == 5
+    assert {test["output"] for test in results["tests"]} == {
+        "no folder mini_undivided in the submission"}
+    shutil.copy(ROOT / "mini_undivided/optim.py", tmp_path)
+    done = course("grade", tmp_path / "empty", tmp_path, "--assignments", "6")
+    assert re.findall(r"all +(\d+) of +10", done.stdout) == ["0", "10"]  # the second lies flat
 
 
 @pytest.mark.parametrize(("name", "text", "message"), [

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from mini_undivided.support.errors import UserError, command_line
-from mini_undivided.support.files import write_json
+from mini_undivided.support.files import check_writable, write_json
 
 
 def parser():
@@ -78,8 +78,11 @@ def grade(submissions, numbers, seed, path):
     if path and len(submissions) > 1:
         raise UserError("--json holds the results of one submission: give one")
     for submission in submissions:  # all of them before any work
-        if not (Path(submission) / "mini_undivided").is_dir():
-            raise UserError(f"{submission} has no folder mini_undivided: give a student's copy")
+        if not Path(submission).is_dir():
+            raise UserError(f"{submission} is not a folder: give a student's copy")
+    if path:
+        check_writable(Path(path).parent)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     for submission in submissions:
         tests = points(submission, numbers, seed)
         lost = [f"  {t['name']}\n    {t['output']}" for t in tests if t["status"] == "failed"]

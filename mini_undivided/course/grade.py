@@ -34,13 +34,20 @@ def child():
 def grade(submission, numbers, seed):
     """Check a submission's chapters → Gradescope's tests, {"name", "score", "max_score", …} each."""
     submission, tests = Path(submission), []
+    package = submission / "mini_undivided"
+    package = package if package.is_dir() else submission  # chapters may lie flat
+    handed_in = {"project.py": submission / "project.py"} | {
+        f"mini_undivided/{chapter}.py": package / f"{chapter}.py"
+        for _, chapter, _ in ASSIGNMENTS.values() if chapter != "project"}
+    handed_in = {name: path for name, path in handed_in.items() if path.is_file()}
+    if package == submission and not handed_in:
+        return [verdict(each, "no folder mini_undivided in the submission")
+                for number in numbers for each in checks_of(number)]
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder) / "project"
         make_copy(project, list(ASSIGNMENTS))  # what is missing in a submission is not written
-        chapters = {chapter for _, chapter, _ in ASSIGNMENTS.values()} - {"project"}
-        for name in ("project.py", *(f"mini_undivided/{chapter}.py" for chapter in chapters)):
-            if (submission / name).is_file():
-                shutil.copyfile(submission / name, project / name)
+        for name, path in handed_in.items():
+            shutil.copyfile(path, project / name)
         if Path(f"{OWN}.py").exists():
             shutil.copy(f"{OWN}.py", project)
         for number in numbers:
