@@ -255,6 +255,18 @@ def test_a_users_mistake_is_one_sentence(arguments, sentence, monkeypatch, capsy
     assert end.value.code == 2 and sentence in said and "Traceback" not in said
 
 
+def test_a_check_elsewhere_is_refused(tmp_path, monkeypatch, capsys):
+    """Outside a copy, where Python would take an installed package, nothing is checked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["course", "check", "6"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.out == "" and said.err == (
+        f"error: you are in {tmp_path}, but Python takes mini_undivided from {ROOT}: "
+        "change to your copy's folder\n")
+
+
 # Grading.
 
 

@@ -56,9 +56,12 @@ def table(tests):
 
 def check(numbers, seed):
     """Print what the checks of some assignments find in this folder → whether all pass."""
-    from mini_undivided.course.assignments import checks_of, run
+    from mini_undivided.course.assignments import PACKAGE, checks_of, run
     from mini_undivided.course.grade import verdict
 
+    if not PACKAGE.parent.samefile("."):
+        raise UserError(f"you are in {Path.cwd()}, but Python takes mini_undivided from "
+                        f"{PACKAGE.parent}: change to your copy's folder")
     tests = []
     for number in numbers:
         for each in checks_of(number):
