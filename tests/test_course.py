@@ -14,10 +14,10 @@ import pytest
 from course_mistakes import MISTAKES, PROJECT, RIGHT
 from helpers import ROOT
 
-from mini_undivided import glue
+from mini_undivided import glue, model
 from mini_undivided.course import grade
 from mini_undivided.course.__main__ import main
-from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, run
+from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, results, run
 from mini_undivided.course.copy import FILES, find_functions, make_copy, replace_bodies
 from mini_undivided.support.errors import UserError
 
@@ -253,6 +253,14 @@ def test_a_users_mistake_is_one_sentence(arguments, sentence, monkeypatch, capsy
         main()
     said = capsys.readouterr().err
     assert end.value.code == 2 and sentence in said and "Traceback" not in said
+
+
+def test_an_earlier_failure_leaves_the_cause_open(monkeypatch):
+    """The first check that fails may say that its cause is unusual, later ones do not."""
+    put(monkeypatch, 1, "attend", inspect.getsource(model.attend).replace("@ v", "@ v * 7"))
+    first, second, third = (message for _, message in results(1, 0))
+    assert "the cause is none of the usual ones" in first
+    assert second.startswith("the output with a mask is") and "cause" not in second + third
 
 
 def test_a_check_elsewhere_is_refused(tmp_path, monkeypatch, capsys):

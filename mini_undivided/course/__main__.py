@@ -56,7 +56,7 @@ def table(tests):
 
 def check(numbers, seed):
     """Print what the checks of some assignments find in this folder → whether all pass."""
-    from mini_undivided.course.assignments import PACKAGE, checks_of, run
+    from mini_undivided.course.assignments import PACKAGE, results
     from mini_undivided.course.grade import verdict
 
     if not PACKAGE.parent.samefile("."):
@@ -64,8 +64,8 @@ def check(numbers, seed):
                         f"{PACKAGE.parent}: change to your copy's folder")
     tests = []
     for number in numbers:
-        for each in checks_of(number):
-            tests.append(verdict(each, run(each, seed)))
+        for each, message in results(number, seed):
+            tests.append(verdict(each, message))
             passed = tests[-1]["status"] == "passed"
             print(f"{'passed ' if passed else 'not yet'}  {tests[-1]['name']}", flush=True)
             if not passed:

@@ -23,6 +23,7 @@ ASSIGNMENTS = {
     9: ("a probe and its control task", "probe", ("fit", "ProbeTask.control")),
     10: ("one FFN for all layers", "project", ("shared_ffn",))}
 OWN = "own_checks"  # a lecturer's module, in the working folder
+UNUSUAL = "; the cause is none of the usual ones"
 PACKAGE = Path(__file__).parents[1]
 CHECKS = []
 
@@ -86,6 +87,16 @@ def run(function, seed):
     return ""
 
 
+def results(number, seed):
+    """Run the checks of an assignment → each check and its message, one after the other."""
+    failed = False
+    for each in checks_of(number):
+        message = run(each, seed)
+        # An earlier check may have named the cause.
+        yield each, message.removesuffix(UNUSUAL) if failed else message
+        failed = failed or message
+
+
 def crash(error):
     """Where a student's code broke off: the last of its lines in a traceback."""
     if isinstance(error, SyntaxError):
@@ -130,8 +141,7 @@ def compare(what, answer, right, wrong):
     require(np.isfinite(answer).all(), f"{what} has values that are NaN or infinite")
     place = np.unravel_index(np.abs(answer - right).argmax(), right.shape)
     at = f" at {tuple(map(int, place))}" if place else ""
-    raise Wrong(f"{what} is {answer[place]:.5g}{at}, but should be {right[place]:.5g}; "
-                "the cause is none of the usual ones")
+    raise Wrong(f"{what} is {answer[place]:.5g}{at}, but should be {right[place]:.5g}{UNUSUAL}")
 
 
 def normal(rng, *shape):
