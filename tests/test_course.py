@@ -255,6 +255,20 @@ def test_a_users_mistake_is_one_sentence(arguments, sentence, monkeypatch, capsy
     assert end.value.code == 2 and sentence in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize(("code", "message"), [
+    ("@check(11, points=1)", "line 2: ValueError: there is no assignment 11: give 1 to 10"),
+    ("undefined", "line 2: NameError: name 'undefined' is not defined"),
+    ("def f(:", "line 2: SyntaxError")])
+def test_an_error_in_own_checks_is_one_sentence(code, message, tmp_path, monkeypatch):
+    """It names the line; so is a check of an assignment that does not exist refused."""
+    (tmp_path / "own_checks.py").write_text(
+        f"from mini_undivided.course.assignments import check\n{code}\ndef f(*_): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=f"own_checks.py, {message}"):
+        checks_of(6)
+
+
 def test_an_earlier_failure_leaves_the_cause_open(monkeypatch):
     """The first check that fails may say that its cause is unusual, later ones do not."""
     put(monkeypatch, 1, "attend", inspect.getsource(model.attend).replace("@ v", "@ v * 7"))

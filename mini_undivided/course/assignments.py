@@ -51,6 +51,9 @@ def check(assignment, points):
 
     Its docstring is its claim. It raises Wrong if the claim does not hold.
     """
+    if assignment not in ASSIGNMENTS:
+        raise ValueError(f"there is no assignment {assignment}: give 1 to {len(ASSIGNMENTS)}")
+
     def register(function):
         function.assignment, function.points = assignment, points
         CHECKS.append(function)
@@ -59,13 +62,19 @@ def check(assignment, points):
 
 
 def checks_of(number):
-    """The checks of an assignment, a lecturer's own included. UserError without SciPy."""
+    """The checks of an assignment, a lecturer's own included.
+
+    UserError without SciPy, or if the lecturer's file has an error.
+    """
     try:
         importlib.import_module(f"mini_undivided.course.checks.{ASSIGNMENTS[number][1]}")
     except ModuleNotFoundError as error:
         raise UserError(f"the checks need {error.name}: pip install -e '.[test]'") from None
     if Path(f"{OWN}.py").exists():
-        importlib.import_module(OWN)
+        try:
+            importlib.import_module(OWN)
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{crash(error)} {type(error).__name__}: {error}") from None
     return [each for each in CHECKS if each.assignment == number]
 
 
@@ -98,12 +107,12 @@ def results(number, seed):
 
 
 def crash(error):
-    """Where a student's code broke off: the last of its lines in a traceback."""
+    """Where a student's, or lecturer's, code broke off: the last of its lines in a traceback."""
     if isinstance(error, SyntaxError):
         return f"{Path(error.filename or 'a file').name}, line {error.lineno}:"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.parent in (PACKAGE, PACKAGE.parent):
+        if path.parent in (PACKAGE, PACKAGE.parent, Path.cwd()):
             return f"{path.name}, line {frame.lineno}:"
     return "what your function returned cannot be used:"
 
