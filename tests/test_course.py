@@ -257,6 +257,7 @@ def test_a_users_mistake_is_one_sentence(arguments, sentence, monkeypatch, capsy
 
 @pytest.mark.parametrize(("code", "message"), [
     ("@check(11, points=1)", "line 2: ValueError: there is no assignment 11: give 1 to 10"),
+    ("@check(6, points=1)", "line 2: ValueError: f has no docstring, which is its claim"),
     ("undefined", "line 2: NameError: name 'undefined' is not defined"),
     ("def f(:", "line 2: SyntaxError")])
 def test_an_error_in_own_checks_is_one_sentence(code, message, tmp_path, monkeypatch):

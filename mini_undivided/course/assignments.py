@@ -55,6 +55,8 @@ def check(assignment, points):
         raise ValueError(f"there is no assignment {assignment}: give 1 to {len(ASSIGNMENTS)}")
 
     def register(function):
+        if not function.__doc__:
+            raise ValueError(f"{function.__name__} has no docstring, which is its claim")
         function.assignment, function.points = assignment, points
         CHECKS.append(function)
         return function
@@ -112,7 +114,7 @@ def crash(error):
         return f"{Path(error.filename or 'a file').name}, line {error.lineno}:"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if path.parent in (PACKAGE, PACKAGE.parent, Path.cwd()):
+        if path.parent in (PACKAGE, Path.cwd()):
             return f"{path.name}, line {frame.lineno}:"
     return "what your function returned cannot be used:"
 
