@@ -104,11 +104,14 @@ def test_replicates_are_compared_as_groups(three, tmp_path, monkeypatch):
     single = [pair["collapse"]["cosine"]["full" if i == 0 else "twin"]["mean"]
               for i, pair in enumerate(pairs)]
     assert np.allclose(alike["collapse"]["cosine"]["full"]["mean"], np.mean(single, axis=0))
-    looks = Analysis(options(three, "full", "noffn", "twin", out=out)).attention()
-    assert list(looks["self"]) == ["full", "noffn", "full, untrained", "noffn, untrained"]
-    single = [Analysis(options(three, name, "noffn", out=out)).attention()["self"][name]["mean"]
-              for name in ("full", "twin")]
-    assert np.allclose(looks["self"]["full"]["mean"], np.mean(single, axis=0))
+    analysis = Analysis(options(three, "full", "noffn", "twin", out=out))
+    looks = analysis.attention()
+    groups = analysis.attention_groups(looks)["self"]
+    assert list(groups) == ["full", "noffn", "full, untrained", "noffn, untrained"]
+    heads = np.array([looks[name]["self"] for name in ("full", "twin")])  # (runs, L, H)
+    assert heads.shape == (2, 2, 3) and np.array_equal(groups["full"]["heads"], heads)
+    assert np.allclose(groups["full"]["mean"], heads.mean((0, 2)))
+    assert np.allclose(groups["full"]["std"], heads.mean(2).std(0, ddof=1))
 
 
 def test_runs_without_a_record_are_read_too(three, farm, tmp_path, monkeypatch):

@@ -108,9 +108,10 @@ def test_a_group_is_its_pretrained_models_not_their_fine_tunings():
               "scores": {"accuracy": {"mean": 0.6, "std": 0.1, "values": [0.5, 0.7]}}}
     facts = {"validation_loss": 4.0, "glue": [result, {**result, "from_scratch": True}]}
     probes = {"tags": {"trained": {"mean": [0.1, 0.9, 0.3], "valid": [0.0, 0.1, 0.2]}}}
-    assert replicates.measures(facts, probes, {"tags": 2}) == {
+    looks = {"[CLS]": [[0.1, 0.3], [0.5, 0.7]]}
+    assert replicates.measures(facts, looks, probes, {"tags": 2}) == {
         "validation loss": 4.0, "RTE accuracy": 0.6, "RTE accuracy, from scratch": 0.6,
-        "probe: tags": 0.3}
+        "attention: share on [CLS]": pytest.approx(0.4), "probe: tags": 0.3}
 
 
 def test_single_runs_make_no_table():

@@ -123,7 +123,8 @@ def test_tables_show_deviations_where_there_are_several_runs():
     curve = {"mean": [0.9, 0.25, 0.5], "std": [0.1, 0.2, 0.125]}
     *_, row = tables.collapse_table({"collapse": {"distance": {"b": curve}}}).splitlines()
     assert row == "| distance, b |       0.90 |  0.25 | 0.90 | 0.50 ± 0.12 |"
-    looks = {"self": {"deep": {"mean": [[0.25, 0.5], [1, 0]], "std": None},
-                      "flat": {"mean": [[0.125, 0.125]], "std": None}}}
+    looks = {"self": {"deep": {"mean": [0.375, 0.5], "std": [0.125, 0.25]},
+                      "flat": {"mean": [0.125], "std": None}}}
     deep, flat = (row.split("|")[2:4] for row in tables.attention_table(looks).splitlines()[-2:])
-    assert [cell.strip() for cell in deep + flat] == ["0.38", "0.50", "0.12", "–"]
+    assert [cell.strip() for cell in deep + flat] == [
+        "0.38 ± 0.12", "0.50 ± 0.25", "0.12", "–"]

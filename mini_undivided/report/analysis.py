@@ -192,7 +192,7 @@ class Analysis:
         return alike
 
     def attention(self):
-        """What heads look at → {statistic: {group: mean and deviation, by layer and head}}."""
+        """What heads look at → {run or untrained group: {statistic: (L, H)}}."""
         sums, count = dict.fromkeys(self.encoders, 0.0), 0
         for ids, mask, segments in self.batches("attention"):
             real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
@@ -201,11 +201,25 @@ class Analysis:
             for name, encoder in self.encoders.items():
                 weights = attention_weights(encoder, ids, mask, segments)
                 sums[name] = sums[name] + attention_sums(weights, real, is_sep).cpu().double()
-        looks = {kind: self.average({name: x[i] / count for name, x in sums.items()})
-                 for i, kind in enumerate(STATISTICS)}
+        looks = {name: dict(zip(STATISTICS, (x / count).tolist(), strict=True))
+                 for name, x in sums.items()}
         write_json(self.out / "attention.json", looks)
-        figures.plot_attention(looks, self.out)
+        figures.plot_attention(self.attention_groups(looks), self.out)
         return looks
+
+    def attention_groups(self, looks):
+        """Statistics by run → {statistic: {group: mean and deviation by layer, of all heads}}.
+
+        "heads": those of each run, (runs, L, H).
+        """
+        by_group = {}
+        for kind in STATISTICS:
+            heads = {name: np.array(each[kind]) for name, each in looks.items()}  # (L, H)
+            by_group[kind] = self.average({name: x.mean(1) for name, x in heads.items()})
+            for name, values in by_group[kind].items():
+                members = [run.name for run in self.groups.get(name, ())] or [name]
+                values["heads"] = [heads[member] for member in members]
+        return by_group
 
     def probe(self):
         """Probe every run, and its untrained twin, on all tasks → {run: {task: scores}}."""
@@ -237,14 +251,15 @@ class Analysis:
         write_text(self.out / "report.md", text)
         return text
 
-    def replicates(self, facts, probes):
+    def replicates(self, facts, looks, probes):
         """What the groups say of one another, or an empty string."""
         measured = {}
         for name, runs in self.groups.items():
             means = replicates.average_probes([probes[run.name] for run in runs])
             layers = {task: tables.best_layer(each["trained"]) for task, each in means.items()}
             measured[name] = replicates.collect([
-                replicates.measures(facts[run.name], probes[run.name], layers) for run in runs])
+                replicates.measures(facts[run.name], looks[run.name], probes[run.name], layers)
+                for run in runs])
         return replicates.compare_groups(measured)
 
     def parts(self, facts, alike, looks, probes):
@@ -256,7 +271,7 @@ class Analysis:
         yield f"# {', '.join(self.groups)}"
         yield "\n".join(tables.findings(groups, alike, by_group))
         yield tables.runs_table(facts.values())
-        yield self.replicates(facts, probes)
+        yield self.replicates(facts, looks, probes)
         yield tables.baseline_text(self.first.record.get("baseline"))
         if len(texts) > 1:
             source = " ".join(self.corpus)
@@ -266,7 +281,7 @@ class Analysis:
         yield tables.cka_text(alike)
         yield tables.cka_table(alike)
         yield "\n".join(f"![CKA]({name})" for name in figures.cka_files(alike))
-        yield tables.attention_table(looks)
+        yield tables.attention_table(self.attention_groups(looks))
         yield "![Attention](attention.png)"
         yield tables.probe_text(self.options.seeds)
         yield tables.probe_table(by_group)

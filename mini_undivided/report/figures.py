@@ -136,7 +136,7 @@ def depth_curves(axes, alike, name):
             band(axes, curve, layers, label, line, color=colour, linewidth=width)
     layer = f"layer of {alike['first']} (0: embeddings)"
     by_layer(axes, xlabel=layer, ylabel="CKA at equal depth", ylim=(-0.05, 1.05))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7, ncols=2, loc="lower left")
 
 
 @needs_matplotlib
@@ -165,21 +165,21 @@ def group_style(name, names):
 def plot_attention(looks, out):
     """What heads look at as attention.png: a panel a statistic, means as lines, heads as dots.
 
-    looks: {statistic: {group: {"mean", "std" or None: (L, H)}}}.
+    looks: {statistic: {group: {"mean", "std" or None: by layer, "heads": (runs, L, H)}}}.
     """
     with figure(out / "attention.png", 2, 3, (15, 8)) as (drawn, panels):
         for axes, (kind, groups) in zip(panels, looks.items(), strict=False):
             for name, values in groups.items():
-                heads = np.array(values["mean"])  # (L, H)
-                layers = np.arange(1, len(heads) + 1)
-                style = group_style(name, [*groups])
-                axes.plot(layers, heads, ".", color=style["color"], alpha=0.3)
-                axes.plot(layers, heads.mean(1), style["line"], color=style["color"], label=name)
+                layers, style = range(1, len(values["mean"]) + 1), group_style(name, [*groups])
+                for heads in values["heads"]:
+                    axes.plot(layers, heads, ".", color=style["color"], alpha=0.25)
+                band(axes, values, layers, name, **style)
             top = 1.05 * axes.get_ylim()[1]
             by_layer(axes, xlabel="layer", title=STATISTICS[kind], ylim=(0, top))
         panels[-1].axis("off")
         panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center")
-        drawn.suptitle("Who looks at whom on held-out sentences: a dot a head, lines their means")
+        drawn.suptitle("Who looks at whom on held-out sentences: a dot is a head of a run, a line "
+                       "the mean of all, with the standard deviation of the runs' means")
 
 
 @needs_matplotlib

@@ -13,6 +13,7 @@ from math import exp, lgamma, pi, sqrt
 
 import numpy as np
 
+from mini_undivided.attention import STATISTICS
 from mini_undivided.report.tables import table
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.options import PretrainOptions
@@ -89,10 +90,11 @@ def group_facts(runs):
     return {**runs[0], **means, "seeds": len(runs)}
 
 
-def measures(facts, probes, layers):
-    """{what was measured: value} of one run, from its facts and its probes.
+def measures(facts, looks, probes, layers):
+    """{what was measured: value} of one run, from its facts, its attention and its probes.
 
-    layers: {task: the layer whose probe counts}, one for all runs of a group.
+    looks: {statistic: (L, H)}; all heads count alike. layers: {task: the layer whose probe counts},
+    one for all runs of a group.
     """
     values = {"validation loss": facts.get("validation_loss"),
               "masked accuracy": facts.get("validation_accuracy")}
@@ -100,6 +102,8 @@ def measures(facts, probes, layers):
         for metric, score in result["scores"].items():
             scratch = ", from scratch" * result["from_scratch"]
             values[f"{result['name']} {metric}{scratch}"] = score["mean"]
+    for kind, heads in looks.items():
+        values[f"attention: {STATISTICS[kind]}"] = float(np.mean(heads))
     for task, scores in probes.items():
         values[f"probe: {task}"] = scores["trained"]["mean"][layers[task]]
     return {name: value for name, value in values.items() if value is not None}

@@ -150,11 +150,12 @@ def attention_table(looks):
     rows = []
     for kind, groups in looks.items():
         for name, values in groups.items():
-            layers = [f"{np.mean(heads):.2f}" for heads in values["mean"]]
+            std = values["std"] or [None] * len(values["mean"])
+            layers = [plus_minus(*each) for each in zip(values["mean"], std, strict=True)]
             rows.append([f"{STATISTICS[kind]}, {name}", *layers])
     longest = max(map(len, rows))
     rows = [[*row, *["–"] * (longest - len(row))] for row in rows]
-    head = "Who looks at whom, on average over tokens, heads and seeds:\n\n"
+    head = "Who looks at whom, on average over tokens and heads; ± is over runs:\n\n"
     return head + table(["", *layer_names(longest)[1:]], rows)
 
 
