@@ -236,7 +236,8 @@ def write_up():
         write_json(DEFAULTS, default_runs())
     full, path = results("tokens", "full"), ROOT / "docs/study.md"
     text = fill(path.read_text(encoding="utf-8"), "tokens", compare("tokens", full))
-    text = fill(text, "flops", compare("flops", full))
+    if results("flops", ""):
+        text = fill(text, "flops", compare("flops", full))
     losses = scale()
     if any(each for sizes in losses.values() for each in sizes.values()):
         text = fill(text, "scale", scale_table(losses))

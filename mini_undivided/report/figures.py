@@ -48,18 +48,20 @@ def by_layer(axes, **labels):
 
 
 @needs_matplotlib
-def plot_losses(out, baseline=None, usual=None):
+def plot_losses(out, baseline=None, usual=None, pairs=False):
     """Draw log.jsonl as loss.png, with the loss of the best model without context.
 
-    usual: the validation losses of default runs, {"seeds", "tokens", "mean", "std"}.
+    usual: the validation losses of default runs, {"seeds", "tokens", "mean", "std"}. pairs: what is
+    trained is the loss of pairs, too.
     """
     rows = read_log(out)
     train = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
     valid = [(row["tokens"], row["validation_loss"]) for row in rows if "validation_loss" in row]
     size = max(1, len(train) // 100)  # means over a hundredth of the run each
     groups = [train[i : i + size] for i in range(0, len(train) - size + 1, size)]
+    label = "training (words and pairs together)" if pairs else "training"
     with figure(Path(out) / "loss.png", 1, 1, (7, 4.5)) as (_, (axes,)):
-        axes.plot(*np.mean(groups, axis=1).T, label="training", color="tab:blue")
+        axes.plot(*np.mean(groups, axis=1).T, label=label, color="tab:blue")
         if valid:
             axes.plot(*zip(*valid, strict=True), "o-", label="validation", color="tab:orange")
         if usual:

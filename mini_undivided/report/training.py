@@ -44,7 +44,9 @@ def train(options, resume=False, place=(0, 1)):
     else:
         record = pretrain(options, resume, announce, place)
     if is_first_process():
-        plot_losses(options.out, record.get("baseline"), usual_losses(record["options"]))
+        made = record["options"]
+        plot_losses(options.out, record.get("baseline"), usual_losses(made),
+                    made.get("next_sentence", False))
         print(ending(record))
     return record["status"] == "finished"
 
