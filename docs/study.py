@@ -148,8 +148,8 @@ def compare(group, reference):
             gap = f"{middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}]"
         rows.append([text, f"{runs[0]['parameters']:,}", f"{runs[0]['flops_per_token'] / 1e6:.2f}",
                      f"{np.mean([run['tokens'] for run in runs]) / 1e6:.2f}", str(len(runs)),
-                     plus_minus(losses), plus_minus([100 * r["validation_accuracy"] for r in runs], 1),
-                     gap])
+                     plus_minus(losses),
+                     plus_minus([100 * run["validation_accuracy"] for run in runs], 1), gap])
     return table(["", "parameters", "MFLOPs a token", "M tokens", "seeds", "validation loss",
                   "masked accuracy, %", "less that of full [95 %]"], rows)
 

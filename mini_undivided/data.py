@@ -158,8 +158,9 @@ class TrainingData:
         if not self.pairs:
             return self.sequences.mask(ids, rng, mine)
         ids, *rest = self.sequences.pair(ids, rng)
-        return self.sequences.mask(ids, rng, mine)._replace(
-            token_type_ids=torch.from_numpy(rest[0][mine]), is_random=torch.from_numpy(rest[1][mine]))
+        segments, is_random = (torch.from_numpy(each[mine]) for each in rest)
+        batch = self.sequences.mask(ids, rng, mine)
+        return batch._replace(token_type_ids=segments, is_random=is_random)
 
     def indices(self, visits):
         """Which sequences are visited: in each epoch a permutation, drawn from seed and epoch."""

@@ -270,7 +270,7 @@ class Trainer:
 
     @torch.inference_mode()
     def pair_accuracy(self):
-        """The share of pairs of the validation part of which the model says rightly what they are."""
+        """The share of the validation part's pairs that the model tells rightly."""
         self.model.eval()
         size = min(64, len(self.valid_set))
         data, right = TrainingData(self.valid_set, size, 0, pairs=True), 0

@@ -230,7 +230,8 @@ def test_a_model_of_pairs_is_validated_on_pairs_that_follow(parts):
     assert torch.equal(paired.input_ids, again.input_ids) and paired.is_random is None
     differ = (plain.input_ids != paired.input_ids).sum(1)
     assert 1 <= differ.float().mean() < 4 and paired.token_type_ids.sum(1).unique().numel() > 5
-    assert plain.token_type_ids is None and (plain.positions == paired.positions).float().mean() > 0.8
+    assert plain.token_type_ids is None
+    assert (plain.positions == paired.positions).float().mean() > 0.8
 
 
 def test_validation_masks_never_change(parts):

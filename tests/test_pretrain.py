@@ -156,8 +156,8 @@ def test_the_loss_of_pairs_is_that_of_transformers(tmp_path):
 def test_pairs_are_learned(options, tmp_path):
     """With --next-sentence a run learns whether parts belong together, and keeps the head.
 
-    Documents of the corpus say one word each (some pairs span two). Fine-tuning begins with the pooler of such a run,
-    and a run with one sequence a batch is refused.
+    Documents of the corpus say one word each (some pairs span two). Fine-tuning begins with the
+    pooler of such a run, and a run with one sequence a batch is refused.
     """
     run = replace(options, next_sentence=True, seq_len=33, batch_tokens=33 * 16, steps=500)
     record = pretrain.pretrain(run)

@@ -367,7 +367,8 @@ def test_berts_own_recipe_is_a_matter_of_options(options, monkeypatch):
 
 
 @pytest.mark.parametrize("change", [
-    {"next_sentence": True}, {"optimizer": "muon"}, {"init_std": 0.05}, {"mask_share": 0.3}, {"dropout": 0.1},
+    {"next_sentence": True}, {"optimizer": "muon"}, {"init_std": 0.05}, {"mask_share": 0.3},
+    {"dropout": 0.1},
     {"lr": 2e-2}, {"short_first": 0.5, "seq_len": 33}], ids=lambda change: next(iter(change)))
 def test_each_part_of_the_recipe_changes_the_weights(options, change):
     """A run with one of these options changed ends with other weights."""

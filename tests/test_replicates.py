@@ -35,8 +35,8 @@ def test_replicates_alone_are_compared_with_one_another():
     runs = [run("full", seed=0), run("full-seed1", seed=1)]
     assert list(replicates.group_runs(runs)) == ["full", "full-seed1"]
     assert replicates.are_alike(runs) and not replicates.are_alike([*runs, run("x", lr=1, seed=2)])
-    runs = [run(f"{folder}/x{end}", "text", lr=lr, seed=len(end)) for folder, lr in (("a", 1), ("b", 2))
-            for end in ("", "-seed1")]
+    runs = [run(f"{folder}/x{end}", "text", lr=lr, seed=len(end))
+            for folder, lr in (("a", 1), ("b", 2)) for end in ("", "-seed1")]
     assert list(replicates.group_runs(runs)) == ["a/x", "b/x"]
     runs = [run("x-seed1", lr=1, seed=1), run("x-seed2", lr=1, seed=2), run("x", lr=2, seed=0)]
     assert list(replicates.group_runs(runs)) == ["x-seed1", "x"]
@@ -47,7 +47,8 @@ def test_copies_are_no_replicates_and_old_records_lack_options():
     with pytest.raises(UserError, match="a and c have the same seed: a copy of a run is not a"):
         replicates.group_runs([run("a", seed=0), run("b", seed=1), run("c", seed=0)])
     default = PretrainOptions()
-    runs = [run("x", seed=0), run("x-seed1", seed=1, next_sentence=default.next_sentence, lr=default.lr),
+    runs = [run("x", seed=0),
+            run("x-seed1", seed=1, next_sentence=default.next_sentence, lr=default.lr),
             run("y", seed=0, next_sentence=True)]
     assert list(replicates.group_runs(runs)) == ["x", "y"]
 

@@ -115,7 +115,8 @@ def test_selectivity_is_the_score_less_the_controls():
 
 def test_tables_show_deviations_where_there_are_several_runs():
     """CKA and collapse have a ± over runs, or none for one run; short columns end in dashes."""
-    one, many = {"mean": [[0.5, 0.1], [0.2, 0.75]], "std": None}, {"mean": [[0.9]], "std": [[0.125]]}
+    one = {"mean": [[0.5, 0.1], [0.2, 0.75]], "std": None}
+    many = {"mean": [[0.9]], "std": [[0.125]]}
     alike = {"values": {"b": {"attention": many, "block": one}}}
     *_, zero, last, = tables.cka_table(alike).splitlines()
     assert [cell.strip() for cell in zero.split("|")[2:4]] == ["–", "0.50"]

@@ -41,11 +41,13 @@ def test_the_band_is_that_of_default_runs_alone(tmp_path, monkeypatch):
     write_json(tmp_path / "bands.json", bands)
 
     def band(**changes):
-        return training.usual_losses(asdict(run_options.PretrainOptions.preset("laptop", **changes)))
+        made = run_options.PretrainOptions.preset("laptop", **changes)
+        return training.usual_losses(asdict(made))
 
     assert band() == band(seed=3, device="cpu", out="x") == bands["full"]
     assert band(ffn_layers=[], compile=False) == bands["noffn"]
-    for changes in ({"ffn_layers": [3]}, {"lr": 1e-3}, {"corpus": ["x"]}, {"steps": 9}, {"flops": 1e9}):
+    for changes in (
+            {"ffn_layers": [3]}, {"lr": 1e-3}, {"corpus": ["x"]}, {"steps": 9}, {"flops": 1e9}):
         assert band(**changes) is None, changes
 
 
@@ -55,7 +57,8 @@ def test_the_band_is_drawn(tmp_path):
         json.dumps({"step": i, "tokens": i, "loss": 5.0 - i / 9}) + "\n" for i in range(1, 9)))
     figures.plot_losses(tmp_path)
     plain = (tmp_path / "loss.png").read_bytes()
-    figures.plot_losses(tmp_path, None, {"seeds": 5, "tokens": [2, 8], "mean": [4, 3], "std": [1, 1]})
+    band = {"seeds": 5, "tokens": [2, 8], "mean": [4, 3], "std": [1, 1]}
+    figures.plot_losses(tmp_path, None, band)
     assert (tmp_path / "loss.png").read_bytes() != plain
 
 

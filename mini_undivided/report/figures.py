@@ -30,7 +30,7 @@ def needs_matplotlib(function):
 
 @contextmanager
 def figure(path, rows, columns, size, **kwargs):
-    """Context: yields a figure and an array of its panels, and writes it, as PNG or by its suffix."""
+    """Context: yields a figure and an array of its panels, and writes it by its suffix."""
     from matplotlib import pyplot
 
     kwargs |= {"figsize": size, "layout": "constrained", "squeeze": False}

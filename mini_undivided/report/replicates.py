@@ -58,7 +58,7 @@ def are_alike(runs):
 
 
 def mean_and_std(values):
-    """Mean and standard deviation (n - 1) of arrays → nested lists; of a single one no deviation."""
+    """Mean and standard deviation (n - 1) of arrays, as lists; of a single one no deviation."""
     values = np.stack([np.asarray(value) for value in values])
     deviation = values.std(0, ddof=1).tolist() if len(values) > 1 else None
     return {"mean": values.mean(0).tolist(), "std": deviation}

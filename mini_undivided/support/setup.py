@@ -231,5 +231,6 @@ def make_record(options, machine, corpus, tokens, tokenizer, config, stages, val
     return {"status": "running", "options": asdict(options),
             "machine": {"device": str(machine), "matmul": machine.matmul}, "corpus": text,
             "baseline": context_free_baseline(tokens.valid, valid_set.is_special),
-            "parameters": count_parameters(config, model_class(options)), "flops_per_token": stages[-1].plan.flops,
+            "parameters": count_parameters(config, model_class(options)),
+            "flops_per_token": stages[-1].plan.flops,
             "versions": run_directory.versions()}
