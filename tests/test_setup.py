@@ -11,6 +11,7 @@ from mini_undivided.model import Encoder
 from mini_undivided.report.analysis import analyse
 from mini_undivided.support import run_directory
 from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import write_json
 from mini_undivided.support.options import (
     AnalyzeOptions,
     resume_options,
@@ -66,5 +67,7 @@ def test_a_run_of_the_first_version_resumes_opens_and_is_analysed(tmp_path, monk
     encoder = Encoder.from_pretrained("run_0.1.0")
     assert encoder.config.ffn_layers == [1] and encoder.layers[0].ffn is None
     shutil.copytree("run_0.1.0", "copy")
+    record["options"]["seed"] += 1  # two runs of one seed would be no replicates
+    write_json(Path("copy/train.json"), record)
     text = analyse("cka", AnalyzeOptions(["run_0.1.0", "copy"], device="cpu"))
     assert "| layer 2 " in text and "1.00" in text
