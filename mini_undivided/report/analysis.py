@@ -229,9 +229,9 @@ class Analysis:
             tasks.append(treebank_task(options.conllu, options.examples))
         tasks += [glue_task(key, options.data_dir, options.examples) for key in options.task]
         for run in self.runs:
-            untrained = lambda seed, run=run: run.untrained(seed).to(device)  # noqa: E731
+            fresh = lambda seed, run=run: run.untrained(seed).to(device)  # noqa: E731
             probes[run.name] = run_probes(
-                run.encoder.to(device), untrained, tasks, self.tokenizer, self.machine, self.length,
+                run.encoder.to(device), fresh, tasks, self.tokenizer, self.machine, self.length,
                 options.seeds, options.cls)
         write_json(self.out / "probe.json", probes)
         figures.plot_probes(self.probe_groups(probes), self.out)
