@@ -21,8 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mini_undivided.report.figures import figure  # noqa: E402
-from mini_undivided.report.replicates import difference  # noqa: E402
-from mini_undivided.report.tables import table  # noqa: E402
+from mini_undivided.report.replicates import (  # noqa: E402
+    difference,
+    in_brackets,
+    mean_and_std,
+)
+from mini_undivided.report.tables import plus_minus, spread, table  # noqa: E402
 from mini_undivided.support.errors import UserError, command_line  # noqa: E402
 from mini_undivided.support.files import read_json, write_json, write_text  # noqa: E402
 from mini_undivided.support.run_directory import (  # noqa: E402
@@ -144,20 +148,13 @@ def compare(group, reference):
         losses = [run["validation_loss"] for run in runs]
         gap = "–"
         if losses != base and min(len(base), len(losses)) > 1:
-            middle, half = difference(losses, base)
-            gap = f"{middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}]"
+            gap = in_brackets(*difference(losses, base))
         rows.append([text, f"{runs[0]['parameters']:,}", f"{runs[0]['flops_per_token'] / 1e6:.2f}",
                      f"{np.mean([run['tokens'] for run in runs]) / 1e6:.2f}", str(len(runs)),
-                     plus_minus(losses),
-                     plus_minus([100 * run["validation_accuracy"] for run in runs], 1), gap])
+                     plus_minus(*mean_and_std(losses).values(), 3),
+                     spread(*mean_and_std([r["validation_accuracy"] for r in runs]).values()), gap])
     return table(["", "parameters", "MFLOPs a token", "M tokens", "seeds", "validation loss",
                   "masked accuracy, %", "less that of full [95 %]"], rows)
-
-
-def plus_minus(values, digits=3):
-    """Mean ± standard deviation, as text."""
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 def scale():
@@ -224,16 +221,16 @@ def default_runs():
     for name in ("full", "noffn"):
         curve = np.array([run["curve"] for run in results("docs", name)])  # (seeds, points, 2)
         if len(curve) > 1:
-            curves[name] = {"seeds": len(curve), "tokens": curve[0, :, 0].tolist(),
-                            "mean": curve[..., 1].mean(0).tolist(),
-                            "std": curve[..., 1].std(0, ddof=1).tolist()}
+            tokens = curve[0, :, 0].tolist()
+            curves[name] = {"seeds": len(curve), "tokens": tokens, **mean_and_std(curve[..., 1])}
     return curves
 
 
 def write_up():
     """Fill the tables of docs/study.md, and draw docs/scale.svg."""
-    if len(default_runs()) == 2:
-        write_json(DEFAULTS, default_runs())
+    curves = default_runs()
+    if len(curves) == 2:
+        write_json(DEFAULTS, curves)
     full, path = results("tokens", "full"), ROOT / "docs/study.md"
     text = fill(path.read_text(encoding="utf-8"), "tokens", compare("tokens", full))
     if results("flops", ""):

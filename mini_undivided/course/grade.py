@@ -31,7 +31,7 @@ def child():
 
 
 def grade(submission, numbers, seed):
-    """Check a submission's chapters → Gradescope's tests, {"name", "score", "max_score", …} each."""
+    """Check a submission's chapters → Gradescope's tests, {"name", "score", …} each."""
     submission, tests = Path(submission), []
     package = submission / "mini_undivided"
     package = package if package.is_dir() else submission  # chapters may lie flat

@@ -251,12 +251,12 @@ class Analysis:
         write_text(self.out / "report.md", text)
         return text
 
-    def replicates(self, facts, looks, probes):
-        """What the groups say of one another, or an empty string."""
+    def replicates(self, facts, looks, probes, by_group):
+        """What the groups say of one another, or an empty string; by_group: of probe_groups."""
         measured = {}
         for name, runs in self.groups.items():
-            means = replicates.average_probes([probes[run.name] for run in runs])
-            layers = {task: tables.best_layer(each["trained"]) for task, each in means.items()}
+            layers = {task: tables.best_layer(each["trained"])
+                      for task, each in by_group[name].items()}
             measured[name] = replicates.collect([
                 replicates.measures(facts[run.name], looks[run.name], probes[run.name], layers)
                 for run in runs])
@@ -271,7 +271,7 @@ class Analysis:
         yield f"# {', '.join(self.groups)}"
         yield "\n".join(tables.findings(groups, alike, by_group))
         yield tables.runs_table(facts.values())
-        yield self.replicates(facts, looks, probes)
+        yield self.replicates(facts, looks, probes, by_group)
         yield tables.baseline_text(self.first.record.get("baseline"))
         if len(texts) > 1:
             source = " ".join(self.corpus)

@@ -14,7 +14,7 @@ from math import exp, lgamma, pi, sqrt
 import numpy as np
 
 from mini_undivided.attention import STATISTICS
-from mini_undivided.report.tables import table
+from mini_undivided.report.tables import plus_minus, table
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.options import PretrainOptions
 
@@ -140,8 +140,7 @@ def summary(values):
     """Mean, standard deviation and number of values, as text."""
     if not values:
         return "–"
-    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.3f}{spread} ({len(values)})"
+    return f"{plus_minus(*mean_and_std(values).values(), 3)} ({len(values)})"
 
 
 def verdict(first, other, a, b):
@@ -149,7 +148,7 @@ def verdict(first, other, a, b):
     if min(len(a), len(b)) < 2:
         return "one run of a kind does not tell a difference from chance."
     gap, half = difference(b, a)
-    interval = f"{gap:+.3f} [{gap - half:+.3f}, {gap + half:+.3f}]"
+    interval = in_brackets(gap, half)
     if abs(gap) > half:
         side = "higher" if gap > 0 else "lower"
         return f"{other} is {side} than {first} by {abs(gap):.3g}: {interval}."
@@ -158,6 +157,11 @@ def verdict(first, other, a, b):
         return f"{other} and {first} are equal in all of {seeds}."
     return (f"{other} and {first} cannot be told apart with {seeds}: {interval}; a difference "
             f"under {half:.2g} would go unseen.")
+
+
+def in_brackets(gap, half):
+    """A difference and its interval, as text."""
+    return f"{gap:+.3f} [{gap - half:+.3f}, {gap + half:+.3f}]"
 
 
 def difference(a, b, confidence=0.95):

@@ -22,9 +22,15 @@ def table(header, rows):
     return "\n".join(lines)
 
 
+def plus_minus(mean, deviation=None, digits=2):
+    """A mean with its standard deviation, if there is one."""
+    spread = "" if deviation is None else f" ± {deviation:.{digits}f}"
+    return f"{mean:.{digits}f}{spread}"
+
+
 def spread(mean, deviation=None):
     """A mean with its standard deviation, × 100."""
-    return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+    return plus_minus(100 * mean, None if deviation is None else 100 * deviation, 1)
 
 
 def runs_table(facts):
@@ -140,11 +146,6 @@ def layer_names(count):
     return ["embeddings", *(f"layer {layer}" for layer in range(1, count))]
 
 
-def plus_minus(mean, deviation=None):
-    """A mean with its standard deviation."""
-    return f"{mean:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
-
-
 def attention_table(looks):
     """What the heads of each layer look at, on average: a row for each statistic and group."""
     rows = []
@@ -217,8 +218,8 @@ def collapse_table(alike):
 def findings(groups, alike, probes):
     """Two or three sentences a pair of groups: what the numbers say, and how far they go."""
     first = groups[0]
-    best = {name: {task: s["trained"]["mean"][best_layer(s["trained"])] for task, s in tasks.items()}
-            for name, tasks in probes.items()}
+    best = {name: {task: each["trained"]["mean"][best_layer(each["trained"])]
+                   for task, each in tasks.items()} for name, tasks in probes.items()}
     for other in groups[1:]:
         yield cost_sentence(first, other)
         yield alike_sentence(alike, other["name"])

@@ -88,8 +88,8 @@ def train_seeds(typed):
         out = own["out"] = options.out
         resume = has_checkpoint(out)
         if resume:
-            check_replicate(resume_options(own), options)
-            options = resume_options(own)
+            wanted, options = options, resume_options(own)
+            check_replicate(options, wanted)
         if not resume or read_record(out)["status"] != "finished":
             say(f"\nrun {seed + 1} of {count}, seed {seed}: {out}\n")
             if not train(options, resume, (seed, count)):
