@@ -1,14 +1,14 @@
 """The study: train what is missing, then make its tables and figures.
 
-Run: python docs/study.py NOVELS [GROUP ...]     train, in runs/study, and keep the results
-     python docs/study.py                        tables and figures alone
+Run: python docs/study.py NOVELS GLUE [GROUP ...]     train, in runs/study, and keep the results
+     python docs/study.py                             tables and figures alone
 
 NOVELS is a folder of text (for docs/study.md: the English novels of
-https://github.com/computationalstylistics/100_english_novels). A result goes to
-docs/results/study/GROUP/NAME.json as soon as it is there, and a run goes on from its last
-checkpoint, so that the script can be stopped and started again, or started twice to use two
-processors: each run is made by one of them. Groups: docs (the default runs, on built-in text),
-tokens, flops, scale.
+https://github.com/computationalstylistics/100_english_novels), GLUE one of the official GLUE files.
+A result goes to docs/results/study/GROUP/NAME.json as soon as it is there, and a run goes on from
+its last checkpoint, so that the script can be stopped and started again, or started twice to use
+two processors: each job is done by one of them. Groups: docs (the default runs, on built-in text),
+tokens, flops, minutes, glue (of the runs in tokens), scale, and speed, which wants a quiet machine.
 """
 
 import subprocess
@@ -38,7 +38,7 @@ from mini_undivided.support.run_directory import (  # noqa: E402
 
 RESULTS, RUNS = ROOT / "docs/results/study", Path("runs/study")
 DEFAULTS = ROOT / "mini_undivided/report/default_runs.json"  # what loss.png draws a band of
-GROUPS = ("docs", "tokens", "flops", "scale")
+GROUPS = ("docs", "tokens", "flops", "minutes", "glue", "scale", "speed")
 KEPT = ("validation_loss", "validation_accuracy", "accuracy_at_mask", "tokens", "flops",
         "tokens_per_second", "seconds", "peak_memory_bytes", "baseline")
 NO_FFN = ["--no-ffn"]
@@ -55,69 +55,124 @@ ARCHITECTURES = {  # name: (what it is, options)
     "cut": ("FFNs cut from full, and 250 steps more", [*NO_FFN, "--steps", "250"])}
 SIZES = {"2x64": (2, 64), "3x96": (3, 96), "4x128": (4, 128), "6x192": (6, 192)}  # layers, width
 BUDGETS = (1.5e12, 5e12, 1.5e13, 4.5e13)  # FLOPs
+OTHERS = [*ARCHITECTURES][2:]  # than the two main ones
+TASKS = ("cola", "sst2", "mrpc", "stsb", "rte")
 
 
 # Training.
 
+LAPTOP = ["train.py", "--preset", "laptop", "--corpus", "NOVELS"]
+PAIRS = [(name, seed) for seed in range(5) for name in ("full", "none")]  # in turn
+
+
 def jobs():
-    """Yield (group, name, options of train.py), in the order of their importance."""
+    """Yield (group, name, command) of every job; train() says what words in capitals stand for."""
     for name, options in {"full": [], "noffn": NO_FFN}.items():
         for seed in range(5):
-            yield "docs", name + f"-seed{seed}" * (seed > 0), [*options, "--seed", str(seed)]
-    pairs = [(name, seed) for name in ("full", "none") for seed in range(5)]
-    pairs += [(name, seed) for seed in range(3) for name in [*ARCHITECTURES][2:]]
-    for name, seed in pairs:
-        start = ["--init", str(RUNS / f"tokens/full-seed{seed}")] if name == "cut" else []
-        options = [*start, *ARCHITECTURES[name][1], "--seed", str(seed)]
-        yield "tokens", f"{name}-seed{seed}", options
+            end = f"-seed{seed}" * (seed > 0)
+            yield "docs", name + end, ["train.py", *options, "--seed", str(seed)]
+    for name, seed in PAIRS + [(name, seed) for seed in range(3) for name in OTHERS]:
+        start = ["--init", run_of(f"full-seed{seed}")] if name == "cut" else []
+        yield "tokens", f"{name}-seed{seed}", [*pretrain(name, seed), *start]
     for name, seeds in {"none": 5, "every2": 3, "wide": 3, "deep": 3}.items():
         for seed in range(seeds):
-            options = [*ARCHITECTURES[name][1], "--seed", str(seed), "--flops", "FULL"]
-            yield "flops", f"{name}-seed{seed}", options
+            yield "flops", f"{name}-seed{seed}", [*pretrain(name, seed), "--flops", "FULL"]
+    for name, seed in PAIRS:
+        yield "minutes", f"{name}-seed{seed}", [*pretrain(name, seed), "--minutes", "2"]
+    yield from glue_jobs()
+    yield from scale_jobs()
+    for turn in range(3):
+        for name in [*ARCHITECTURES][:-1]:
+            short = ["--short-first", "0", "--steps", "100"]
+            yield "speed", f"{name}-turn{turn}", [*pretrain(name, 0), *short]
+
+
+def glue_jobs():
+    """Fine-tuning of the runs in tokens, and of the same models from scratch."""
+    for task in TASKS:
+        tune = ["--task", task, "--data-dir", "GLUE", "--train-examples", "10000"]
+        for name, seed in PAIRS:
+            yield "glue", f"{name}-{task}-seed{seed}", [
+                "finetune.py", run_of(f"{name}-seed{seed}"), *tune]
+        for name in ("full", "none"):
+            yield "glue", f"{name}-{task}-scratch", [
+                "finetune.py", run_of(f"{name}-seed0"), *tune, "--from-scratch", "--seeds", "5"]
+
+
+def scale_jobs():
+    """Every size at every budget, with and without FFNs."""
     for budget in BUDGETS:
         for size, (layers, width) in SIZES.items():
             sizes = ["--layers", layers, "--hidden-size", width, "--ffn-size", 4 * width]
             for kind, options in {"full": [], "none": NO_FFN}.items():
-                name = f"{size}-{kind}-{budget:.1e}"
-                yield "scale", name, [*map(str, sizes), *options, "--flops", f"{budget:g}"]
+                yield "scale", f"{size}-{kind}-{budget:.1e}", [
+                    *LAPTOP, *map(str, sizes), *options, "--flops", f"{budget:g}"]
 
 
-def train(corpus, groups):
-    """Train every run of these groups that has no result yet."""
-    for group, name, options in jobs():
+def pretrain(name, seed):
+    """The command of an architecture's run."""
+    return [*LAPTOP, *ARCHITECTURES[name][1], "--seed", str(seed)]
+
+
+def run_of(name):
+    """Where a run of the group tokens lies, as text."""
+    return str(RUNS / "tokens" / name)
+
+
+def train(corpus, glue, groups):
+    """Do every job of these groups that has no result yet."""
+    for group, name, command in jobs():
         if group in groups and not path_of(group, name).exists():
-            out = Path("runs") / name if group == "docs" else RUNS / group / name
             try:
-                handle = claim(lock_of(out))
+                handle = claim(lock_of(group, name))
             except UserError:
                 continue  # another process is at it
             if not path_of(group, name).exists():
-                train_one(corpus, group, name, options, out)
+                words = {"NOVELS": corpus, "GLUE": glue, "FULL": flops_of_full()}
+                do(group, name, [words.get(word, word) for word in command])
             release(handle)
 
 
-def train_one(corpus, group, name, options, out):
-    """Train one run to its end, and keep its result."""
-    if "FULL" in options:
-        full = read_json(path_of("tokens", "full-seed0"))
-        options = [f"{full['flops']:g}" if option == "FULL" else option for option in options]
-    if group != "docs":
-        options = ["--preset", "laptop", "--corpus", corpus, *options]
-    options += ["--out", str(out)]
-    command = ["python", "train.py", *options, *["--resume"] * has_checkpoint(out)]
-    print(" ".join(command), flush=True)
-    done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT)
+def flops_of_full():
+    """The FLOPs of a run with all FFNs, as text; None before there is one."""
+    path = path_of("tokens", "full-seed0")
+    return f"{read_json(path)['flops']:g}" if path.exists() else None
+
+
+def do(group, name, command):
+    """Do one job to its end, and keep its result."""
+    if command[0] == "finetune.py":
+        call(command)
+        scratch = "-from-scratch" * ("--from-scratch" in command)
+        result = read_json(ROOT / command[1] / "glue" / f"{command[3]}{scratch}.json")
+        kept = {"scores": result["scores"][result["primary"]]["values"],
+                "metric": f"{result['name']} {result['primary']}", "majority":
+                result["majority"][result["primary"]], "train_examples": result["train_examples"]}
+    else:
+        out = Path("runs") / name if group == "docs" else RUNS / group / name
+        command = [*command, "--out", str(out)]
+        call([*command, *["--resume"] * has_checkpoint(out)])
+        kept = pretrained(ROOT / out)
+    path_of(group, name).parent.mkdir(parents=True, exist_ok=True)
+    write_json(path_of(group, name), {"command": " ".join(["python", *command]), **kept})
+
+
+def call(command):
+    """Run a script of the product; end with it if it fails."""
+    print("python", *command, flush=True)
+    done = subprocess.run([sys.executable, *command], cwd=ROOT)
     if done.returncode:
         raise SystemExit(done.returncode)
-    record = read_json(ROOT / out / "train.json")
-    kept = {key: record["result"][key] for key in KEPT}
-    rows = [row for row in read_log(ROOT / out) if "validation_loss" in row]
-    kept["curve"] = [[row["tokens"], row["validation_loss"]] for row in rows]
-    path_of(group, name).parent.mkdir(parents=True, exist_ok=True)
-    write_json(path_of(group, name), {
-        "command": " ".join(["python", "train.py", *options]), **kept,
-        "parameters": record["parameters"], "flops_per_token": record["flops_per_token"],
-        "machine": record["machine"], "versions": record["versions"]})
+
+
+def pretrained(run):
+    """What is kept of a finished run."""
+    record = read_json(run / "train.json")
+    rows = [row for row in read_log(run) if "validation_loss" in row]
+    return {**{key: record["result"][key] for key in KEPT},
+            "curve": [[row["tokens"], row["validation_loss"]] for row in rows],
+            **{key: record[key] for key in ("parameters", "flops_per_token", "machine",
+                                            "versions")}}
 
 
 def path_of(group, name):
@@ -125,9 +180,9 @@ def path_of(group, name):
     return RESULTS / group / f"{name}.json"
 
 
-def lock_of(out):
-    """The folder that a run's process holds while it is at work."""
-    return ROOT / RUNS / "locks" / "-".join(out.parts[-2:])
+def lock_of(group, name):
+    """The folder that a job's process holds while it is at work."""
+    return ROOT / RUNS / "locks" / f"{group}-{name}"
 
 
 # Tables and figures.
@@ -146,15 +201,55 @@ def compare(group, reference):
         if not runs:
             continue
         losses = [run["validation_loss"] for run in runs]
-        gap = "–"
-        if losses != base and min(len(base), len(losses)) > 1:
-            gap = in_brackets(*difference(losses, base))
+        gap = "–" if losses == base else gap_of(losses, base)
         rows.append([text, f"{runs[0]['parameters']:,}", f"{runs[0]['flops_per_token'] / 1e6:.2f}",
                      f"{np.mean([run['tokens'] for run in runs]) / 1e6:.2f}", str(len(runs)),
                      plus_minus(*mean_and_std(losses).values(), 3),
                      spread(*mean_and_std([r["validation_accuracy"] for r in runs]).values()), gap])
     return table(["", "parameters", "MFLOPs a token", "M tokens", "seeds", "validation loss",
                   "masked accuracy, %", "less that of full [95 %]"], rows)
+
+
+def speed_table():
+    """Tokens a second and memory at full length: the median of three turns, and their range."""
+    rows = []
+    for name, (text, _) in ARCHITECTURES.items():
+        if runs := results("speed", name):
+            speeds = [run["tokens_per_second"] for run in runs]
+            memory = np.median([run["peak_memory_bytes"] for run in runs]) / 2**20
+            rows.append([text, f"{runs[0]['parameters']:,}", f"{np.median(speeds):,.0f}",
+                         f"{min(speeds):,.0f} to {max(speeds):,.0f}", f"{memory:,.0f}"])
+    return table(["", "parameters", "tokens/s", "range", "memory, MiB"], rows)
+
+
+def glue_table():
+    """Dev scores × 100 of the two main architectures, pretrained and not, and their differences."""
+    scores = {(name, kind): [glue_scores(name, task, kind) for task in TASKS]
+              for name in ("full", "none") for kind in ("seed", "scratch")}
+    label = {"full": "with FFNs", "none": "no FFN", "seed": "pretrained", "scratch": "from scratch"}
+    rows = [[f"{label[name]}, {label[kind]}", *(
+        plus_minus(*mean_and_std(each).values(), 1) if each else "–" for each in tasks)]
+        for (name, kind), tasks in scores.items()]
+    gaps = {"with FFNs: pretrained less from scratch": (("full", "seed"), ("full", "scratch")),
+            "no FFN: pretrained less from scratch": (("none", "seed"), ("none", "scratch")),
+            "pretrained: no FFN less with FFNs": (("none", "seed"), ("full", "seed")),
+            "from scratch: no FFN less with FFNs": (("none", "scratch"), ("full", "scratch"))}
+    for text, (ours, theirs) in gaps.items():
+        rows.append([text, *(gap_of(*each, 1) for each in zip(scores[ours], scores[theirs]))])
+    return table(["", "CoLA", "SST-2", "MRPC", "STS-B", "RTE"], rows)
+
+
+def glue_scores(name, task, kind):
+    """Scores × 100 of a task: one a pretraining seed, or from scratch one a fine-tuning seed."""
+    runs = results("glue", f"{name}-{task}-{kind}")
+    return [100 * score for run in runs for score in run["scores"]]
+
+
+def gap_of(values, others, digits=3):
+    """The difference of means with its interval, as text, if both have seeds enough."""
+    if min(len(values), len(others)) < 2:
+        return "–"
+    return in_brackets(*difference(values, others), digits)
 
 
 def scale():
@@ -233,8 +328,12 @@ def write_up():
         write_json(DEFAULTS, curves)
     full, path = results("tokens", "full"), ROOT / "docs/study.md"
     text = fill(path.read_text(encoding="utf-8"), "tokens", compare("tokens", full))
-    if results("flops", ""):
-        text = fill(text, "flops", compare("flops", full))
+    tables = {"flops": lambda: compare("flops", full),
+              "minutes": lambda: compare("minutes", results("minutes", "full")),
+              "speed": speed_table, "glue": glue_table}
+    for group, make in tables.items():
+        if results(group, ""):
+            text = fill(text, group, make())
     losses = scale()
     if any(each for sizes in losses.values() for each in sizes.values()):
         text = fill(text, "scale", scale_table(losses))
@@ -244,6 +343,6 @@ def write_up():
 
 if __name__ == "__main__":
     with command_line():
-        if len(sys.argv) > 1:
-            train(sys.argv[1], sys.argv[2:] or GROUPS)
+        if len(sys.argv) > 2:
+            train(*sys.argv[1:3], sys.argv[3:] or GROUPS)
         write_up()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, train_options
 
+import finetune
 from mini_undivided.model import BertConfig, count_parameters
 from mini_undivided.support.files import write_json
 
@@ -18,7 +19,7 @@ def study(tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "RESULTS", tmp_path)
-    for group in ("docs", "tokens", "scale"):
+    for group in module.GROUPS:
         (tmp_path / group).mkdir()
     return module
 
@@ -39,33 +40,82 @@ def test_equal_parameters_are_equal(study):
     assert parameters(study, "narrow") == pytest.approx(parameters(study, "none"), rel=0.04)
 
 
-def test_every_command_is_one_of_train(study):
-    """Options of all jobs, which have different names, are those of train.py."""
-    every = [(group, name, options) for group, name, options in study.jobs()]
-    assert len({(group, name) for group, name, _ in every}) == len(every) > 50
-    for group, _, options in every:
-        options = ["1e12" if option == "FULL" else option for option in options]
-        if "--init" not in options:
+def test_every_command_is_one_of_ours(study):
+    """The commands of all jobs, which have different names, are valid ones, of the group's length."""
+    words = {"NOVELS": "novels", "GLUE": "glue", "FULL": "1e12"}
+    every = [*study.jobs()]
+    assert len({(group, name) for group, name, _ in every}) == len(every) > 100
+    assert {group for group, _, _ in every} == {*study.GROUPS}
+    for group, _, (script, *options) in every:
+        options = [words.get(option, option) for option in options]
+        assert (script == "finetune.py") == (group == "glue")
+        if script == "finetune.py":
+            made = finetune.parser().parse_args(options)
+            assert made.run.startswith("runs/study/tokens/") and made.train_examples == 10_000
+        elif "--init" not in options:
             made = train_options(*options)
             assert (made.flops is not None) == (group in ("flops", "scale"))
+            assert (made.minutes is not None) == (group == "minutes")
 
 
 def test_results_are_kept_and_not_made_twice(study, tmp_path, monkeypatch):
     """A job whose result is there is skipped; one that another process holds is left to it."""
     made = []
-    monkeypatch.setattr(study, "train_one", lambda corpus, group, name, *_: made.append(name))
-    monkeypatch.setattr(study, "lock_of", lambda out: tmp_path / "locks" / out.name)
-    write_json(tmp_path / "tokens/full-seed0.json", {})
+    monkeypatch.setattr(study, "do", lambda group, name, _: made.append(name))
+    monkeypatch.setattr(study, "lock_of", lambda group, name: tmp_path / "locks" / name)
+    write_json(tmp_path / "tokens/full-seed0.json", {"flops": 1})
     held = study.claim(tmp_path / "locks/none-seed1")
-    study.train("novels", ["tokens"])
+    study.train("novels", "glue", ["tokens"])
     study.release(held)
     assert "full-seed1" in made and not {"full-seed0", "none-seed1"} & {*made}
     assert made == [name for group, name, _ in study.jobs() if group == "tokens" and name in made]
 
 
+def test_words_in_capitals_are_replaced(study, tmp_path, monkeypatch):
+    """NOVELS and GLUE are the folders given, FULL the FLOPs that a full run took."""
+    made = {}
+    monkeypatch.setattr(study, "do", lambda group, name, command: made.update({name: command}))
+    monkeypatch.setattr(study, "lock_of", lambda group, name: tmp_path / "locks" / name)
+    write_json(tmp_path / "tokens/full-seed0.json", {"flops": 2.5e13})
+    study.train("some/novels", "some/glue", ["flops", "glue"])
+    deep, rte = made["deep-seed2"], made["none-rte-scratch"]
+    assert deep[deep.index("--flops") + 1] == "2.5e+13"
+    assert deep[deep.index("--corpus") + 1] == "some/novels"
+    assert rte[rte.index("--data-dir") + 1] == "some/glue"
+
+
+def test_fine_tuning_keeps_the_scores(study, tmp_path, monkeypatch):
+    """Of the control its own file is read, all seeds of it; without, the run's."""
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.setattr(study, "call", lambda command: None)
+    for name, values in {"rte": [0.6], "rte-from-scratch": [0.5, 0.4]}.items():
+        (tmp_path / "run/glue").mkdir(parents=True, exist_ok=True)
+        write_json(tmp_path / f"run/glue/{name}.json", {
+            "name": "RTE", "primary": "accuracy", "scores": {"accuracy": {"values": values}},
+            "majority": {"accuracy": 0.53}, "train_examples": 2490})
+    tune = ["finetune.py", "run", "--task", "rte"]
+    study.do("glue", "none-rte-seed3", tune)
+    study.do("glue", "none-rte-scratch", [*tune, "--from-scratch"])
+    assert study.glue_scores("none", "rte", "seed") == [60]
+    assert study.glue_scores("none", "rte", "scratch") == [50, 40]
+    row = study.glue_table().splitlines()[5].split("|")
+    assert row[1].strip() == "no FFN, from scratch"
+    assert [cell.strip() for cell in row[2:-1]] == ["–"] * 4 + ["45.0 ± 7.1"]
+
+
 def result(loss, tokens=2_000_000):
+    """What is kept of a run."""
     return {"validation_loss": loss, "validation_accuracy": 0.3, "tokens": tokens,
             "parameters": 12_345, "flops_per_token": 2.5e6}
+
+
+def test_speed_is_a_median_with_its_range(study, tmp_path):
+    """Three turns of a kind make one row: median and range of the speed, median of the memory."""
+    for turn, speed in enumerate((3000, 1000, 2500)):
+        write_json(tmp_path / f"speed/wide-turn{turn}.json", {
+            **result(4.0), "tokens_per_second": speed, "peak_memory_bytes": (turn + 3) * 2**20})
+    row = [cell.strip() for cell in study.speed_table().splitlines()[-1].split("|")[2:-1]]
+    assert row == ["12,345", "2,500", "1,000 to 3,000", "4"]
 
 
 def test_tables_follow_from_results(study, tmp_path):

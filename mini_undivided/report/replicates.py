@@ -159,9 +159,10 @@ def verdict(first, other, a, b):
             f"under {half:.2g} would go unseen.")
 
 
-def in_brackets(gap, half):
+def in_brackets(gap, half, digits=3):
     """A difference and its interval, as text."""
-    return f"{gap:+.3f} [{gap - half:+.3f}, {gap + half:+.3f}]"
+    low, high = gap - half, gap + half
+    return f"{gap:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def difference(a, b, confidence=0.95):
