@@ -15,7 +15,8 @@ def parser():
 def main():
     with command_line():
         options = FinetuneOptions(**vars(parser().parse_args()))
-        from mini_undivided.report.finetuning import finetune  # late: --help need not wait for PyTorch
+        # Imported late: --help need not wait for PyTorch.
+        from mini_undivided.report.finetuning import finetune
         from mini_undivided.report.tables import finetuning_table
 
         results, out = finetune(options)

@@ -7,7 +7,13 @@ import sys
 
 from mini_undivided.support.errors import command_line
 from mini_undivided.support.options import (
-    TRAIN_GROUPS, PretrainOptions, TrainShortcuts, make_parser, resume_options, train_options)
+    TRAIN_GROUPS,
+    PretrainOptions,
+    TrainShortcuts,
+    make_parser,
+    resume_options,
+    train_options,
+)
 
 
 def parser():

@@ -235,7 +235,8 @@ def glue_table():
             "pretrained: no FFN less with FFNs": (("none", "seed"), ("full", "seed")),
             "from scratch: no FFN less with FFNs": (("none", "scratch"), ("full", "scratch"))}
     for text, (ours, theirs) in gaps.items():
-        rows.append([text, *(gap_of(*each, 1) for each in zip(scores[ours], scores[theirs]))])
+        both = zip(scores[ours], scores[theirs], strict=True)
+        rows.append([text, *(gap_of(*each, digits=1) for each in both)])
     return table(["", "CoLA", "SST-2", "MRPC", "STS-B", "RTE"], rows)
 
 

@@ -122,7 +122,6 @@ class Sequences:
         labels = np.where(used, original, IGNORE)
         return MaskedBatch(*map(torch.from_numpy, (ids, positions, labels)))
 
-
     def pair(self, ids, rng, share=0.5):
         """[CLS] A [SEP] B [SEP] from sequences (B, T): a share of the B's are another sequence's.
 

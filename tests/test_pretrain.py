@@ -17,10 +17,10 @@ from mini_undivided.model import BertConfig, MaskedLM, PairedMaskedLM, flops_per
 from mini_undivided.optim import adamw
 from mini_undivided.report.training import train
 from mini_undivided.support import checkpoint, run_directory
+from mini_undivided.support.checkpoint import read_pooler
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json
 from mini_undivided.support.machine import Machine
-from mini_undivided.support.checkpoint import read_pooler
 from mini_undivided.tokenizer import load_tokenizer, save_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -400,7 +400,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_checkpoint_that_does_not_fit_together_is_refused(options, damage):
-    """What a resumed run would lose or misread in its checkpoint is an error with the file's name."""
+    """What a resumed run would lose or misread in its checkpoint is an error naming the file."""
     options = replace(options, steps=3, optimizer="muon")
     pretrain.pretrain(options)
     state = run_directory.read_state(options.out)

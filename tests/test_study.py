@@ -41,7 +41,7 @@ def test_equal_parameters_are_equal(study):
 
 
 def test_every_command_is_one_of_ours(study):
-    """The commands of all jobs, which have different names, are valid ones, of the group's length."""
+    """All jobs have different names and valid commands, of the length their group says."""
     words = {"NOVELS": "novels", "GLUE": "glue", "FULL": "1e12"}
     every = [*study.jobs()]
     assert len({(group, name) for group, name, _ in every}) == len(every) > 100

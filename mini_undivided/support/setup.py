@@ -18,8 +18,8 @@ from mini_undivided.model import (
 )
 from mini_undivided.support import run_directory
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.options import SHORTEST
 from mini_undivided.support.files import check_writable, read_json, write_json
+from mini_undivided.support.options import SHORTEST
 from mini_undivided.support.overlap import shared_words
 from mini_undivided.support.token_files import cached_tokenizer, tokenize
 from mini_undivided.tokenizer import (
@@ -28,7 +28,6 @@ from mini_undivided.tokenizer import (
     opens_word,
     save_tokenizer,
 )
-
 
 
 def check(options, resume):

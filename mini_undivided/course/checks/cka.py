@@ -5,7 +5,14 @@ import itertools
 import torch
 
 from mini_undivided.course.assignments import (
-    array, check, compare, distinct, equal, normal, require)
+    array,
+    check,
+    compare,
+    distinct,
+    equal,
+    normal,
+    require,
+)
 
 
 def brute_hsic(K, G):
