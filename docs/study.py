@@ -210,6 +210,28 @@ def compare(group, reference):
                   "masked accuracy, %", "less that of full [95 %]"], rows)
 
 
+def draw_gaps(reference):
+    """docs/gaps.svg: each architecture's loss less that of full, with 95 % intervals."""
+    groups = {"tokens": "at equal tokens", "flops": "at equal FLOPs"}
+    base = [run["validation_loss"] for run in reference]
+    with figure(ROOT / "docs/gaps.svg", 1, 1, (7.5, 4.5)) as (_, (axes,)):
+        axes.axvline(0, color="gray", linewidth=1, label="an FFN in every layer")
+        for i, (group, label) in enumerate(groups.items()):
+            for row, name in enumerate([*ARCHITECTURES][1:]):
+                losses = [run["validation_loss"] for run in results(group, name)]
+                if min(len(losses), len(base)) > 1:
+                    gap, half = difference(losses, base)
+                    axes.errorbar(gap, row + 0.2 * i, xerr=half, fmt="os"[i], color=f"C{i}",
+                                  capsize=3, label=label)
+                    label = None
+        texts = [text for text, _ in ARCHITECTURES.values()][1:]
+        axes.set_yticks(range(len(texts)), texts)
+        axes.invert_yaxis()
+        axes.set(xlabel="validation loss less that of the model with all FFNs (nats)",
+                 title="Lower is better; bars are 95 % intervals")
+        axes.legend(fontsize=8)
+
+
 def speed_table():
     """Tokens a second and memory at full length: the median of three turns, and their range."""
     rows = []
@@ -335,6 +357,7 @@ def write_up():
     for group, make in tables.items():
         if results(group, ""):
             text = fill(text, group, make())
+    draw_gaps(full)
     losses = scale()
     if any(each for sizes in losses.values() for each in sizes.values()):
         text = fill(text, "scale", scale_table(losses))
@@ -342,8 +365,15 @@ def write_up():
     write_text(path, text)
 
 
+def main(corpus=None, glue=None, *groups):
+    """Train, if folders are given, and write up."""
+    if corpus:
+        if not glue or not {*groups} <= {*GROUPS}:
+            raise UserError(f"give NOVELS, GLUE and, if not all, some of {' '.join(GROUPS)}")
+        train(corpus, glue, groups or GROUPS)
+    write_up()
+
+
 if __name__ == "__main__":
     with command_line():
-        if len(sys.argv) > 2:
-            train(*sys.argv[1:3], sys.argv[3:] or GROUPS)
-        write_up()
+        main(*sys.argv[1:])
