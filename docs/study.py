@@ -100,13 +100,14 @@ def glue_jobs():
 
 
 def scale_jobs():
-    """Every size at every budget, with and without FFNs."""
-    for budget in BUDGETS:
-        for size, (layers, width) in SIZES.items():
+    """Sizes at every budget, but for those far from its best, with and without FFNs."""
+    for i, budget in enumerate(BUDGETS):
+        for j, (size, (layers, width)) in enumerate(SIZES.items()):
             sizes = ["--layers", layers, "--hidden-size", width, "--ffn-size", 4 * width]
             for kind, options in {"full": [], "none": NO_FFN}.items():
-                yield "scale", f"{size}-{kind}-{budget:.1e}", [
-                    *LAPTOP, *map(str, sizes), *options, "--flops", f"{budget:g}"]
+                if abs(i - j) <= 2:
+                    yield "scale", f"{size}-{kind}-{budget:.1e}", [
+                        *LAPTOP, *map(str, sizes), *options, "--flops", f"{budget:g}"]
 
 
 def pretrain(name, seed):
