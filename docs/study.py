@@ -79,24 +79,27 @@ def jobs():
             yield "flops", f"{name}-seed{seed}", [*pretrain(name, seed), "--flops", "FULL"]
     for name, seed in PAIRS:
         yield "minutes", f"{name}-seed{seed}", [*pretrain(name, seed), "--minutes", "2"]
-    yield from glue_jobs()
+    yield from glue_jobs(("full", "none"), 5)
     yield from scale_jobs()
+    yield from glue_jobs(("wide", "narrow", "every2"), 3)
     for turn in range(3):
         for name in [*ARCHITECTURES][:-1]:
             short = ["--short-first", "0", "--steps", "100"]
             yield "speed", f"{name}-turn{turn}", [*pretrain(name, 0), *short]
 
 
-def glue_jobs():
+def glue_jobs(names, seeds):
     """Fine-tuning of the runs in tokens, and of the same models from scratch."""
     for task in TASKS:
         tune = ["--task", task, "--data-dir", "GLUE", "--train-examples", "10000"]
-        for name, seed in PAIRS:
-            yield "glue", f"{name}-{task}-seed{seed}", [
-                "finetune.py", run_of(f"{name}-seed{seed}"), *tune]
-        for name in ("full", "none"):
+        for seed in range(seeds):
+            for name in names:
+                yield "glue", f"{name}-{task}-seed{seed}", [
+                    "finetune.py", run_of(f"{name}-seed{seed}"), *tune]
+        for name in names:
             yield "glue", f"{name}-{task}-scratch", [
-                "finetune.py", run_of(f"{name}-seed0"), *tune, "--from-scratch", "--seeds", "5"]
+                "finetune.py", run_of(f"{name}-seed0"), *tune, "--from-scratch", "--seeds",
+                str(seeds)]
 
 
 def scale_jobs():
@@ -246,19 +249,22 @@ def speed_table():
 
 
 def glue_table():
-    """Dev scores × 100 of the two main architectures, pretrained and not, and their differences."""
-    scores = {(name, kind): [glue_scores(name, task, kind) for task in TASKS]
-              for name in ("full", "none") for kind in ("seed", "scratch")}
-    label = {"full": "with FFNs", "none": "no FFN", "seed": "pretrained", "scratch": "from scratch"}
-    rows = [[f"{label[name]}, {label[kind]}", *(
-        plus_minus(*mean_and_std(each).values(), 1) if each else "–" for each in tasks)]
-        for (name, kind), tasks in scores.items()]
-    gaps = {"with FFNs: pretrained less from scratch": (("full", "seed"), ("full", "scratch")),
-            "no FFN: pretrained less from scratch": (("none", "seed"), ("none", "scratch")),
-            "pretrained: no FFN less with FFNs": (("none", "seed"), ("full", "seed")),
-            "from scratch: no FFN less with FFNs": (("none", "scratch"), ("full", "scratch"))}
-    for text, (ours, theirs) in gaps.items():
-        both = zip(scores[ours], scores[theirs], strict=True)
+    """Dev scores × 100 of architectures, pretrained and from scratch, and their differences."""
+    names = {name: text for name, (text, _) in ARCHITECTURES.items() if results("glue", name)}
+    tuned, fresh = ({name: [glue_scores(name, task, kind) for task in TASKS] for name in names}
+                    for kind in ("seed", "scratch"))
+    rows = []
+    for name, text in names.items():
+        for kind, scores in {"pretrained": tuned, "from scratch": fresh}.items():
+            cells = (plus_minus(*mean_and_std(each).values(), 1) if each else "–"
+                     for each in scores[name])
+            rows.append([f"{text}, {kind}", *cells])
+    gaps = [(f"{text}: pretrained less from scratch", tuned[name], fresh[name])
+            for name, text in names.items()]
+    gaps += [(f"pretrained: {text} less one in every layer", tuned[name], tuned["full"])
+             for name, text in names.items() if name != "full" in names]
+    for text, ours, theirs in gaps:
+        both = zip(ours, theirs, strict=True)
         rows.append([text, *(gap_of(*each, digits=1) for each in both)])
     return table(["", "CoLA", "SST-2", "MRPC", "STS-B", "RTE"], rows)
 

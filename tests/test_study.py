@@ -98,9 +98,24 @@ def test_fine_tuning_keeps_the_scores(study, tmp_path, monkeypatch):
     study.do("glue", "none-rte-scratch", [*tune, "--from-scratch"])
     assert study.glue_scores("none", "rte", "seed") == [60]
     assert study.glue_scores("none", "rte", "scratch") == [50, 40]
-    row = study.glue_table().splitlines()[5].split("|")
-    assert row[1].strip() == "no FFN, from scratch"
-    assert [cell.strip() for cell in row[2:-1]] == ["–"] * 4 + ["45.0 ± 7.1"]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]]
+            for row in study.glue_table().splitlines()[2:]]
+    assert rows[1] == ["no FFN, from scratch", *["–"] * 4, "45.0 ± 7.1"]
+
+
+def test_differences_on_glue(study, tmp_path):
+    """Of each kind pretraining's worth, and the difference from full, with intervals."""
+    scores = {"full-cola-seed0": [0.2], "full-cola-seed1": [0.3], "full-cola-scratch": [0.1, 0.0],
+              "wide-cola-seed0": [0.4], "wide-cola-seed1": [0.6], "wide-cola-scratch": [0.1]}
+    for name, values in scores.items():
+        write_json(tmp_path / f"glue/{name}.json", {"scores": values})
+    rows = {row.split("|")[1].strip(): row.split("|")[2].strip()
+            for row in study.glue_table().splitlines()[2:]}
+    worth = study.in_brackets(*study.difference([20, 30], [10, 0]), 1)
+    assert rows["an FFN in every layer: pretrained less from scratch"] == worth
+    assert rows["no FFN, 180 wide: pretrained less from scratch"] == "–"
+    gap = study.in_brackets(*study.difference([40, 60], [20, 30]), 1)
+    assert rows["pretrained: no FFN, 180 wide less one in every layer"] == gap
 
 
 def result(loss, tokens=2_000_000):
