@@ -79,27 +79,24 @@ def jobs():
             yield "flops", f"{name}-seed{seed}", [*pretrain(name, seed), "--flops", "FULL"]
     for name, seed in PAIRS:
         yield "minutes", f"{name}-seed{seed}", [*pretrain(name, seed), "--minutes", "2"]
-    yield from glue_jobs(("full", "none"), 5)
+    yield from glue_jobs()
     yield from scale_jobs()
-    yield from glue_jobs(("wide", "narrow", "every2"), 3)
     for turn in range(3):
         for name in [*ARCHITECTURES][:-1]:
             short = ["--short-first", "0", "--steps", "100"]
             yield "speed", f"{name}-turn{turn}", [*pretrain(name, 0), *short]
 
 
-def glue_jobs(names, seeds):
-    """Fine-tuning of the runs in tokens, and of the same models from scratch."""
+def glue_jobs():
+    """Fine-tuning of the two main kinds of runs in tokens, and of the same models from scratch."""
     for task in TASKS:
         tune = ["--task", task, "--data-dir", "GLUE", "--train-examples", "10000"]
-        for seed in range(seeds):
-            for name in names:
-                yield "glue", f"{name}-{task}-seed{seed}", [
-                    "finetune.py", run_of(f"{name}-seed{seed}"), *tune]
-        for name in names:
+        for name, seed in PAIRS:
+            yield "glue", f"{name}-{task}-seed{seed}", [
+                "finetune.py", run_of(f"{name}-seed{seed}"), *tune]
+        for name in ("full", "none"):
             yield "glue", f"{name}-{task}-scratch", [
-                "finetune.py", run_of(f"{name}-seed0"), *tune, "--from-scratch", "--seeds",
-                str(seeds)]
+                "finetune.py", run_of(f"{name}-seed0"), *tune, "--from-scratch", "--seeds", "5"]
 
 
 def scale_jobs():
