@@ -43,6 +43,16 @@ def test_a_run_says_what_it_does_and_what_came_out(tale, tmp_path):
     assert re.search(r"< 00:0\d, step 11, loss \d\.\d+, [\d,]+ tokens/s", done.stderr)
 
 
+def test_what_ffns_would_add_does_not_depend_on_the_heads(tale, tmp_path, capsys):
+    """A model with BERT's second head is told the same; one with all FFNs is told nothing."""
+    from mini_undivided.report.training import train
+
+    for flags, said in ((["--no-ffn"], True), ([], False)):
+        out = tmp_path / str(said)
+        train(train_options(*small_run(tale, out), "--steps", 1, "--next-sentence", *flags))
+        assert ("; an FFN in every layer would add 9,552 (+" in capsys.readouterr().out) == said
+
+
 def test_help_answers_without_loading_pytorch():
     """--help names every option, and imports neither torch nor numpy."""
     words, imported = help_of("train.py")

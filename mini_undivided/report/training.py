@@ -112,22 +112,23 @@ def describe(record, trainer, tokenizer):
     stages, machine = trainer.stages, trainer.machine
     plan = stages[-1].plan
     shorter = ", ".join(f"{stage.length} up to {stage.end:.0%} of the run" for stage in stages[:-1])
-    full = count_parameters(replace(config, ffn_layers=None)) - record["parameters"]
+    whole = count_parameters(replace(config, ffn_layers=None), type(trainer.model))
+    more = whole - record["parameters"]
     layers, kept, seq_len = config.num_hidden_layers, config.ffn_layers, options["seq_len"]
     ffns = f"FFNs in layers {', '.join(map(str, kept))}"
     ffns = {0: "no FFN", layers: "an FFN in every layer"}.get(len(kept), ffns)
     parameters = f"{record['parameters']:,} parameters"
-    if full:
-        share = full / record["parameters"]
-        parameters += f"; an FFN in every layer would add {full:,} (+{share:.0%})"
+    if more:
+        share = more / record["parameters"]
+        parameters += f"; an FFN in every layer would add {more:,} (+{share:.0%})"
     lengths = (("steps", ",d"), ("flops", ".3g"), ("minutes", "g"))
     length = next(f"{options[unit]:{form}} {unit}" for unit, form in lengths if options[unit])
     muon = f"Muon up to {options['muon_lr']:g} for the matrices inside, for the rest "
     muon *= options["optimizer"] == "muon"
     case = "cased" if is_cased(tokenizer) else "uncased"
-    whole = corpus["held_out_unit"] == "documents"
-    pieces = f"of {corpus['pieces']:,} pieces, which share their documents"
-    unit = "whole documents" if whole else pieces
+    unit = "whole documents"
+    if corpus["held_out_unit"] != "documents":
+        unit = f"of {corpus['pieces']:,} pieces, which share their documents"
     return "\n".join((
         f"corpus      {' '.join(corpus['names'])}: {corpus['documents']:,} documents, "
         f"{corpus['words']:,} words, {corpus['tokens']:,} tokens",
