@@ -101,13 +101,13 @@ def glue_jobs():
 
 def scale_jobs():
     """Sizes at every budget, but for those far from its best, with and without FFNs."""
-    grid = [(i, j) for i in range(len(BUDGETS)) for j in range(len(SIZES)) if abs(i - j) <= 2]
-    for i, j in sorted(grid, key=lambda at: abs(at[0] - at[1]) > 1):  # the likely best first
-        size, (layers, width) = [*SIZES.items()][j]
-        sizes = ["--layers", layers, "--hidden-size", width, "--ffn-size", 4 * width]
-        for kind, options in {"full": [], "none": NO_FFN}.items():
-            yield "scale", f"{size}-{kind}-{BUDGETS[i]:.1e}", [
-                *LAPTOP, *map(str, sizes), *options, "--flops", f"{BUDGETS[i]:g}"]
+    for i, budget in enumerate(BUDGETS):
+        for j, (size, (layers, width)) in enumerate(SIZES.items()):
+            sizes = ["--layers", layers, "--hidden-size", width, "--ffn-size", 4 * width]
+            for kind, options in {"full": [], "none": NO_FFN}.items():
+                if j - 1 <= i <= j + 2:
+                    yield "scale", f"{size}-{kind}-{budget:.1e}", [
+                        *LAPTOP, *map(str, sizes), *options, "--flops", f"{budget:g}"]
 
 
 def pretrain(name, seed):
