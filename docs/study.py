@@ -315,7 +315,7 @@ def slope(points):
 
 def draw_scale(losses):
     """docs/scale.svg: loss against training FLOPs, with and without FFNs."""
-    with figure(ROOT / "docs/scale.svg", 1, 1, (7.5, 5)) as (_, (axes,)):
+    with figure(ROOT / "docs/scale.svg", 1, 1, (9.5, 5)) as (_, (axes,)):
         for i, (kind, sizes) in enumerate(losses.items()):
             label, line = {"full": ("with FFNs", "-"), "none": ("no FFN", "--")}[kind]
             for marker, (size, each) in zip("^sov", sizes.items(), strict=True):
@@ -323,11 +323,13 @@ def draw_scale(losses):
                 text = f"{size.replace('x', ' × ')}, {label}"
                 axes.plot(each.keys(), each.values(), marker + ":", label=text, **style)
             points = frontier(sizes)
-            text = f"best size, {label}: −{slope(points):.2f} nats per tenfold FLOPs"
+            fall = slope(points[1:])  # the first budget ends on the plateau
+            text = (f"best size, {label}:\n−{fall:.2f} nats per tenfold\n"
+                    f"FLOPs from {BUDGETS[1]:.0e} on")
             axes.plot(*zip(*points, strict=True), line, color=f"C{i}", linewidth=2.5, label=text)
         axes.set(xscale="log", xlabel="training FLOPs", ylabel="validation loss (nats)",
                  title="What FLOPs buy, with and without FFNs (layers × width)")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
 def fill(text, name, content):
@@ -363,7 +365,7 @@ def write_up():
             text = fill(text, group, make())
     draw_gaps(full)
     losses = scale()
-    if any(each for sizes in losses.values() for each in sizes.values()):
+    if all(len(frontier(sizes)) > 2 for sizes in losses.values()):
         text = fill(text, "scale", scale_table(losses))
         draw_scale(losses)
     write_text(path, text)
