@@ -52,7 +52,8 @@ ARCHITECTURES = {  # name: (what it is, options)
     "wide": ("no FFN, 180 wide", [*NO_FFN, "--hidden-size", "180"]),
     "narrow": ("an FFN in every layer, 92 wide", ["--hidden-size", "92", "--ffn-size", "368"]),
     "shallow": ("an FFN in every layer, 1 layer", ["--layers", "1"]),
-    "cut": ("FFNs cut from full, and 250 steps more", [*NO_FFN, "--steps", "250"])}
+    "more": ("a trained full, and 250 steps more", ["--steps", "250"]),
+    "cut": ("a trained full without its FFNs, and 250 steps more", [*NO_FFN, "--steps", "250"])}
 SIZES = {"2x64": (2, 64), "3x96": (3, 96), "4x128": (4, 128), "6x192": (6, 192)}  # layers, width
 BUDGETS = (1.5e12, 5e12, 1.5e13, 4.5e13)  # FLOPs
 OTHERS = [*ARCHITECTURES][2:]  # than the two main ones
@@ -72,7 +73,7 @@ def jobs():
             end = f"-seed{seed}" * (seed > 0)
             yield "docs", name + end, ["train.py", *options, "--seed", str(seed)]
     for name, seed in PAIRS + [(name, seed) for seed in range(3) for name in OTHERS]:
-        start = ["--init", run_of(f"full-seed{seed}")] if name == "cut" else []
+        start = ["--init", run_of(f"full-seed{seed}")] if name in ("more", "cut") else []
         yield "tokens", f"{name}-seed{seed}", [*pretrain(name, seed), *start]
     for name, seeds in {"none": 5, "every2": 3, "wide": 3, "deep": 3}.items():
         for seed in range(seeds):
@@ -82,7 +83,7 @@ def jobs():
     yield from glue_jobs()
     yield from scale_jobs()
     for turn in range(3):
-        for name in [*ARCHITECTURES][:-1]:
+        for name in [*ARCHITECTURES][:-2]:
             short = ["--short-first", "0", "--steps", "100"]
             yield "speed", f"{name}-turn{turn}", [*pretrain(name, 0), *short]
 
@@ -208,11 +209,11 @@ def compare(group, reference):
                      plus_minus(*mean_and_std(losses).values(), 3),
                      spread(*mean_and_std([r["validation_accuracy"] for r in runs]).values()), gap])
     return table(["", "parameters", "MFLOPs a token", "M tokens", "seeds", "validation loss",
-                  "masked accuracy, %", "less that of full [95 %]"], rows)
+                  "masked accuracy, %", "minus full's [95 %]"], rows)
 
 
 def draw_gaps(reference):
-    """docs/gaps.svg: each architecture's loss less that of full, with 95 % intervals."""
+    """docs/gaps.svg: each architecture's loss minus that of full, with 95 % intervals."""
     groups = {"tokens": "at equal tokens", "flops": "at equal FLOPs"}
     base = [run["validation_loss"] for run in reference]
     with figure(ROOT / "docs/gaps.svg", 1, 1, (7.5, 4.5)) as (_, (axes,)):
@@ -228,7 +229,7 @@ def draw_gaps(reference):
         texts = [text for text, _ in ARCHITECTURES.values()][1:]
         axes.set_yticks(range(len(texts)), texts)
         axes.invert_yaxis()
-        axes.set(xlabel="validation loss less that of the model with all FFNs (nats)",
+        axes.set(xlabel="validation loss minus that of the model with all FFNs (nats)",
                  title="Lower is better; bars are 95 % intervals")
         axes.legend(fontsize=8)
 
@@ -256,9 +257,9 @@ def glue_table():
             cells = (plus_minus(*mean_and_std(each).values(), 1) if each else "–"
                      for each in scores[name])
             rows.append([f"{text}, {kind}", *cells])
-    gaps = [(f"{text}: pretrained less from scratch", tuned[name], fresh[name])
+    gaps = [(f"{text}: pretrained minus from scratch", tuned[name], fresh[name])
             for name, text in names.items()]
-    gaps += [(f"pretrained: {text} less one in every layer", tuned[name], tuned["full"])
+    gaps += [(f"pretrained: {text} minus one in every layer", tuned[name], tuned["full"])
              for name, text in names.items() if name != "full" in names]
     for text, ours, theirs in gaps:
         both = zip(ours, theirs, strict=True)

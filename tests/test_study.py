@@ -112,10 +112,10 @@ def test_differences_on_glue(study, tmp_path):
     rows = {row.split("|")[1].strip(): row.split("|")[2].strip()
             for row in study.glue_table().splitlines()[2:]}
     worth = study.in_brackets(*study.difference([20, 30], [10, 0]), 1)
-    assert rows["an FFN in every layer: pretrained less from scratch"] == worth
-    assert rows["no FFN, 180 wide: pretrained less from scratch"] == "–"
+    assert rows["an FFN in every layer: pretrained minus from scratch"] == worth
+    assert rows["no FFN, 180 wide: pretrained minus from scratch"] == "–"
     gap = study.in_brackets(*study.difference([40, 60], [20, 30]), 1)
-    assert rows["pretrained: no FFN, 180 wide less one in every layer"] == gap
+    assert rows["pretrained: no FFN, 180 wide minus one in every layer"] == gap
 
 
 def result(loss, tokens=2_000_000):
