@@ -330,6 +330,8 @@ def draw_scale(losses):
             axes.plot(*zip(*points, strict=True), line, color=f"C{i}", linewidth=2.5, label=text)
         axes.set(xscale="log", xlabel="training FLOPs", ylabel="validation loss (nats)",
                  title="What FLOPs buy, with and without FFNs (layers × width)")
+        axes.set_xticks(BUDGETS, [f"{budget:.1e}" for budget in BUDGETS])
+        axes.minorticks_off()
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
