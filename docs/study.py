@@ -229,7 +229,7 @@ def draw_gaps(reference):
         texts = [text for text, _ in ARCHITECTURES.values()][1:]
         axes.set_yticks(range(len(texts)), texts)
         axes.invert_yaxis()
-        axes.set(xlabel="validation loss minus that of the model with all FFNs (nats)",
+        axes.set(xlabel="validation loss minus that with all FFNs (nats)",
                  title="Lower is better; bars are 95 % intervals")
         axes.legend(fontsize=8)
 
