@@ -55,6 +55,7 @@ ARCHITECTURES = {  # name: (what it is, options)
     "more": ("a trained full, and 250 steps more", ["--steps", "250"]),
     "cut": ("a trained full without its FFNs, and 250 steps more", [*NO_FFN, "--steps", "250"])}
 SIZES = {"2x64": (2, 64), "3x96": (3, 96), "4x128": (4, 128), "6x192": (6, 192)}  # layers, width
+KINDS = {"full": "with FFNs", "none": "no FFN"}
 BUDGETS = (1.5e12, 5e12, 1.5e13, 4.5e13)  # FLOPs
 OTHERS = [*ARCHITECTURES][2:]  # than the two main ones
 TASKS = ("cola", "sst2", "mrpc", "stsb", "rte")
@@ -194,15 +195,20 @@ def results(group, name):
     return [read_json(path) for path in sorted((RESULTS / group).glob(f"{name}*.json"))]
 
 
+def losses_of(runs):
+    """The validation losses of several runs."""
+    return [run["validation_loss"] for run in runs]
+
+
 def compare(group, reference):
     """A table of a group's architectures, each against `reference`, results of others."""
-    base = [run["validation_loss"] for run in reference]
+    base = losses_of(reference)
     rows = []
     for name, (text, _) in ARCHITECTURES.items():
         runs = results(group, name)
         if not runs:
             continue
-        losses = [run["validation_loss"] for run in runs]
+        losses = losses_of(runs)
         gap = "–" if losses == base else gap_of(losses, base)
         rows.append([text, f"{runs[0]['parameters']:,}", f"{runs[0]['flops_per_token'] / 1e6:.2f}",
                      f"{np.mean([run['tokens'] for run in runs]) / 1e6:.2f}", str(len(runs)),
@@ -215,12 +221,12 @@ def compare(group, reference):
 def draw_gaps(reference):
     """docs/gaps.svg: each architecture's loss minus that of full, with 95 % intervals."""
     groups = {"tokens": "at equal tokens", "flops": "at equal FLOPs"}
-    base = [run["validation_loss"] for run in reference]
+    base = losses_of(reference)
     with figure(ROOT / "docs/gaps.svg", 1, 1, (7.5, 4.5)) as (_, (axes,)):
         axes.axvline(0, color="gray", linewidth=1, label="an FFN in every layer")
         for i, (group, label) in enumerate(groups.items()):
             for row, name in enumerate([*ARCHITECTURES][1:]):
-                losses = [run["validation_loss"] for run in results(group, name)]
+                losses = losses_of(results(group, name))
                 if min(len(losses), len(base)) > 1:
                     gap, half = difference(losses, base)
                     axes.errorbar(gap, row + 0.2 * i, xerr=half, fmt="os"[i], color=f"C{i}",
@@ -260,7 +266,7 @@ def glue_table():
     gaps = [(f"{text}: pretrained minus from scratch", tuned[name], fresh[name])
             for name, text in names.items()]
     gaps += [(f"pretrained: {text} minus one in every layer", tuned[name], tuned["full"])
-             for name, text in names.items() if name != "full" in names]
+             for name, text in names.items() if name != "full" and "full" in names]
     for text, ours, theirs in gaps:
         both = zip(ours, theirs, strict=True)
         rows.append([text, *(gap_of(*each, digits=1) for each in both)])
@@ -282,7 +288,7 @@ def gap_of(values, others, digits=3):
 
 def scale():
     """{kind: {size: {budget: loss}}} of what was measured so far."""
-    losses = {kind: {size: {} for size in SIZES} for kind in ("full", "none")}
+    losses = {kind: {size: {} for size in SIZES} for kind in KINDS}
     for group, name, _ in jobs():
         if group == "scale" and path_of(group, name).exists():
             size, kind, budget = name.split("-", 2)
@@ -294,13 +300,17 @@ def scale_table(losses):
     """Losses by size and budget, and the frontier: the best size at each budget."""
     rows = []
     for kind, sizes in losses.items():
-        label = {"full": "with FFNs", "none": "no FFN"}[kind]
         for size, each in sizes.items():
             cells = [f"{each[b]:.3f}" if b in each else "–" for b in BUDGETS]
-            rows.append([f"{size.replace('x', ' × ')}, {label}", *cells])
+            rows.append([in_words(size, kind), *cells])
         best = [f"{loss:.3f}" for _, loss in frontier(sizes)]
-        rows.append([f"**best, {label}**", *best, *["–"] * (len(BUDGETS) - len(best))])
+        rows.append([f"**best, {KINDS[kind]}**", *best, *["–"] * (len(BUDGETS) - len(best))])
     return table(["layers × width", *(f"{budget:.1e}" for budget in BUDGETS)], rows)
+
+
+def in_words(size, kind):
+    """A size and a kind as people read them."""
+    return f"{size.replace('x', ' × ')}, {KINDS[kind]}"
 
 
 def frontier(sizes):
@@ -318,16 +328,16 @@ def draw_scale(losses):
     """docs/scale.svg: loss against training FLOPs, with and without FFNs."""
     with figure(ROOT / "docs/scale.svg", 1, 1, (9.5, 5)) as (_, (axes,)):
         for i, (kind, sizes) in enumerate(losses.items()):
-            label, line = {"full": ("with FFNs", "-"), "none": ("no FFN", "--")}[kind]
             for marker, (size, each) in zip("^sov", sizes.items(), strict=True):
                 style = {"color": f"C{i}", "alpha": 0.5}
-                text = f"{size.replace('x', ' × ')}, {label}"
-                axes.plot(each.keys(), each.values(), marker + ":", label=text, **style)
+                axes.plot(each.keys(), each.values(), marker + ":", label=in_words(size, kind),
+                          **style)
             points = frontier(sizes)
             fall = slope(points[1:])  # the first budget ends on the plateau
-            text = (f"best size, {label}:\n−{fall:.2f} nats per tenfold\n"
+            text = (f"best size, {KINDS[kind]}:\n−{fall:.2f} nats per tenfold\n"
                     f"FLOPs from {BUDGETS[1]:.0e} on")
-            axes.plot(*zip(*points, strict=True), line, color=f"C{i}", linewidth=2.5, label=text)
+            axes.plot(*zip(*points, strict=True), ("-", "--")[i], color=f"C{i}", linewidth=2.5,
+                      label=text)
         axes.set(xscale="log", xlabel="training FLOPs", ylabel="validation loss (nats)",
                  title="What FLOPs buy, with and without FFNs (layers × width)")
         axes.set_xticks(BUDGETS, [f"{budget:.1e}" for budget in BUDGETS])

@@ -54,8 +54,8 @@ def train(options, resume=False, place=(0, 1)):
 def check_replicate(found, wanted):
     """Raise UserError if a run that is there was trained otherwise than is wanted."""
     for name, value in asdict(wanted).items():
-        if name not in MAY_CHANGE and value != getattr(found, name):
-            shown = getattr(found, name)
+        shown = getattr(found, name)
+        if name not in MAY_CHANGE and value != shown:
             raise UserError(
                 f"{found.out} was started with {name} {shown}, not {value}, and is no replicate "
                 "of these options: choose another folder with --out, or give the same options")
