@@ -146,8 +146,9 @@ def do(group, name, command):
     """Do one job to its end, and keep its result."""
     if command[0] == "finetune.py":
         call(command)
+        task = command[command.index("--task") + 1]
         scratch = "-from-scratch" * ("--from-scratch" in command)
-        result = read_json(ROOT / command[1] / "glue" / f"{command[3]}{scratch}.json")
+        result = read_json(ROOT / command[1] / "glue" / f"{task}{scratch}.json")
         kept = {"scores": result["scores"][result["primary"]]["values"],
                 "metric": f"{result['name']} {result['primary']}", "majority":
                 result["majority"][result["primary"]], "train_examples": result["train_examples"]}

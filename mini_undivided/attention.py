@@ -8,6 +8,8 @@ are the place to look for what FFNs were doing. (A weight says where a head look
 changes: the value that it finds there may be small.)
 """
 
+from contextlib import ExitStack
+
 import torch
 
 from mini_undivided.model import attend
@@ -35,12 +37,10 @@ def attention_weights(encoder, ids, mask=None, segments=None):
         q, k = attention.split(attention.query(x)), attention.split(attention.key(x))
         weights.append(attend(q, k, eye, mask))  # (B, H, T, T)
 
-    hooks = [layer.attention.register_forward_pre_hook(keep) for layer in encoder.layers]
-    try:
+    with ExitStack() as hooks:  # removes them at its end
+        for layer in encoder.layers:
+            hooks.enter_context(layer.attention.register_forward_pre_hook(keep))
         encoder(ids, mask, segments)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return torch.stack(weights)
 
 

@@ -22,6 +22,8 @@ minibatches, and CKA taken of the three averages (Nguyen et al. 2021, 2010.15327
 give 0 on average, and single values on both sides of it.
 """
 
+from contextlib import ExitStack
+
 import torch
 
 from mini_undivided.support.errors import UserError
@@ -85,12 +87,10 @@ def layer_outputs(encoder, ids, mask=None, segments=None):
     """
     attention = []
     keep = lambda _, inputs, output: attention.append(output)  # noqa: E731
-    hooks = [layer.attention.register_forward_hook(keep) for layer in encoder.layers]
-    try:
+    with ExitStack() as hooks:  # removes them at its end
+        for layer in encoder.layers:
+            hooks.enter_context(layer.attention.register_forward_hook(keep))
         _, block = encoder(ids, mask, segments, output_hidden_states=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {"attention": attention, "block": block}
 
 

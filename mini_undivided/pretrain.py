@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from mini_undivided.data import IGNORE, TrainingData, validation_batches
+from mini_undivided.data import IGNORE, VALIDATION_BATCH, TrainingData, validation_batches
 from mini_undivided.model import MaskedLM
 from mini_undivided.optim import adamw, muon_and_adamw, scale_learning_rates, warmup_decay
 from mini_undivided.support import run_directory, setup
@@ -270,18 +270,20 @@ class Trainer:
 
     @torch.inference_mode()
     def pair_accuracy(self):
-        """The share of the validation part's pairs that the model tells rightly."""
+        """The share of the validation part's pairs, half of them random, that the model tells."""
         self.model.eval()
-        size = min(64, len(self.valid_set))
-        data, right = TrainingData(self.valid_set, size, 0, pairs=True), 0
+        machine, size = self.machine, min(VALIDATION_BATCH, len(self.valid_set))
+        data = TrainingData(self.valid_set, size, 0, pairs=True)
         steps = max(1, min(len(self.valid_set), FULL_TOKENS // self.options.seq_len) // size)
-        for step in range(steps):
-            batch = data.batch(step).move(self.machine)
-            _, logits = self.model(batch.input_ids, None, batch.token_type_ids,
-                                   positions=batch.positions)
-            right += (logits.argmax(1) == batch.is_random).sum().item()
+        right = torch.zeros((), dtype=torch.float64)
+        for step in range(machine.rank, steps, machine.world):
+            batch = data.batch(step).move(machine)
+            with machine.autocast():
+                _, logits = self.model(batch.input_ids, None, batch.token_type_ids,
+                                       positions=batch.positions)
+            right += (logits.argmax(1) == batch.is_random).sum().cpu()
         self.model.train()
-        return right / (steps * size)
+        return machine.add_up(right).item() / (steps * size)
 
     def result(self):
         """Validate on FULL_TOKENS at most → the figures of a finished run, for train.json."""
@@ -294,7 +296,6 @@ class Trainer:
 
 
 # From options to a run.
-
 
 def pretrain(options, resume=False, announce=None, place=(0, 1)):
     """Pretrain as PretrainOptions say → the dictionary that train.json holds.

@@ -504,17 +504,18 @@ assert not any("gloo" in name for name in threads), threads
 """
 
 
-def test_two_processes_equal_one(options, tmp_path, monkeypatch):
+@pytest.mark.parametrize("pairs", [False, True])
+def test_two_processes_equal_one(options, tmp_path, monkeypatch, pairs):
     """Two gloo processes under torchrun have the losses of one with the same batch.
 
-    There is one log and one bar.
+    So they have the same accuracy on pairs. There is one log and one bar.
 
     DDP goes before the group (else both processes sometimes wait for each other), and gloo's
     threads are gone when `pretrain` returns (else they sometimes abort the interpreter as it ends).
     """
     monkeypatch.setenv("MINI_UNDIVIDED_CPU", "plain")  # Muon in float32, as rounding is amplified
     # an even number of sequences of 16 and of 19
-    options = replace(options, micro_batch=1, batch_tokens=128)
+    options = replace(options, micro_batch=1, batch_tokens=128, next_sentence=pairs)
     pretrain.pretrain(options)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -541,9 +542,9 @@ def test_two_processes_equal_one(options, tmp_path, monkeypatch):
     for name, tensor in weights(options.out).items():
         torch.testing.assert_close(weights(together.out)[name], tensor, atol=1e-3, rtol=1e-3)
     results = [
-        read_json(Path(out) / "train.json")["result"]["validation_loss"]
-        for out in (options.out, together.out)
+        read_json(Path(out) / "train.json")["result"] for out in (options.out, together.out)
     ]
-    assert results[0] == pytest.approx(results[1], abs=1e-4)
+    for name in ["validation_loss", *["pair_accuracy"] * pairs]:
+        assert results[0][name] == pytest.approx(results[1][name], abs=1e-4)
     assert done.stdout.count("corpus ") == 1
     assert done.stderr.count("  0 %|") == 1  # each bar starts there once
