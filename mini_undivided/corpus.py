@@ -40,12 +40,8 @@ class Corpus:
         """Bytes; 0 where it is not known."""
         return sum(path.stat().st_size for path in self.files)
 
-    def __iter__(self):
-        """Yield the pieces' texts in a fixed order. UserError names a file that cannot be read."""
-        return (piece.text for piece in self.pieces())
-
     def pieces(self):
-        """Yield each Piece in a fixed order, with `held_out` decided."""
+        """Yield each Piece in a fixed order, `held_out` decided. UserError names a broken file."""
         number, begins = -1, False  # number of documents, or of pieces if there are few documents
         sources = map(read_pieces, self.files) if self.files else [read_hub(self.names[0])]
         for piece in (piece for source in sources for piece in source):
@@ -100,7 +96,9 @@ def open_corpus(names, fingerprint=None):
         if len(names) > 1:
             raise UserError("--corpus takes one dataset from the hub, or paths, not both")
         return Corpus(tuple(names))
-    files = tuple(file for name in names for file in find_files(name))
+    if "docs" in names:
+        raise UserError("--corpus docs stands alone; a folder of that name is docs/")
+    files = tuple(dict.fromkeys(file for name in names for file in find_files(name)))
     if not any(path.stat().st_size for path in files):
         raise UserError(f"the corpus {' '.join(names)} is empty: every file has a length of 0")
     return Corpus(tuple(names), files)

@@ -33,7 +33,9 @@ def stream(purpose, seed, number):
 
 
 class MaskedBatch(NamedTuple):
-    """Masked sequences: input_ids (B, T); the masks' positions (B, M); labels (B, M) or IGNORE.
+    """Masked sequences: input_ids (B, T); the masks' positions (B, M); labels (B, M).
+
+    The label of a position that does not count is IGNORE.
 
     If they are pairs, also: token_type_ids (B, T); is_random (B,), 1 where the second part does not
     follow the first, else 0.
@@ -98,8 +100,9 @@ class Sequences:
             positions                  3                        11
             labels                     sat                      dog      ("dog" is one that stays)
 
-        The model has to name both. A [MASK] never occurs in fine-tuning: if only [MASK] had to be
-        named, the model could neglect all other tokens; as any token may be one to name, it cannot.
+        The model has to name both. A [MASK] never occurs in fine-tuning: if it stood at
+        every place to name, the model would need a good vector there alone; as any token may be one
+        to name, it needs one everywhere.
 
         ids (B, T) are changed in place. `mine`: the rows of this process. Draws are made for all
         rows, so that a row's draws do not depend on which rows are mine.

@@ -90,9 +90,9 @@ def best_constant(task, splits):
 
 
 def word_overlap(splits):
-    """The dev accuracy of a rule without a model: B follows A if they share so many words.
+    """The dev accuracy of a rule without a model: B follows A if they share enough words.
 
-    How many is chosen on the training part.
+    Enough is a share of the shorter one's words, which is chosen on the training part.
     """
     def shared(split):
         pairs = [[set(text.lower().split()) for text in pair] for pair in split.texts]

@@ -4,8 +4,8 @@ Letters: N matrices of one shape, of m rows and n columns.
 
 AdamW divides each weight's gradient by that weight's own typical gradient. Muon takes the gradient
 of a matrix as a whole and makes all its directions equally long, so that what is rare in it counts
-as much as what is common; `docs/study.md` shows how much sooner it leaves the plateau. It
-is for the matrices inside the model; embeddings, biases and LayerNorms stay with AdamW.
+as much as what is common; `docs/study.md` says what that is worth. It is for the matrices
+inside the model; embeddings, biases and LayerNorms stay with AdamW.
 """
 
 import torch

@@ -46,8 +46,8 @@ def masked_loss(model, batch):
 def paired_loss(model, batch):
     """`masked_loss`, plus each pair's cross entropy times the number of its masked places.
 
-    Divided by the number of masked places it is BERT's loss: the mean over masked places plus the
-    mean over pairs, where a pair counts by how many of its places are masked.
+    Divided by the number of masked places it is the mean over masked places plus the mean over
+    pairs: BERT's loss, except that a pair counts by how many of its places are masked.
     """
     logits, pairs = model(
         batch.input_ids, token_type_ids=batch.token_type_ids, positions=batch.positions)
@@ -99,7 +99,7 @@ class State:
 
 @dataclass
 class Window:
-    """The steps since losses were last read: on a GPU ten, since reading makes the CPU wait."""
+    """The steps since losses were last read: ten on a GPU, because reading makes the CPU wait."""
 
     losses: list = field(default_factory=list)
     num_masked: int = 0
@@ -270,7 +270,7 @@ class Trainer:
 
     @torch.inference_mode()
     def pair_accuracy(self):
-        """The share of the validation part's pairs, half of them random, that the model tells."""
+        """The share of the validation part's pairs, half of them random, classified correctly."""
         self.model.eval()
         machine, size = self.machine, min(VALIDATION_BATCH, len(self.valid_set))
         data = TrainingData(self.valid_set, size, 0, pairs=True)

@@ -113,7 +113,7 @@ class ProbeTask:
     def control(self, seed):
         """Labels of the control task: every occurrence of a word gets the same random tag.
 
-        Tags are drawn for the words in sorted order, as often as they occur in training. A probe
+        Tags are drawn for the words in sorted order, as frequent as the real ones in training. A probe
         can solve this task only by learning words by heart, so that the score on the real tags
         minus that on these, the selectivity, says what the layer itself makes easy.
         """

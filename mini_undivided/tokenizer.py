@@ -68,8 +68,9 @@ def finish(tokenizer, source):
 def train_tokenizer(documents, vocab_size, cased=False):
     """Train a WordPiece vocabulary of at most `vocab_size` entries on strings → Tokenizer.
 
-    Training starts from single characters and joins, again and again, the pair of pieces that is
-    most frequent. The same documents give the same vocabulary each time. They are held in memory.
+    Training starts from single characters, all of which are kept, and joins, again and again, the
+    pair of pieces that is most frequent. The same documents give the same vocabulary each time.
+    They are held in memory.
     """
     documents = list(documents)
     tokenizer = assemble(models.WordPiece(unk_token="[UNK]"), cased)
@@ -123,11 +124,9 @@ def load_tokenizer(path, cased=False):
             tokenizer = Tokenizer.from_file(str(path))
             check_special(tokenizer, path)
             tokenizer.encode("a word, a \u2603")  # a file that is damaged inside may fail here only
-        except UserError:
+        except (UserError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises bare exceptions, and panics
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
             raise UserError(f"{path} is not a tokenizer that can be read ({error})") from None
         return finish(tokenizer, path)
     with reading(path), open(path, encoding="utf-8-sig", newline="\n") as file:

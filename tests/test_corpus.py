@@ -26,7 +26,7 @@ def write(path, content):
 
 
 def read(*names):
-    return list(open_corpus(list(names)))
+    return [piece.text for piece in open_corpus(list(names)).pieces()]
 
 
 # Forms of text
@@ -76,7 +76,9 @@ def test_files_folders_and_globs(tmp_path):
     assert read(str(tmp_path / "*.txt")) == ["b.txt"]
     assert read(str(tmp_path / "**/*.txt")) == ["a/c.txt", "b.txt"]
     assert read(str(tmp_path / "d"), str(tmp_path / "b.txt")) == ["d/e/f.txt.gz", "b.txt"]
-    assert list(open_corpus(str(tmp_path / "b.txt"))) == ["b.txt"]
+    assert [piece.text for piece in open_corpus(str(tmp_path / "b.txt")).pieces()] == ["b.txt"]
+    assert read(str(tmp_path / "b.txt"), str(tmp_path)) == ["b.txt", "a/c.txt", "a/z.jsonl",
+                                                            "d/e/f.txt.gz"]
 
 
 def test_reading_again_gives_the_same(tmp_path):
@@ -84,7 +86,7 @@ def test_reading_again_gives_the_same(tmp_path):
     for i in range(9):
         write(tmp_path / f"{i}.txt", f"document {i}")
     corpus = open_corpus([str(tmp_path)])
-    assert list(corpus) == list(corpus) and len(list(corpus)) == 9
+    assert list(corpus.pieces()) == list(corpus.pieces()) and len(list(corpus.pieces())) == 9
     assert corpus.size == 9 * len("document 0")
 
 
@@ -215,10 +217,12 @@ def test_an_empty_corpus_is_an_error(tmp_path):
         open_corpus(paths)
 
 
-def test_the_hub_and_paths_cannot_be_mixed(tmp_path):
-    """A dataset of the hub together with a path is an error."""
+def test_the_hub_the_docs_and_paths_cannot_be_mixed(tmp_path):
+    """A dataset of the hub, or the documentation, together with a path is an error."""
     with pytest.raises(UserError, match="not both"):
         open_corpus(["hf:some/set", write(tmp_path / "a.txt", "text")])
+    with pytest.raises(UserError, match="--corpus docs stands alone"):
+        open_corpus(["docs", write(tmp_path / "a.txt", "text")])
 
 
 # Datasets from the hub
@@ -251,7 +255,7 @@ def test_a_dataset_of_the_hub_is_streamed(hub, name, asked, tmp_path):
     Long texts come in the same pieces as from a file. Each name has a fingerprint of its own.
     """
     corpus = open_corpus([name])
-    texts = list(corpus)
+    texts = [piece.text for piece in corpus.pieces()]
     assert hub.asked == (asked, {"split": "train", "streaming": True})
     assert texts[0] == "One." and "".join(texts[1:]) == "x " * 9000
     lines = "\n".join(json.dumps(row) for row in hub.rows)
@@ -312,7 +316,7 @@ def test_whole_documents_are_held_out_where_there_are_enough(tmp_path, monkeypat
     assert sum(piece.begins for piece in many.pieces()) == 41
     few = open_corpus([str(tmp_path / "many" / f"0{i}.txt") for i in range(9)])
     numbers = [i for i, piece in enumerate(few.pieces()) if piece.held_out]
-    assert not few.holds_out_documents and numbers == list(range(10, len(list(few)), 20))
+    assert not few.holds_out_documents and numbers == list(range(10, len(list(few.pieces())), 20))
     lines = [json.dumps({"text": f"line {i}"}) for i in range(25)]
     rows = open_corpus([write(tmp_path / "rows.jsonl", "\n".join(lines))])
     assert rows.holds_out_documents

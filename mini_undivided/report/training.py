@@ -158,7 +158,8 @@ def ending(record):
     lines = [f"validation loss {result['validation_loss']:.3f} nats, "
              f"masked accuracy {result['validation_accuracy']:.1%}"]
     if "pair_accuracy" in result:
-        lines.append(f"of the pairs, half of them random, {result['pair_accuracy']:.1%} are told")
+        right = f"{result['pair_accuracy']:.1%} are classified correctly"
+        lines.append(f"of the pairs, half of them random, {right}")
     if baseline:
         gap = baseline["loss"] - result["validation_loss"]
         side = "under" if gap >= 0 else "over"
