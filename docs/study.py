@@ -54,7 +54,8 @@ ARCHITECTURES = {  # name: (what it is, options)
     "shallow": ("an FFN in every layer, 1 layer", ["--layers", "1"]),
     "more": ("a trained full, and 250 steps more", ["--steps", "250"]),
     "cut": ("a trained full without its FFNs, and 250 steps more", [*NO_FFN, "--steps", "250"])}
-SIZES = {"2x64": (2, 64), "3x96": (3, 96), "4x128": (4, 128), "6x192": (6, 192)}  # layers, width
+SIZES = {"2x32": (2, 32), "2x64": (2, 64), "3x96": (3, 96), "4x128": (4, 128),
+         "6x192": (6, 192)}  # layers, width
 KINDS = {"full": "with FFNs", "none": "no FFN"}
 BUDGETS = (1.5e12, 5e12, 1.5e13, 4.5e13)  # FLOPs
 OTHERS = [*ARCHITECTURES][2:]  # than the two main ones
@@ -107,7 +108,7 @@ def scale_jobs():
         for j, (size, (layers, width)) in enumerate(SIZES.items()):
             sizes = ["--layers", layers, "--hidden-size", width, "--ffn-size", 4 * width]
             for kind, options in {"full": [], "none": NO_FFN}.items():
-                if j - 1 <= i <= j + 2:
+                if j - 2 <= i <= j + 2:
                     yield "scale", f"{size}-{kind}-{budget:.1e}", [
                         *LAPTOP, *map(str, sizes), *options, "--flops", f"{budget:g}"]
 
@@ -329,7 +330,7 @@ def draw_scale(losses):
     """docs/scale.svg: loss against training FLOPs, with and without FFNs."""
     with figure(ROOT / "docs/scale.svg", 1, 1, (9.5, 5)) as (_, (axes,)):
         for i, (kind, sizes) in enumerate(losses.items()):
-            for marker, (size, each) in zip("^sov", sizes.items(), strict=True):
+            for marker, (size, each) in zip("d^sov", sizes.items(), strict=True):
                 style = {"color": f"C{i}", "alpha": 0.5}
                 axes.plot(each.keys(), each.values(), marker + ":", label=in_words(size, kind),
                           **style)

@@ -1,6 +1,7 @@
 """The study's script: its commands are valid, results are kept once, tables follow from them."""
 
 import importlib.util
+import json
 from dataclasses import asdict
 
 import numpy as np
@@ -9,15 +10,22 @@ from helpers import ROOT, train_options
 
 import finetune
 from mini_undivided.model import BertConfig, count_parameters
+from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import write_json
+
+
+def script(name):
+    """A script in docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     """docs/study.py as a module that keeps its results in a temporary folder."""
-    spec = importlib.util.spec_from_file_location("study", ROOT / "docs/study.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("study")
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     for group in module.GROUPS:
         (tmp_path / group).mkdir()
@@ -178,3 +186,30 @@ def test_the_band_of_default_runs(study, tmp_path):
     assert list(band) == ["full"] and band["full"]["tokens"] == [10, 20]
     assert band["full"]["mean"] == [12.0, 4.0]
     assert band["full"]["std"] == pytest.approx([6 / 2**0.5, 0])
+
+
+def test_sentences_to_pretrain_on(tmp_path):
+    """docs/sentences.py writes the columns of sentences, and of SST-2 those in no other.
+
+    CoLA's file has no header, a treebank's folders are searched, and copies are as many as said.
+    """
+    sentences = script("sentences")
+    for name, files in sentences.COLUMNS.items():
+        for file, numbers in files.items():
+            row = [f"{name} {i}" if i in numbers else "other" for i in range(10)]
+            rows = [row] if name == "cola" else [["header"] * 10, row]
+            if name == "sst":
+                rows = [["sentence"], ["a good film "], ["good film "], ["good"], ["oo"]]
+            path = tmp_path / "GLUE" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join("\t".join(row) + "\n" for row in rows))
+    (tmp_path / "UD" / "not-to-release").mkdir(parents=True)
+    (tmp_path / "UD" / "not-to-release" / "a.conllu").write_text("# text = One.\n1\tOne\n")
+    sentences.main(tmp_path / "GLUE", tmp_path / "UD", tmp_path / "text")
+    found = {path.name: [json.loads(line)["text"] for line in path.read_text().splitlines()]
+             for path in (tmp_path / "text").iterdir()}
+    assert found["sst.jsonl"] == found["sst8.jsonl"] == ["a good film", "oo"]
+    assert found["cola.jsonl"] == ["cola 3"] and found["ewt2.jsonl"] == ["One."]
+    assert found["mrpc.jsonl"] == ["mrpc 3", "mrpc 4"] and len(found) == 8 + 2 * 6
+    with pytest.raises(UserError, match="give three folders"):
+        sentences.main("GLUE")
