@@ -113,9 +113,9 @@ class ProbeTask:
     def control(self, seed):
         """Labels of the control task: every occurrence of a word gets the same random tag.
 
-        Tags are drawn for the words in sorted order, as frequent as the real ones in training. A probe
-        can solve this task only by learning words by heart, so that the score on the real tags
-        minus that on these, the selectivity, says what the layer itself makes easy.
+        Tags are drawn for the words in sorted order, as frequent as the real ones in training. A
+        probe can solve this task only by learning words by heart, so that the score on the real
+        tags minus that on these, the selectivity, says what the layer itself makes easy.
         """
         rng = np.random.default_rng(seed)
         texts = self.texts.items()
