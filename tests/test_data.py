@@ -48,8 +48,8 @@ def test_tokens_are_the_documents_in_order_with_separators(parts):
     source, tokenizer, tokens = parts
     sep = tokenizer.token_to_id("[SEP]")
     expected = {True: [], False: []}
-    for i, text in enumerate(source):
-        expected[i % 20 == 10] += [*tokenizer.encode(text, add_special_tokens=False).ids, sep]
+    for i, piece in enumerate(source.pieces()):
+        expected[i % 20 == 10] += [*tokenizer.encode(piece.text, add_special_tokens=False).ids, sep]
     assert tokens.train.tolist() == expected[False]
     assert tokens.valid.tolist() == expected[True]
     assert (tokens.documents, tokens.words, tokens.train.dtype) == (170, 170 * 97, np.dtype("<u2"))
