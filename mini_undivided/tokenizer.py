@@ -68,9 +68,9 @@ def finish(tokenizer, source):
 def train_tokenizer(documents, vocab_size, cased=False):
     """Train a WordPiece vocabulary of at most `vocab_size` entries on strings → Tokenizer.
 
-    Training starts from single characters, all of which are kept, and joins, again and again, the
-    pair of pieces that is most frequent. The same documents give the same vocabulary each time.
-    They are held in memory.
+    Training starts from single characters, of which the 1,000 commonest are kept in any case, and
+    joins, again and again, the pair of pieces that is most frequent. The same documents give the
+    same vocabulary each time. They are held in memory.
     """
     documents = list(documents)
     tokenizer = assemble(models.WordPiece(unk_token="[UNK]"), cased)
