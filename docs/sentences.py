@@ -15,19 +15,20 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mini_undivided.support.errors import UserError, command_line  # noqa: E402
+from mini_undivided.support.files import write_text  # noqa: E402
+from mini_undivided.support.glue_files import read_folder  # noqa: E402
+from mini_undivided.support.tasks import GLUE  # noqa: E402
 
-COLUMNS = {  # of sentences, in files with a header (but for CoLA's)
-    "sst": {"SST-2/train.tsv": [0]}, "cola": {"CoLA/train.tsv": [3]},
-    "mrpc": {"MRPC/train.tsv": [3, 4]}, "stsb": {"STS-B/train.tsv": [7, 8]},
-    "rte": {"RTE/train.tsv": [1, 2], "RTE/test.tsv": [1, 2]},
-    "qnli": {"QNLI/dev.tsv": [1, 2], "QNLI/test.tsv": [1, 2]}}
+PARTS = {  # name: (task, parts of it)
+    "sst": ("sst2", ["train"]), "cola": ("cola", ["train"]), "mrpc": ("mrpc", ["train"]),
+    "stsb": ("stsb", ["train"]), "rte": ("rte", ["train", "test"]),
+    "qnli": ("qnli", ["dev", "test"])}
 
 
-def columns(path, numbers):
-    """The texts in these columns of a file of tab-separated values."""
-    with open(path, encoding="utf-8-sig") as file:
-        rows = [line.rstrip("\n").split("\t") for line in file]
-    return [row[i] for row in rows["CoLA" not in path.parts :] for i in numbers]
+def texts_of(folder, task, parts):
+    """The sentences of parts of a GLUE task, those of a pair one after the other."""
+    splits = read_folder(GLUE[task], folder, parts).values()
+    return [text.strip() for split in splits for texts in split.texts for text in texts]
 
 
 def whole(phrases):
@@ -46,9 +47,7 @@ def main(glue=None, treebank=None, folder=None):
     """Write the files."""
     if not folder:
         raise UserError("give three folders: GLUE, a treebank, and where to write")
-    sentences = {name: [text.strip() for file, numbers in files.items()
-                        for text in columns(Path(glue) / file, numbers)]
-                 for name, files in COLUMNS.items()}
+    sentences = {name: texts_of(glue, *source) for name, source in PARTS.items()}
     sentences["sst"] = whole(sentences["sst"])
     mark = "# text = "
     sentences["ewt"] = [line.removeprefix(mark).strip()
@@ -60,7 +59,7 @@ def main(glue=None, treebank=None, folder=None):
         rows = [json.dumps({"text": text}) + "\n" for text in dict.fromkeys(texts) if text]
         for copy in range(1, 9 if name == "sst" else 3):
             file = Path(folder) / f"{name}{copy if copy > 1 else ''}.jsonl"
-            file.write_text("".join(rows), encoding="utf-8")
+            write_text(file, "".join(rows))
 
 
 if __name__ == "__main__":

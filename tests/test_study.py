@@ -12,6 +12,7 @@ import finetune
 from mini_undivided.model import BertConfig, count_parameters
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import write_json
+from mini_undivided.support.tasks import GLUE
 
 
 def script(name):
@@ -194,15 +195,20 @@ def test_sentences_to_pretrain_on(tmp_path):
     CoLA's file has no header, a treebank's folders are searched, and copies are as many as said.
     """
     sentences = script("sentences")
-    for name, files in sentences.COLUMNS.items():
-        for file, numbers in files.items():
-            row = [f"{name} {i}" if i in numbers else "other" for i in range(10)]
-            rows = [row] if name == "cola" else [["header"] * 10, row]
-            if name == "sst":
-                rows = [["sentence"], ["a good film "], ["good film "], ["good"], ["oo"]]
-            path = tmp_path / "GLUE" / file
+    for name, (key, parts) in sentences.PARTS.items():
+        task = GLUE[key]
+        head = list(task.plain) or ["a", "b", "c", *task.texts, task.label]
+        rows = [[f"{name} {i}" if column in task.texts else "" for i, column in enumerate(head)]]
+        if name == "sst":
+            phrases = ("a good film ", "good film ", "good", "oo")
+            rows = [[*"abc", phrase, ""] for phrase in phrases]
+        for row in rows:
+            row[head.index(task.label)] = task.labels[0] if task.labels else "2.5"
+        for part in parts:
+            path = tmp_path / "GLUE" / task.name / f"{part}.tsv"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join("\t".join(row) + "\n" for row in rows))
+            lines = rows if task.plain else [head, *rows]
+            path.write_text("".join("\t".join(row) + "\n" for row in lines))
     (tmp_path / "UD" / "not-to-release").mkdir(parents=True)
     (tmp_path / "UD" / "not-to-release" / "a.conllu").write_text("# text = One.\n1\tOne\n")
     sentences.main(tmp_path / "GLUE", tmp_path / "UD", tmp_path / "text")

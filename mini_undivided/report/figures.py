@@ -41,10 +41,10 @@ def figure(path, rows, columns, size, **kwargs):
     pyplot.close(drawn)
 
 
-def legend_below(drawn, axes):
+def legend_below(axes):
     """The legend of a panel, in rows of four below all panels, where it covers no line."""
     handles = axes.get_legend_handles_labels()
-    drawn.legend(*handles, loc="outside lower center", ncols=4, fontsize=8)
+    axes.figure.legend(*handles, loc="outside lower center", ncols=4, fontsize=8)
 
 
 def by_layer(axes, **labels):
@@ -98,7 +98,7 @@ def plot_cka(alike, out):
                 axes.set(xlabel=f"layer of {name}", ylabel=f"layer of {first}", title=title)
             drawn.colorbar(image, ax=panels[1], label="CKA")
             depth_curves(panels[2], alike, name)
-            legend_below(drawn, panels[2])
+            legend_below(panels[2])
             drawn.suptitle(f"{first} and {name}: debiased linear CKA, {size}")
 
 
@@ -157,7 +157,7 @@ def plot_collapse(collapse, out):
             for name, curve in collapse[kind].items():
                 band(axes, curve, label=name, **group_style(name, [*collapse[kind]]))
             by_layer(axes, title=title, ylim=(min(0, axes.get_ylim()[0]), 1.02))
-        legend_below(drawn, panels[0])
+        legend_below(panels[0])
         meaning = "collapsed where the distance is 0 and the cosine 1"
         drawn.suptitle(f"Token vectors of a sentence: {meaning}")
 
@@ -217,7 +217,7 @@ def plot_probes(probes, out):
     tasks = list(next(iter(probes.values())))
     columns, rows = min(3, len(tasks)), -(-len(tasks) // 3)
     lines = {"trained": ("o-", 2), "untrained": (":", 1), "control": ("--", 1)}
-    with figure(out / "probes.png", rows, columns, (5 * columns, 4 * rows)) as (drawn, panels):
+    with figure(out / "probes.png", rows, columns, (5 * columns, 4 * rows)) as (_, panels):
         for axes in panels[len(tasks) :]:
             axes.axis("off")
         for axes, task in zip(panels, tasks, strict=False):
@@ -229,4 +229,4 @@ def plot_probes(probes, out):
                     band(axes, scores[task][kind], None, label, line, **style)
             axes.axhline(scores[task]["majority"], color="gray", linewidth=1, label="majority")
             by_layer(axes, title=task, ylabel=scores[task]["metric"])
-        legend_below(drawn, max(panels[: len(tasks)], key=lambda axes: len(axes.lines)))
+        legend_below(max(panels[: len(tasks)], key=lambda axes: len(axes.lines)))
