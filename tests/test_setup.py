@@ -1,4 +1,4 @@
-"""What a run needs before its loop: what does not fit is refused before any work."""
+"""What a run needs before its loop: what does not fit is refused before training."""
 
 import shutil
 from dataclasses import replace

@@ -21,7 +21,7 @@ from mini_undivided.support.files import (
 )
 
 DOCS_VERSION = 2  # raise it when the text below changes
-RUN = 13  # words of the held-out text that the training text must not have in a row
+RUN = 13  # words in a row: so many that two texts do not share them by chance
 LEAST = 80  # characters of a document
 NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-RUN = 13  # words: long enough that two texts do not share such a run by chance
+from mini_undivided.support.docs import RUN
+
 CHUNK = 1 << 22  # tokens of the training text looked at together
 WORD, STEP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)  # odd, with mixed bits
-FILTER = 22  # bits of a hash that the table of held-out runs is indexed by
+FILTER = 22  # least number of bits of a hash that the table of held-out runs is indexed by
 
 
 def powers(base, count):
@@ -16,7 +17,7 @@ def powers(base, count):
 def word_hashes(tokens, opens_word, sep):
     """A hash of each word's pieces. tokens (N,); opens_word (V,): ids that do not begin with "##".
 
-    A `sep` between two documents gets a number that no other has, so that no shared run crosses it.
+    A `sep` between two pieces of text gets a number that no other has: no shared run crosses it.
     """
     ids = np.asarray(tokens)
     starts = np.flatnonzero(opens_word[ids])
@@ -45,11 +46,12 @@ def run_hashes(words, run=RUN):
 def shared_words(train, valid, opens_word, sep, run=RUN):
     """Which words of the held-out tokens lie in a run that training has too → array of bool."""
     words = word_hashes(valid, opens_word, sep)
-    runs = run_hashes(words, run)
-    table = np.zeros(1 << FILTER, bool)  # most runs of the training text are sorted out by it
-    shift = np.uint64(64 - FILTER)
+    runs, places = np.unique(run_hashes(words, run), return_inverse=True)  # runs[places]: all
+    bits = max(FILTER, 3 + len(runs).bit_length())
+    table = np.zeros(1 << bits, bool)  # most runs of the training text are sorted out by it
+    shift = np.uint64(64 - bits)
     table[runs >> shift] = True
-    hits = np.zeros(len(runs), bool)
+    shared = np.zeros(len(runs), bool)
     rest = np.zeros(0, np.uint64)  # words at the end of a chunk, with which runs begin
     start = 0
     while start < len(train):
@@ -59,9 +61,12 @@ def shared_words(train, valid, opens_word, sep, run=RUN):
         chunk = np.concatenate([rest, word_hashes(train[start:end], opens_word, sep)])
         start = end
         candidates = run_hashes(chunk, run)
-        hits |= np.isin(runs, candidates[table[candidates >> shift]])
+        candidates = candidates[table[candidates >> shift]]
+        nearest = np.searchsorted(runs, candidates).clip(max=len(runs) - 1)
+        shared[nearest[runs[nearest] == candidates]] = True
         rest = chunk[len(chunk) - run + 1 :] if run > 1 else rest
     marks = np.zeros(len(words) + 1, np.int64)  # +1 where a shared run begins, -1 behind its end
-    np.add.at(marks, np.flatnonzero(hits), 1)
-    np.add.at(marks, np.flatnonzero(hits) + run, -1)
+    hits = np.flatnonzero(shared[places])
+    np.add.at(marks, hits, 1)
+    np.add.at(marks, hits + run, -1)
     return np.cumsum(marks)[:-1] > 0

@@ -58,10 +58,11 @@ def check_free(out, resume):
 @contextmanager
 def claimed(out, resume, machine):
     """Context: the run directory is this run's alone. UserError if it is taken."""
-    claim = run_directory.claim(out) if machine.is_first else None
+    first = machine.is_first
+    claim = machine.in_turn(lambda: run_directory.claim(out) if first else None)
     try:
-        if machine.is_first:
-            check_free(out, resume)  # once more: another process may have finished there
+        # once more: another process may have finished there
+        machine.in_turn(lambda: check_free(out, resume) if first else None)
         yield
     finally:
         run_directory.release(claim)
@@ -129,6 +130,7 @@ def prepare_text(options, resume):
     if saved != tokens.count:
         raise UserError(f"the text of the run in {options.out} now has {tokens.count:,} tokens "
                         f"instead of {saved:,}: its tokenizer has changed; start a new run")
+    overlap(tokens, tokenizer)  # here, since processes prepare the text in turn
     return corpus, tokenizer, tokens
 
 
