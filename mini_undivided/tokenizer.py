@@ -66,10 +66,11 @@ def finish(tokenizer, source):
 
 
 def train_tokenizer(documents, vocab_size, cased=False):
-    """Train a WordPiece vocabulary of at most `vocab_size` entries on strings → Tokenizer.
+    """Train a WordPiece vocabulary of `vocab_size` entries on strings → Tokenizer.
 
     Training starts from single characters, of which the 1,000 commonest are kept in any case, and
-    joins, again and again, the pair of pieces that is most frequent. The same documents give the
+    joins, again and again, the pair of pieces that is most frequent. Entries are fewer if there is
+    nothing left to join, and more if the characters alone are more. The same documents give the
     same vocabulary each time. They are held in memory.
     """
     documents = list(documents)
@@ -136,7 +137,7 @@ def load_tokenizer(path, cased=False):
         line = len(words) - words[::-1].index(twice[0])
         raise UserError(f'{path}, line {line}: "{twice[0]}" stands there twice')
     if settings.exists():
-        cased = not read_json(settings, {"do_lower_case?": bool}).get("do_lower_case", True)
+        cased = not read_json(settings, {"do_lower_case?": bool}).get("do_lower_case", not cased)
     vocabulary = {word: i for i, word in enumerate(words)}
     return finish(assemble(word_pieces(vocabulary), cased), path)
 

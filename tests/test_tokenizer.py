@@ -223,13 +223,16 @@ def test_a_vocabulary_with_windows_line_ends(vocabulary, tmp_path):
 
 
 def test_the_case_of_a_vocabulary_is_that_of_the_config_beside_it(vocabulary):
-    """tokenizer_config.json beside a vocab.txt decides its case.
+    """tokenizer_config.json beside a vocab.txt decides its case, if it says anything of it.
 
-    A vocab.txt alone is uncased unless told otherwise.
+    Else a vocab.txt is uncased unless told otherwise.
     """
     assert not is_cased(load_tokenizer(vocabulary))
     assert is_cased(load_tokenizer(vocabulary, cased=True))
-    (vocabulary.parent / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
+    config = vocabulary.parent / "tokenizer_config.json"
+    config.write_text(json.dumps({"model_max_length": 512}))
+    assert is_cased(load_tokenizer(vocabulary, cased=True))
+    config.write_text(json.dumps({"do_lower_case": False}))
     assert is_cased(load_tokenizer(vocabulary)) and is_cased(load_tokenizer(vocabulary.parent))
 
 
