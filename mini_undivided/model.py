@@ -14,8 +14,8 @@ The paper calls the FFN the intermediate layer. Without it a block is the first 
 second is gone whole, with its residual and its LayerNorm. What is left keeps each token's own
 vector (the residual) and mixes in the others'.
 
-Post-norm is BERT's choice. It keeps every layer's output at the same scale, but a gradient on its
-way down passes a LayerNorm in every layer, which is why training needs a warm-up (Xiong et al.
+Post-norm is BERT's choice. It keeps every layer's output at the same scale, but in an untrained
+model the gradients near the output are large, which is why training needs a warm-up (Xiong et al.
 2020, 2002.04745).
 """
 
@@ -79,8 +79,10 @@ class Attention(nn.Module):
         asked = x if positions is None else pick(x, positions)
         q, k, v = self.split(self.query(asked)), self.split(self.key(x)), self.split(self.value(x))
         dropout = self.attention_dropout if self.training else 0.0
-        # The fused kernel has no fast dropout on a CPU; there the written-out form is quicker.
-        form = attend if dropout and x.device.type == "cpu" else attend_fast
+        # The fused kernel has no fast dropout on a CPU; on Apple's GPUs it errs with few queries in
+        # some versions of PyTorch (https://github.com/pytorch/pytorch/issues/181133).
+        plain = x.device.type == "mps" or (dropout and x.device.type == "cpu")
+        form = attend if plain else attend_fast
         y = form(q, k, v, mask, dropout).transpose(1, 2).flatten(2)  # (B, H, M, D) → (B, M, C)
         return self.norm(asked + self.dropout(self.output(y)))
 
@@ -144,9 +146,9 @@ class Embeddings(nn.Module):
 
 
 def initialise(model):
-    """Normal weights of deviation `initializer_range`; biases 0, norms 1.
+    """Normal weights of standard deviation `initializer_range`; biases 0, norms 1.
 
-    As in `transformers`, except that there the vector of [PAD] is 0, which no one looks at.
+    As in `transformers`, except that there the vector of [PAD] is 0 (no token attends to it).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):

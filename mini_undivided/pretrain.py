@@ -4,7 +4,7 @@ Letters: B sequences in a micro-batch, T tokens and M masked positions in a sequ
 
 The model sees sequences with some tokens hidden and names them: the loss is the cross entropy
 
-    L = -(1 / n) Σ log p(token | the rest of its sequence)       over the n masked places of a step
+    L = -(1 / n) Σ log p(token | the masked sequence)       over the n masked places of a step
 
 What to expect: ln V at the start, when every word is as likely as any other; after some hundred
 steps about the loss of the best model without context, where a small model stays for a while (the
@@ -124,7 +124,7 @@ class Trainer:
                 self.model, options.muon_lr, options.lr, machine.quick_dtype)
         else:
             self.optimizers = [adamw(self.model.parameters(), options.lr)]
-        compiled = machine.on_gpu if options.compile is None else options.compile
+        compiled = machine.compiles if options.compile is None else options.compile
         # The model as a step calls it, compiled and under DDP. It shares its weights with
         # self.model. Shapes are static within a stage.
         self.wrapped = torch.compile(self.model, dynamic=False) if compiled else self.model
@@ -291,7 +291,7 @@ class Trainer:
         if self.options.next_sentence:
             scores["pair_accuracy"] = self.pair_accuracy()
         return {"step": state.step, "tokens": state.tokens, "flops": state.flops, **scores,
-                "tokens_per_second": state.tokens / state.training_seconds,
+                "tokens_per_second": state.tokens / max(state.training_seconds, 1e-9),
                 "seconds": state.seconds, "peak_memory_bytes": self.machine.peak_memory()}
 
 
@@ -301,7 +301,7 @@ def pretrain(options, resume=False, announce=None, place=(0, 1)):
     """Pretrain as PretrainOptions say → the dictionary that train.json holds.
 
     announce: called as announce(record, trainer, tokenizer) in the first process before training
-    begins. place: as for Trainer.train. Raises UserError before any long work.
+    begins. place: as for Trainer.train. Raises UserError.
     """
     setup.check(options, resume)
     machine = Machine.start(options.device, options.dtype)

@@ -418,7 +418,8 @@ def our_quality(seed, quick):
 
     with tempfile.TemporaryDirectory() as out:
         changes = {"steps": 300} if quick else {}
-        record = pretrain(PretrainOptions.preset("laptop", seed=seed, out=out, **changes))
+        options = PretrainOptions.preset("laptop", seed=seed, out=out, device="cpu", **changes)
+        record = pretrain(options)
         seconds, tokens, points = 0.0, 0, []
         for row in read_log(out):
             if "loss" in row:
@@ -503,7 +504,7 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     from mini_undivided.support.machine import Machine
 
     *_, vocabulary, batch_size, T = size
-    machine = Machine.start()
+    machine = Machine.start("cuda" if has_gpu() else "cpu")
     tokenizer, tokens = random_text(vocabulary)
     training = data.TrainingData(data.Sequences(tokens, T, tokenizer), batch_size, seed=0)
     config = BertConfig(**step_config(size), ffn_layers=ffn_layers)
@@ -777,7 +778,8 @@ def our_finetune(size, lengths, count):
     with tempfile.TemporaryDirectory() as run:
         Encoder(BertConfig(**{**step_config((*size, 0)), **dropout})).save_pretrained(run)
         save_tokenizer(random_text(vocabulary)[0], run)
-        options = FinetuneOptions(run, "sst2", epochs=1, batch_size=size[-1])
+        device = "cuda" if has_gpu() else "cpu"
+        options = FinetuneOptions(run, "sst2", epochs=1, batch_size=size[-1], device=device)
         tuner = finetuning.Finetuner(options)
     train = [(ids, [0] * len(ids)) for ids in random_examples(lengths, count, vocabulary)]
     splits = {"train": Split([], np.arange(count) % 2)}
@@ -799,7 +801,7 @@ def their_finetune(size, lengths, count):
     )
 
     *_, vocabulary, batch_size = size
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if has_gpu() else "cpu"
     collate = DataCollatorWithPadding(their_tokenizer(random_text(vocabulary)[0]))
     ids = random_examples(lengths, count, vocabulary)
     examples = [{"input_ids": each, "labels": i % 2} for i, each in enumerate(ids)]
@@ -810,12 +812,15 @@ def their_finetune(size, lengths, count):
         .to(device)
         .train()
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    fused = True if device == "cuda" else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
     places = real = 0
     started = time.perf_counter()
     for batch in loader:
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        model(**batch).loss.backward()
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = model(**batch).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

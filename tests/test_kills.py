@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from mini_undivided.support.checkpoint import read_weights
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.support.options import resume_options
+from mini_undivided.support.terminal import catch_signals
 
 
 def start(*arguments, **settings):
@@ -125,9 +127,21 @@ def test_a_run_belongs_to_its_text_and_tokenizer(tale, tmp_path):
     shutil.copy(tmp_path / "other" / "tokenizer.json", out)
     with pytest.raises(UserError, match="its tokenizer has changed|size mismatch"):
         pretrain(resume_options({"out": str(out)}), resume=True)
-    shutil.copy(out / "tokenizer_config.json", tmp_path)
     (out / "tokenizer.json").write_bytes(before["tokenizer.json"])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("under_torchrun", [False, True])
+def test_a_second_signal_ends_a_run_except_under_torchrun(monkeypatch, under_torchrun):
+    """torchrun passes on a signal that its processes may have had: that one must not end them."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if under_torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    with catch_signals() as caught:
+        signal.raise_signal(signal.SIGINT)
+        with nullcontext() if under_torchrun else pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert len(caught) == 1 + under_torchrun
 
 
 def test_a_full_disk_is_said_and_costs_nothing(tale, tmp_path, monkeypatch):

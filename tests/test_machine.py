@@ -1,8 +1,14 @@
 """What a run runs on: the choices of "auto", errors that say what is missing, memory and speed."""
 
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 
+from mini_undivided import pretrain
+from mini_undivided.report.training import ending
+from mini_undivided.support import machine as machine_module
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.machine import Machine
 
@@ -17,6 +23,7 @@ def machine(monkeypatch):
         supported = lambda including_emulation=True: bfloat16 or including_emulation  # noqa: E731
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
         monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             monkeypatch.delenv(name, raising=False)
@@ -52,6 +59,28 @@ def test_what_is_asked_for_counts(machine):
     assert Machine.start("cpu", "bfloat16").dtype == torch.bfloat16
     assert Machine.start("cuda", "float32").dtype == torch.float32
     assert Machine.start("mps").device.type == "mps"
+
+
+def test_processes_of_torchrun_need_a_device_each(machine, monkeypatch):
+    """Two processes leave an Apple GPU alone; more than there are CUDA GPUs are an error."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    for cuda in (False, True):
+        machine(cuda=cuda, mps=True)
+        for name, value in (("RANK", 1), ("WORLD_SIZE", 2), ("LOCAL_RANK", 1)):
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(UserError, match="1 GPU" if cuda else "several processes"):
+            Machine.start("auto" if cuda else "mps")
+        assert cuda or Machine.start().device.type == "cpu"
+
+
+@pytest.mark.parametrize("triton", [True, False])
+@pytest.mark.parametrize("capability", [(6, 1), (7, 0), (9, 0)])
+def test_torch_compile_needs_triton_and_a_gpu_that_it_knows(monkeypatch, triton, capability):
+    """By default models are compiled on a GPU if Triton is installed and supports it."""
+    monkeypatch.setattr(machine_module, "find_spec", lambda name: triton or None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert Machine(torch.device("cuda:0")).compiles == (triton and capability > (7,))
+    assert not Machine(torch.device("cpu")).compiles
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
@@ -96,10 +125,20 @@ def test_peak_memory_is_in_bytes():
     assert block.numel() < cpu.peak_memory() < 1e12
 
 
+def test_a_system_that_does_not_say_its_memory(options, monkeypatch):
+    """On Windows Python has no module `resource`: a run ends well there, without that number."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    record = pretrain.pretrain(replace(options, steps=1))
+    assert record["result"]["peak_memory_bytes"] is None
+    assert "tokens/s\nwritten to" in ending(record)
+
+
 @pytest.mark.parametrize(
     "name, peak",
     [
         ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA RTX A1000", None),
         ("NVIDIA H100 PCIe", 756e12),
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("Tesla T4", None),

@@ -504,6 +504,21 @@ assert not any("gloo" in name for name in threads), threads
 """
 
 
+def torchrun(*arguments):
+    """Run a script in two processes, to its end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True,
+                          env=environment, cwd=ROOT)
+
+
+def test_an_error_of_the_first_process_ends_both(tmp_path):
+    """A text that is not there: the first process says so, the other ends without a traceback."""
+    done = torchrun("train.py", "--corpus", "nowhere.txt", "--out", tmp_path / "run")
+    assert done.returncode and done.stderr.count("error: nothing to read at nowhere") == 1
+    assert "RuntimeError" not in done.stderr and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("pairs", [False, True])
 def test_two_processes_equal_one(options, tmp_path, monkeypatch, pairs):
     """Two gloo processes under torchrun have the losses of one with the same batch.
@@ -520,21 +535,7 @@ def test_two_processes_equal_one(options, tmp_path, monkeypatch, pairs):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     together = replace(options, out=str(tmp_path / "two"))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    done = subprocess.run(
-        [*command, str(script), json.dumps(vars(together))],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT},
-        cwd=ROOT,
-    )
+    done = torchrun(script, json.dumps(vars(together)))
     assert done.returncode == 0, done.stderr
     a, b = losses(options.out), losses(together.out)
     assert a.keys() == b.keys() and all(abs(a[step] - b[step]) < 1e-4 for step in a)

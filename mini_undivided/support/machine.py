@@ -1,10 +1,12 @@
 """The machine that a run computes on: its device, its precision, and torchrun's processes."""
 
 import os
+import re
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 
 import torch
 import torch.distributed as dist
@@ -15,7 +17,8 @@ from mini_undivided.support.errors import UserError
 
 # Dense bfloat16 peaks in FLOP/s, from the data sheets; the first name within the GPU's own counts.
 PEAK_FLOPS = {
-    "B200": 2.25e15, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12,
+    "B200": 2.25e15, "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
+    "H100": 989e12, "A100": 312e12,
     "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12,
     "RTX 5090": 210e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
@@ -42,22 +45,26 @@ class Machine:
         since CPUs without it are slower with it. On CUDA, float32 matrix multiplications use TF32.
         Joins torchrun's process group. Raises UserError if the machine lacks what was asked for.
         """
-        mps = torch.backends.mps.is_available()
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        mps = torch.backends.mps.is_available() and world == 1
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
             advice = "use --device cpu, or install a CUDA build"
             raise UserError(f"--device cuda: this PyTorch sees no CUDA GPU; {advice}")
         if device == "mps" and not mps:
-            raise UserError("--device mps: this PyTorch sees no Apple GPU; use --device cpu")
+            raise UserError("--device mps: this PyTorch sees no Apple GPU, or torchrun has started "
+                            "several processes, which cannot share one; use --device cpu")
         native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         if dtype == "auto":
             dtype = "bfloat16" if native else "float32"
 
-        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         matmul = {"cuda": "cuBLAS", "mps": "MPS"}.get(device) or cpu.speed_up()
         if device == "cuda":
-            device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
+            number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+            if number >= count:
+                raise UserError(f"this machine has {count} GPU(s): start no more processes on it")
+            device = f"cuda:{number}"
             torch.cuda.set_device(device)
             torch.set_float32_matmul_precision("high")
         if world > 1 and not dist.is_initialized():
@@ -89,6 +96,12 @@ class Machine:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
+    def compiles(self):
+        """Whether torch.compile works on the GPU: with Triton, for NVIDIA's from 2017 on."""
+        known = self.on_gpu and find_spec("triton") is not None
+        return known and torch.cuda.get_device_capability(self.device) >= (7, 0)
+
+    @property
     def quick_dtype(self):
         """The type in which the device multiplies matrices fastest, where rounding is harmless."""
         quick = cpu.multiplies_bfloat16() if self.device.type == "cpu" else self.on_gpu
@@ -109,7 +122,8 @@ class Machine:
         if not self.on_gpu or self.dtype != torch.bfloat16:
             return None
         name = torch.cuda.get_device_name(self.device)
-        return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+        return next((peak for known, peak in PEAK_FLOPS.items()
+                     if re.search(rf"\b{known}\b", name)), None)
 
     def utilisation(self, flops):
         """FLOP/s of all processes as a share of the peak (MFU), in words; "" if unknown."""
@@ -117,11 +131,16 @@ class Machine:
         return f", {flops / self.world / peak:.1%} MFU" if peak else ""
 
     def peak_memory(self):
-        """The most memory held so far, in bytes: the GPU's if there is one, else the process's."""
+        """The most memory held so far, in bytes: the GPU's if there is one, else the process's.
+
+        None on Windows, which does not say it of a process.
+        """
         if self.on_gpu:
             return torch.cuda.max_memory_allocated(self.device)
-        import resource  # not on every system, so not at the top
-
+        try:
+            import resource
+        except ImportError:
+            return None
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -159,10 +178,18 @@ class Machine:
         return everyone
 
     def in_turn(self, work):
-        """Do `work` in the first process, then in the others, which find it cached → its result."""
-        result = work() if self.is_first else None
-        if self.world > 1:
-            dist.barrier()
+        """Do `work` in the first process, then in the others, which find it cached → its result.
+
+        A UserError in the first one ends all of them.
+        """
+        result = error = None
+        if self.is_first:
+            try:
+                result = work()
+            except UserError as its:
+                error = its
+        if self.add_up(torch.tensor(float(error is not None))):
+            raise error or UserError("the first process ended with an error")
         return result if self.is_first else work()
 
     def distribute(self, model):

@@ -145,7 +145,7 @@ class PretrainOptions(Checked):
     minutes: float | None = option(
         None, "length of the run by the clock instead", "M", least=1e-3, most=1e6)
     optimizer: str = option(
-        "muon", "muon: for the matrices inside the model, and AdamW for the rest; adamw: for all",
+        "muon", "muon: for the hidden weight matrices, and AdamW for the rest; adamw: for all",
         choices=("muon", "adamw"))
     muon_lr: float = option(
         0.01, "peak of Muon's learning rate", "X", least=1e-12, most=100)
@@ -158,7 +158,8 @@ class PretrainOptions(Checked):
     seed: int = option(0, "of weights, order, masks and dropout", "N", least=0)
     device: str = option("auto", "where to compute", choices=DEVICES)
     dtype: str = option("auto", PRECISION, choices=DTYPES)
-    compile: bool | None = option(None, "torch.compile the model", unset="on CUDA only")
+    compile: bool | None = option(
+        None, "torch.compile the model", unset="on CUDA only, if Triton is there")
     out: str | None = option(
         None, "run directory", "DIR", unset="runs/ and a name made of preset, FFNs and seed")
 

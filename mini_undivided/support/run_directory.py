@@ -32,8 +32,8 @@ except ImportError:  # not on Windows
 BASELINE = {"loss": float, "accuracy": float, "accuracy_at_mask": float}
 OPTIONS = {"corpus?": [str], "seq_len?": int, "out?": str}
 RESULT = {"validation_loss": float, "validation_accuracy": float, "tokens": int, "seconds": float,
-          "tokens_per_second": float, "peak_memory_bytes": int | float, "baseline?": BASELINE,
-          "accuracy_at_mask?": float}
+          "tokens_per_second": float, "peak_memory_bytes": float | None,
+          "baseline?": BASELINE, "accuracy_at_mask?": float}
 RECORD = {"status": str, "options": OPTIONS, "corpus": {"fingerprint": str, "documents": int},
           "flops_per_token?": float, "baseline?": BASELINE, "result?": RESULT}  # of train.json
 ROW = {"step": int, "tokens?": int, "loss?": float, "validation_loss?": float}  # of log.jsonl

@@ -1,5 +1,6 @@
 """What happens at the terminal while a run works: the progress bar, and Ctrl-C."""
 
+import os
 import signal
 import threading
 from contextlib import contextmanager
@@ -25,12 +26,16 @@ def show(bar, share, text):
 
 @contextmanager
 def catch_signals():
-    """Context: yields a list that takes the first Ctrl-C or SIGTERM; a second ends the program."""
+    """Context: yields a list that takes the first Ctrl-C or SIGTERM; a second ends the program.
+
+    Not under torchrun: it passes on a signal that its processes may have had themselves.
+    """
     caught = []
 
     def handler(number, frame):
         caught.append(number)
-        signal.signal(number, before[number])
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            signal.signal(number, before[number])
 
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
