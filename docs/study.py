@@ -20,12 +20,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from mini_undivided.glue import mean_and_std  # noqa: E402
 from mini_undivided.report.figures import figure  # noqa: E402
-from mini_undivided.report.replicates import (  # noqa: E402
-    difference,
-    in_brackets,
-    mean_and_std,
-)
+from mini_undivided.report.replicates import difference, in_brackets  # noqa: E402
 from mini_undivided.report.tables import plus_minus, spread, table  # noqa: E402
 from mini_undivided.support.errors import UserError, command_line  # noqa: E402
 from mini_undivided.support.files import read_json, write_json, write_text  # noqa: E402

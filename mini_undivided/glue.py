@@ -70,14 +70,17 @@ def ranks(values):
 METRICS = {each.__name__: each for each in (accuracy, f1, matthews, pearson, spearman)}
 
 
-def score(task, splits, answers):
-    """{metric: value} of answers on the dev parts; a variant's name stands after its metric's."""
+def score(task, splits, predictions):
+    """{metric: value} on the dev parts; a variant's name stands after its metric's.
+
+    predictions: {part: array}.
+    """
     scores = {}
     for part, split in splits.items():
         if part.startswith("dev"):
             variant = part.removeprefix("dev").replace("_", " ")
             for name in task.metrics:
-                scores[name + variant] = METRICS[name](answers[part], split.labels)
+                scores[name + variant] = METRICS[name](predictions[part], split.labels)
     return scores
 
 
@@ -103,10 +106,14 @@ def word_overlap(splits):
     return accuracy(shared(splits["dev"]) >= limit, splits["dev"].labels)
 
 
-def summarise(values):
-    """Mean and standard deviation (n - 1) of values over seeds; of one value the latter is None."""
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": deviation, "values": values}
+def mean_and_std(values):
+    """Mean and standard deviation (n - 1) of numbers or arrays over seeds, the latter as lists.
+
+    Of one value there is no deviation, but None.
+    """
+    values = np.stack(values)
+    deviation = values.std(axis=0, ddof=1).tolist() if len(values) > 1 else None
+    return {"mean": values.mean(axis=0).tolist(), "std": deviation}
 
 
 # Examples and batches.
@@ -174,13 +181,12 @@ def train_epoch(model, optimizer, factors, batches, rows, labels, machine, bar):
     for number, batch in enumerate(batches, 1):
         scale_learning_rates([optimizer], next(factors))
         ids, mask, segments = collate([rows[i] for i in batch], machine)
-        targets = machine.move(torch.from_numpy(labels[batch]))  # (B,)
+        targets = torch.from_numpy(labels[batch])  # (B,)
+        regression = targets.is_floating_point()
+        targets = machine.move(targets.float() if regression else targets)
         with machine.autocast():
             logits = model(ids, mask, segments).float()  # (B, K)
-        if targets.is_floating_point():
-            loss = F.mse_loss(logits[:, 0], targets.float())
-        else:
-            loss = F.cross_entropy(logits, targets)
+        loss = F.mse_loss(logits[:, 0], targets) if regression else F.cross_entropy(logits, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -195,7 +201,7 @@ def train_epoch(model, optimizer, factors, batches, rows, labels, machine, bar):
 
 @torch.inference_mode()
 def predict(model, rows, machine):
-    """The model's answers for encoded examples, in their order: class numbers, or values."""
+    """The model's predictions for encoded examples, in their order: class numbers, or values."""
     model.eval()
     order = np.argsort([len(ids) for ids, _ in rows], kind="stable")
     logits = []
@@ -205,10 +211,10 @@ def predict(model, rows, machine):
             logits.append(model(ids, mask, segments).float().cpu())  # (B, K)
     logits = torch.cat(logits).numpy()
     if not np.isfinite(logits).all():
-        raise UserError("the model's answers are no longer numbers: try a lower --lr")
-    answers = logits[:, 0] if logits.shape[1] == 1 else logits.argmax(1)
-    restored = np.empty_like(answers)
-    restored[order] = answers
+        raise UserError("the model's predictions are no longer numbers: try a lower --lr")
+    predictions = logits[:, 0] if logits.shape[1] == 1 else logits.argmax(1)
+    restored = np.empty_like(predictions)
+    restored[order] = predictions
     return restored
 
 

@@ -1,6 +1,7 @@
 """Linear probes: what can be read off a layer by a linear classifier trained on frozen features?
 
-Letters: L layers with the embeddings', N examples, C hidden size, K classes, B texts, T tokens.
+Letters: L layers, the embeddings' output included, N examples, C hidden size, K classes, B texts,
+T tokens.
 
 A probe minimises  mean loss(W x + b, label) + λ/2 |W|²,  with the encoder left as it is. Its score
 alone says little, so beside it stand controls: the majority class; the same probe on the untrained
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mini_undivided.cka import text_means
-from mini_undivided.glue import METRICS, collate
+from mini_undivided.glue import METRICS, collate, mean_and_std
 from mini_undivided.tokenizer import encode
 
 STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # λ, strongest first: each fit starts from the one before
@@ -71,15 +72,17 @@ def probe(features, labels, classes, metric="accuracy"):
     train = features["train"]
     mean, deviation = train.mean(1, keepdim=True), train.std(1, keepdim=True)
     scaled = {part: (x - mean) / deviation.clamp(min=1e-6) for part, x in features.items()}
-    targets = torch.as_tensor(labels["train"], device=mean.device)
-    offset = 0.0 if classes else targets.mean().item()  # a regression starts from the mean
-    fits = fit(scaled["train"], targets if classes else (targets - offset).float(), classes)
+    targets, offset = torch.as_tensor(labels["train"]), 0.0
+    if not classes:  # a regression starts from the mean
+        offset = targets.mean().item()
+        targets = (targets - offset).float()
+    fits = fit(scaled["train"], targets.to(mean.device), classes)
     scores = {part: [] for part in ("valid", "test")}  # by strength, then by layer
     for W, b in fits:
         for part in scores:
             logits = torch.baddbmm(b, scaled[part], W)  # (L, N, K)
-            answers = (logits.argmax(-1) if classes else logits[..., 0] + offset).cpu().numpy()
-            scores[part].append([METRICS[metric](layer, labels[part]) for layer in answers])
+            predictions = (logits.argmax(-1) if classes else logits[..., 0] + offset).cpu().numpy()
+            scores[part].append([METRICS[metric](layer, labels[part]) for layer in predictions])
     best = np.argmax(scores["valid"], axis=0)  # (L,): of equally good strengths the strongest
     chosen = list(enumerate(best))
     return {part: [table[i][layer] for layer, i in chosen] for part, table in scores.items()}
@@ -250,7 +253,5 @@ def summary(task, scores):
     for name, seeds in scores.items():
         if seeds:
             values, valid = ([seed[part] for seed in seeds] for part in ("test", "valid"))
-            spread = np.std(values, axis=0, ddof=1).tolist() if len(values) > 1 else None
-            result[name] = {"mean": np.mean(values, axis=0).tolist(), "std": spread,
-                            "valid": np.mean(valid, axis=0).tolist()}
+            result[name] = {**mean_and_std(values), "valid": np.mean(valid, axis=0).tolist()}
     return result

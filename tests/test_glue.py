@@ -458,7 +458,7 @@ def test_answers_that_are_no_numbers_are_an_error(run_dir, glue_dir):
     tuner = finetuning.Finetuner(options(run_dir, glue_dir))
     model = tuner.make_model(find_task("sst2"))
     torch.nn.init.constant_(model.classifier.bias, float("nan"))
-    with pytest.raises(UserError, match="answers are no longer numbers"):
+    with pytest.raises(UserError, match="predictions are no longer numbers"):
         glue.predict(model, [([2, 7, 3], [0, 0, 0])], tuner.machine)
 
 

@@ -6,8 +6,10 @@ import re
 from dataclasses import asdict, replace
 from statistics import mean, stdev
 
+import numpy as np
 import pytest
 from helpers import small_run
+from matplotlib import colors, image
 
 import train
 from mini_undivided import pretrain
@@ -52,14 +54,18 @@ def test_the_band_is_that_of_default_runs_alone(tmp_path, monkeypatch):
 
 
 def test_the_band_is_drawn(tmp_path):
-    """loss.png has another panel of colour where the band lies."""
+    """loss.png has pale orange where the band lies; without a step it is not drawn."""
+    (tmp_path / "log.jsonl").write_text("")
+    figures.plot_losses(tmp_path)
+    assert not (tmp_path / "loss.png").exists()
     (tmp_path / "log.jsonl").write_text("".join(
         json.dumps({"step": i, "tokens": i, "loss": 5.0 - i / 9}) + "\n" for i in range(1, 9)))
-    figures.plot_losses(tmp_path)
-    plain = (tmp_path / "loss.png").read_bytes()
     band = {"seeds": 5, "tokens": [2, 8], "mean": [4, 3], "std": [1, 1]}
-    figures.plot_losses(tmp_path, None, band)
-    assert (tmp_path / "loss.png").read_bytes() != plain
+    for usual, least, most in ((None, 0, 100), (band, 10_000, np.inf)):
+        figures.plot_losses(tmp_path, None, usual)
+        pixels = image.imread(tmp_path / "loss.png")[..., :3]
+        pale = 0.75 + 0.25 * np.array(colors.to_rgb("tab:orange"))  # a quarter of it on white
+        assert least <= (np.abs(pixels - pale) < 0.01).all(-1).sum() <= most
 
 
 def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monkeypatch):

@@ -14,11 +14,10 @@ from tqdm import tqdm
 from mini_undivided.attention import STATISTICS, attention_sums, attention_weights
 from mini_undivided.cka import OUTPUTS, compare
 from mini_undivided.corpus import held_out, open_corpus, sentences
-from mini_undivided.glue import collate, length_batches
+from mini_undivided.glue import collate, length_batches, mean_and_std
 from mini_undivided.model import BertConfig, Encoder, count_parameters
 from mini_undivided.probe import run_probes
 from mini_undivided.report import figures, replicates, tables
-from mini_undivided.report.replicates import mean_and_std
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
     check_form,
@@ -108,6 +107,7 @@ class Analysis:
         for key in options.task:
             find_task(key)
         self.options, self.machine = options, Machine.start(options.device, "float32")
+        torch.set_float32_matmul_precision("highest")  # TF32 is too coarse for a probe's search
         names = short_names(options.runs)
         self.runs = [Run(path, name) for path, name in zip(options.runs, names, strict=True)]
         self.first, *others = self.runs

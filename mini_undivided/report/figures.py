@@ -62,6 +62,8 @@ def plot_losses(out, baseline=None, usual=None, pairs=False):
     """
     rows = read_log(out)
     train = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
+    if not train:
+        return  # interrupted before the first step
     valid = [(row["tokens"], row["validation_loss"]) for row in rows if "validation_loss" in row]
     size = max(1, len(train) // 100)  # means over a hundredth of the run each
     groups = [train[i : i + size] for i in range(0, len(train) - size + 1, size)]

@@ -92,7 +92,7 @@ class Finetuner:
             "options": {**asdict(options), "epochs": options.epochs or task.epochs, "lr": self.lr,
                         "max_length": self.max_length},
             "train_examples": len(train),
-            "scores": {name: glue.summarise(v) for name, v in values.items()},
+            "scores": {name: {**glue.mean_and_std(v), "values": v} for name, v in values.items()},
             "primary": next(iter(values)), "majority": glue.best_constant(task, splits),
             "seconds_per_epoch": float(np.median(seconds))}
         if key == "docs-next":
@@ -119,8 +119,8 @@ class Finetuner:
             seconds, started = 0.0, time.perf_counter()
             for epoch in glue.fine_tune(model, train, labels, plan, self.lr, self.machine, bar):
                 seconds += time.perf_counter() - started
-                answers = {part: glue.predict(model, rows[part], self.machine) for part in dev}
-                scores = glue.score(task, splits, answers)
+                predictions = {part: glue.predict(model, rows[part], self.machine) for part in dev}
+                scores = glue.score(task, splits, predictions)
                 bar.write(f"{name}, epoch {epoch} of {len(plan)}: {in_words(scores)}")
                 started = time.perf_counter()
         return model, scores, seconds / len(plan)

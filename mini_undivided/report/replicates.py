@@ -14,6 +14,7 @@ from math import exp, lgamma, pi, sqrt
 import numpy as np
 
 from mini_undivided.attention import STATISTICS
+from mini_undivided.glue import mean_and_std
 from mini_undivided.report.tables import plus_minus, table
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.options import PretrainOptions
@@ -55,13 +56,6 @@ def kind_of(run):
 def are_alike(runs):
     """Whether all runs are replicates of one another."""
     return len({kind_of(run) for run in runs}) == 1
-
-
-def mean_and_std(values):
-    """Mean and standard deviation (n - 1) of arrays, as lists; of a single one no deviation."""
-    values = np.stack([np.asarray(value) for value in values])
-    deviation = values.std(0, ddof=1).tolist() if len(values) > 1 else None
-    return {"mean": values.mean(0).tolist(), "std": deviation}
 
 
 def average_probes(runs):

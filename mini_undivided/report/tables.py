@@ -228,7 +228,7 @@ def findings(groups, alike, probes):
         pair = f"{other['name']} less those of {first['name']}"
         yield f"Best-layer probe scores of {pair}, in points: {gaps}."
     if alike["one_kind"]:
-        yield "These runs differ in nothing but their seed: so much lies between seeds."
+        yield "These runs differ in nothing but their seed: this is how far apart two seeds are."
     elif min(group["seeds"] for group in groups) < 2:
         yield ("A kind with one seed: differences as small as those between seeds say nothing of "
                "FFNs. Several seeds of each kind, given together, are compared as groups.")
@@ -256,7 +256,7 @@ def alike_sentence(alike, name):
         mean[key] = float(np.mean([value for *_, value in depth_curve(alike, key, "attention")]))
     floor, first = mean[alike["floors"][name]], alike["first"]
     likeness = f"{mean[name]:.2f} on average"
-    text = f"At equal depth, CKA of its attention outputs with {first}'s is {likeness}"
+    text = f"At equal depth, CKA of {name}'s attention outputs with {first}'s is {likeness}"
     if alike["one_kind"]:
         return f"{text} (floor {floor:.2f})."
     if not alike["ceilings"]:

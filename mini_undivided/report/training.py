@@ -6,14 +6,15 @@ Letters: M masked positions in a sentence, V words in the vocabulary.
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
 
 from mini_undivided.corpus import held_out, open_corpus, sentences
+from mini_undivided.glue import mean_and_std
 from mini_undivided.model import MaskedLM, count_parameters
 from mini_undivided.pretrain import pretrain
 from mini_undivided.report.figures import plot_losses
+from mini_undivided.report.tables import plus_minus
 from mini_undivided.support.errors import UserError, is_first_process
 from mini_undivided.support.files import read_json, remove_temporaries
 from mini_undivided.support.options import (
@@ -39,7 +40,7 @@ def train(options, resume=False, place=(0, 1)):
 
     record = read_record(options.out) if resume else {}
     if record.get("status") == "finished":
-        print(f"{options.out} is finished; to train it further, start a new run with --init")
+        say(f"{options.out} is finished; to train it further, start a new run with --init")
         remove_temporaries(options.out)  # of a kill while loss.png was drawn
     else:
         record = pretrain(options, resume, announce, place)
@@ -95,8 +96,7 @@ def train_seeds(typed):
             if not train(options, resume, (seed, count)):
                 return False
         losses.append(read_record(out)["result"]["validation_loss"])
-    spread = f" ± {stdev(losses):.3f}" if count > 1 else ""
-    say(f"\n{count} seeds: validation loss {mean(losses):.3f}{spread} nats")
+    say(f"\n{count} seeds: validation loss {plus_minus(*mean_and_std(losses).values(), 3)} nats")
     return True
 
 
@@ -123,8 +123,10 @@ def describe(record, trainer, tokenizer):
         parameters += f"; an FFN in every layer would add {more:,} (+{share:.0%})"
     lengths = (("steps", ",d"), ("flops", ".3g"), ("minutes", "g"))
     length = next(f"{options[unit]:{form}} {unit}" for unit, form in lengths if options[unit])
-    muon = f"Muon up to {options['muon_lr']:g} for the matrices inside, for the rest "
-    muon *= options["optimizer"] == "muon"
+    optimizer = f"AdamW (peak learning rate {options['lr']:g})"
+    if options["optimizer"] == "muon":
+        optimizer = (f"Muon for the hidden weight matrices (peak learning rate "
+                     f"{options['muon_lr']:g}), {optimizer} for the rest")
     case = "cased" if is_cased(tokenizer) else "uncased"
     unit = "whole documents"
     if corpus["held_out_unit"] != "documents":
@@ -145,7 +147,7 @@ def describe(record, trainer, tokenizer):
         f"training    {length}, {options['mask_share']:.0%} of the tokens masked, "
         f"{'sequences are pairs, half of them random, ' * options['next_sentence']}"
         f"dropout {options['dropout']:g}, seed {options['seed']}",
-        f"optimizer   {muon}AdamW up to a learning rate of {options['lr']:g}",
+        f"optimizer   {optimizer}",
         f"device      {machine}"))
 
 
@@ -167,11 +169,12 @@ def ending(record):
         lines.append(f"without context the best model has {baseline['loss']:.3f} and "
                      f"{baseline['accuracy']:.1%}, at [MASK] {baseline['accuracy_at_mask']:.1%}: "
                      f"this one is {abs(gap):.2f} nats {side} it")
+    peak = result["peak_memory_bytes"]
+    memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""
     return "\n".join((
         *lines,
         f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, "
-        f"{result['tokens_per_second']:,.0f} tokens/s, "
-        f"peak memory {result['peak_memory_bytes'] / 1e6:,.0f} MB",
+        f"{result['tokens_per_second']:,.0f} tokens/s{memory}",
         f"written to {out}: model.safetensors, loss.png and more", show_fills(out)))
 
 
