@@ -2,9 +2,9 @@
 
 Letters: N sequences in a file, B in a batch, T tokens in a sequence, M of them to mask.
 
-Documents are tokenised once and strung together, a [SEP] after each; a sequence is the next T - 2
-tokens between [CLS] and [SEP]. So sequences are full, nothing is padding, and a sequence may begin
-in the middle of a document and run on into the next.
+Documents are tokenised once, in the pieces of `corpus.py`, and strung together, a [SEP] after each
+piece; a sequence is the next T - 2 tokens between [CLS] and [SEP]. So sequences are full, nothing
+is padding, and a sequence may begin in the middle of a document and run on into the next.
 
 Every random draw is a function of the seed and of the step (masks) or the epoch (order), and of
 nothing else. So a run resumes without having stored its place, and splitting a batch over
@@ -179,7 +179,8 @@ class TrainingData:
 def validation_batches(sequences, limit, rank=0, world=1, pairs=False):
     """Yield masked batches of at most `limit` sequences, spread over the file, the masks fixed.
 
-    pairs: for a model that has only seen pairs. None is random, so that losses still compare.
+    pairs: for a model that has only seen pairs. In all of them the second part follows the first,
+    so that losses are comparable with those of other runs.
     """
     count = min(limit, len(sequences))
     chosen = np.arange(count) * len(sequences) // count

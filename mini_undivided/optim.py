@@ -4,8 +4,8 @@ Letters: N matrices of one shape, of m rows and n columns.
 
 AdamW divides each weight's gradient by that weight's own typical gradient. Muon takes the gradient
 of a matrix as a whole and makes all its directions equally long, so that what is rare in it counts
-as much as what is common; `docs/study.md` says what that is worth. It is for the matrices
-inside the model; embeddings, biases and LayerNorms stay with AdamW.
+as much as what is common; `docs/study.md` says what that is worth. It is for the hidden weight
+matrices; embeddings, biases and LayerNorms stay with AdamW.
 """
 
 import torch
@@ -42,7 +42,7 @@ def adamw(parameters, lr, weight_decay=0.01):
 
 
 def muon_and_adamw(model, muon_lr, lr, dtype=torch.float32):
-    """Muon for the matrices inside a MaskedLM, AdamW for the rest → the two optimizers."""
+    """Muon for the hidden weight matrices of a MaskedLM, AdamW for the rest → the two."""
     matrices = [p for name, p in model.named_parameters()
                 if p.dim() == 2 and p.requires_grad and not name.startswith(OUTSIDE)]
     inside = set(matrices)

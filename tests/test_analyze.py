@@ -20,7 +20,6 @@ def test_the_whole_report(three, tmp_path):
     The tables are on the terminal and in report.md, the figures are not blank, and the numbers are
     in cka.json, probe.json and report.json.
     """
-    write_json(three / "noffn" / "train.json", {**read_json(three / "noffn" / "train.json")})
     result = {
         "name": "RTE",
         "from_scratch": False,

@@ -223,7 +223,7 @@ def test_per_text_is_another_question():
 def test_memory_stays_bounded():
     """However many batches there are, few rows wait at once.
 
-    Never more than a minibatch and a batch.
+    Never more than SHUFFLED minibatches and a batch.
     """
     pool, most = cka.Pool(8), 0
     for i in range(200):
