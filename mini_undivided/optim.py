@@ -42,7 +42,7 @@ def adamw(parameters, lr, weight_decay=0.01):
 
 
 def muon_and_adamw(model, muon_lr, lr, dtype=torch.float32):
-    """Muon for the hidden weight matrices of a MaskedLM, AdamW for the rest → the two."""
+    """Muon for the hidden weight matrices of a MaskedLM, AdamW for the rest → both."""
     matrices = [p for name, p in model.named_parameters()
                 if p.dim() == 2 and p.requires_grad and not name.startswith(OUTSIDE)]
     inside = set(matrices)
