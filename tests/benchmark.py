@@ -307,6 +307,10 @@ def has_gpu():
     return torch.cuda.is_available()
 
 
+def best_device():
+    return "cuda" if has_gpu() else "cpu"
+
+
 RESULTS = Path(__file__).parent.parent / "docs" / "results" / "quality.json"
 RATES = (5e-4, 1e-3, 2e-3)  # what the usual recipe is tried with; its best one counts
 
@@ -504,7 +508,7 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     from mini_undivided.support.machine import Machine
 
     *_, vocabulary, batch_size, T = size
-    machine = Machine.start("cuda" if has_gpu() else "cpu")
+    machine = Machine.start(best_device())
     tokenizer, tokens = random_text(vocabulary)
     training = data.TrainingData(data.Sequences(tokens, T, tokenizer), batch_size, seed=0)
     config = BertConfig(**step_config(size), ffn_layers=ffn_layers)
@@ -558,7 +562,7 @@ def their_step(size, seconds, compile):
     )
 
     *_, vocabulary, batch_size, T = size
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     torch.set_float32_matmul_precision("high")
     tokenizer, tokens = random_text(vocabulary)
     collate = DataCollatorForLanguageModeling(their_tokenizer(tokenizer))
@@ -778,8 +782,8 @@ def our_finetune(size, lengths, count):
     with tempfile.TemporaryDirectory() as run:
         Encoder(BertConfig(**{**step_config((*size, 0)), **dropout})).save_pretrained(run)
         save_tokenizer(random_text(vocabulary)[0], run)
-        device = "cuda" if has_gpu() else "cpu"
-        options = FinetuneOptions(run, "sst2", epochs=1, batch_size=size[-1], device=device)
+        options = FinetuneOptions(
+            run, "sst2", epochs=1, batch_size=size[-1], device=best_device())
         tuner = finetuning.Finetuner(options)
     train = [(ids, [0] * len(ids)) for ids in random_examples(lengths, count, vocabulary)]
     splits = {"train": Split([], np.arange(count) % 2)}
@@ -801,7 +805,7 @@ def their_finetune(size, lengths, count):
     )
 
     *_, vocabulary, batch_size = size
-    device = "cuda" if has_gpu() else "cpu"
+    device = best_device()
     collate = DataCollatorWithPadding(their_tokenizer(random_text(vocabulary)[0]))
     ids = random_examples(lengths, count, vocabulary)
     examples = [{"input_ids": each, "labels": i % 2} for i, each in enumerate(ids)]

@@ -108,6 +108,14 @@ def small_run(text, out, *more):
     ]
 
 
+def torchrun(*arguments):
+    """Run a script in two processes, to its end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True,
+                          env=environment, cwd=ROOT)
+
+
 def run_script(script, *arguments, cwd=ROOT):
     """Run train.py, finetune.py or analyze.py → the finished process, with its output as text."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]

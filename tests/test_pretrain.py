@@ -3,14 +3,12 @@
 import json
 import math
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import B, T, V, saved_by_them
+from helpers import B, T, V, saved_by_them, torchrun
 
 from mini_undivided import data, pretrain
 from mini_undivided.model import BertConfig, MaskedLM, PairedMaskedLM, flops_per_token
@@ -22,8 +20,6 @@ from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json
 from mini_undivided.support.machine import Machine
 from mini_undivided.tokenizer import load_tokenizer, save_tokenizer
-
-ROOT = Path(__file__).parent.parent
 
 
 def weights(out):
@@ -502,14 +498,6 @@ train(PretrainOptions(**json.loads(sys.argv[1])))
 threads = [file.read_text() for file in pathlib.Path("/proc/self/task").glob("*/comm")]
 assert not any("gloo" in name for name in threads), threads
 """
-
-
-def torchrun(*arguments):
-    """Run a script in two processes, to its end."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
-    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True,
-                          env=environment, cwd=ROOT)
 
 
 def test_an_error_of_the_first_process_ends_both(tmp_path):

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import fields, replace
 from itertools import combinations, pairwise
@@ -16,7 +13,7 @@ import pytest
 import scipy.stats
 import torch
 import transformers
-from helpers import SIZES, L, T, V, config
+from helpers import SIZES, L, T, V, config, torchrun
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -35,7 +32,6 @@ from mini_undivided.tokenizer import (
     train_tokenizer,
 )
 
-ROOT = Path(__file__).parent.parent
 WORDS = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole newt owl pig".split()
 RARE = "quail rook seal toad".split()  # in the second half of the held-out documents only
 TASK_ROWS, TASK_BATCH, TASK_EPOCHS = 47, 5, 3
@@ -516,13 +512,7 @@ def test_two_processes_validate_as_one_does(options, tmp_path):
     assert 64 < len(sequences) <= 128  # two batches
     script, together = tmp_path / "script.py", replace(options, out=str(tmp_path / "two"))
     script.write_text(SCRIPT)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc-per-node", "2", str(script), json.dumps(vars(together))],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
+    done = torchrun(script, json.dumps(vars(together)))
     assert done.returncode == 0, done.stderr
     two = read_json(Path(together.out) / "train.json")["result"]
     names = [name for name in one if name.startswith("validation_")]

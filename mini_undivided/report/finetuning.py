@@ -79,11 +79,11 @@ class Finetuner:
                 values.setdefault(name, []).append(value)
             print(f"{key}, seed {seed}: {in_words(scores)}", flush=True)
             if seed == 0 and options.predict:
-                def answer(part, split, model=model):
+                def predict(part, split, model=model):
                     examples = self.encode(split) if split else rows[part]
                     return glue.predict(model, examples, self.machine)
 
-                write_predictions(self.out, key, task, answer, options.data_dir)
+                write_predictions(self.out, key, task, predict, options.data_dir)
             if options.save:
                 self.save(model, key, seed)
         result = {

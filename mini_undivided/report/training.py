@@ -125,7 +125,7 @@ def describe(record, trainer, tokenizer):
     length = next(f"{options[unit]:{form}} {unit}" for unit, form in lengths if options[unit])
     optimizer = f"AdamW (peak learning rate {options['lr']:g})"
     if options["optimizer"] == "muon":
-        optimizer = (f"Muon for the hidden weight matrices (peak learning rate "
+        optimizer = ("Muon for the hidden weight matrices (peak learning rate "
                      f"{options['muon_lr']:g}), {optimizer} for the rest")
     case = "cased" if is_cased(tokenizer) else "uncased"
     unit = "whole documents"

@@ -187,10 +187,10 @@ def read_ax(data_dir):
     return Split(list(zip(rows["premise"], rows["hypothesis"], strict=True)), None)
 
 
-def write_predictions(out, key, task, answer, data_dir):
+def write_predictions(out, key, task, predict, data_dir):
     """Write a task's test predictions as the GLUE server takes them, and zip all that there are.
 
-    answer: a function, (part, Split or None for a part that was read already) → predictions.
+    predict: a function, (part, Split or None for a part that was read already) → predictions.
     """
     folder = out / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
@@ -199,8 +199,9 @@ def write_predictions(out, key, task, answer, data_dir):
         split = read_ax(data_dir) if part == "ax" else None
         if part == "ax" and split is None:
             continue
-        answers = answer(part, split)
-        lines = [task.labels[a] if task.labels else f"{min(5.0, max(0.0, a)):.3f}" for a in answers]
+        predictions = predict(part, split)
+        lines = [task.labels[each] if task.labels else f"{min(5.0, max(0.0, each)):.3f}"
+                 for each in predictions]
         body = "".join(f"{i}\t{line}\n" for i, line in enumerate(lines))
         write_text(folder / f"{name}.tsv", "index\tprediction\n" + body)
     with atomic(out / "submission.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:

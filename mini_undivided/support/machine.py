@@ -177,10 +177,10 @@ class Machine:
         dist.all_gather(everyone, tensor)
         return everyone
 
-    def in_turn(self, work):
-        """Do `work` in the first process, then in the others, which find it cached → its result.
+    def in_first(self, work):
+        """Do `work` in the first process → its result there, elsewhere None.
 
-        A UserError in the first one ends all of them.
+        A UserError ends all processes.
         """
         result = error = None
         if self.is_first:
@@ -190,6 +190,11 @@ class Machine:
                 error = its
         if self.add_up(torch.tensor(float(error is not None))):
             raise error or UserError("the first process ended with an error")
+        return result
+
+    def in_turn(self, work):
+        """Do `work` in the first process, then in the others, which find it cached → its result."""
+        result = self.in_first(work)
         return result if self.is_first else work()
 
     def distribute(self, model):

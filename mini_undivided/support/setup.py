@@ -58,11 +58,10 @@ def check_free(out, resume):
 @contextmanager
 def claimed(out, resume, machine):
     """Context: the run directory is this run's alone. UserError if it is taken."""
-    first = machine.is_first
-    claim = machine.in_turn(lambda: run_directory.claim(out) if first else None)
+    claim = machine.in_first(lambda: run_directory.claim(out))
     try:
         # once more: another process may have finished there
-        machine.in_turn(lambda: check_free(out, resume) if first else None)
+        machine.in_first(lambda: check_free(out, resume))
         yield
     finally:
         run_directory.release(claim)
