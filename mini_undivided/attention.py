@@ -12,11 +12,11 @@ from contextlib import ExitStack
 
 import torch
 
-from mini_undivided.model import attend
+from mini_undivided.model import attention
 
 STATISTICS = {
     "entropy": "entropy of a token's weights (nats)",
-    "distance": "mean distance to what is looked at (tokens)",
+    "distance": "mean distance attended to (tokens)",
     "self": "share on the token itself",
     "[CLS]": "share on [CLS]",
     "[SEP]": "share on [SEP]"}
@@ -31,11 +31,11 @@ def attention_weights(encoder, ids, mask=None, segments=None):
     """
     weights = []
 
-    def keep(attention, inputs):
+    def keep(layer, inputs):
         x, mask, _ = inputs
         eye = torch.eye(x.size(1), dtype=x.dtype, device=x.device)
-        q, k = attention.split(attention.query(x)), attention.split(attention.key(x))
-        weights.append(attend(q, k, eye, mask))  # (B, H, T, T)
+        q, k = layer.split_heads(layer.query(x)), layer.split_heads(layer.key(x))
+        weights.append(attention(q, k, eye, mask))  # (B, H, T, T)
 
     with ExitStack() as hooks:  # removes them at its end
         for layer in encoder.layers:
@@ -50,8 +50,8 @@ def attention_sums(weights, real, is_sep):
     weights (L, B, H, T, T); real, is_sep (B, T): True for tokens that are not padding, for [SEP].
     """
     T = weights.size(-1)
-    place = torch.arange(T, device=weights.device)
-    distance = (place[:, None] - place).abs().to(weights.dtype)  # (T, T)
+    position = torch.arange(T, device=weights.device)
+    distance = (position[:, None] - position).abs().to(weights.dtype)  # (T, T)
     rows = torch.stack((
         torch.special.entr(weights).sum(-1),  # - Σ w log w, and 0 for w = 0
         (weights * distance).sum(-1),

@@ -134,8 +134,8 @@ def collate(rows, machine):
         tensors[:, i, : lengths[i]] = torch.tensor(row)
     mask = None
     if min(lengths) < max(lengths):
-        mask = machine.move(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])  # (B, T)
-    ids, segments = (machine.move(tensor) for tensor in tensors)
+        mask = machine.to_device(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])  # (B, T)
+    ids, segments = (machine.to_device(tensor) for tensor in tensors)
     return ids, mask, segments
 
 
@@ -183,7 +183,7 @@ def train_epoch(model, optimizer, factors, batches, rows, labels, machine, bar):
         ids, mask, segments = collate([rows[i] for i in batch], machine)
         targets = torch.from_numpy(labels[batch])  # (B,)
         regression = targets.is_floating_point()
-        targets = machine.move(targets.float() if regression else targets)
+        targets = machine.to_device(targets.float() if regression else targets)
         with machine.autocast():
             logits = model(ids, mask, segments).float()  # (B, K)
         loss = F.mse_loss(logits[:, 0], targets) if regression else F.cross_entropy(logits, targets)

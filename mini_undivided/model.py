@@ -1,11 +1,11 @@
 """The BERT encoder (Devlin et al. 2019, 1810.04805), with an FFN in the layers that you choose.
 
-Letters: B sequences in a batch, T tokens in a sequence, C hidden size, H heads, D = C / H the
-width of a head, V words in the vocabulary, K labels. M positions are asked for: pretraining needs
-the last layer's output at the masked places only, so that queries are computed there alone; else M
-= T.
+Shapes: B sequences in a batch, T tokens in a sequence, C hidden size, H heads, D = C / H the
+width of a head, V words in the vocabulary, K labels. M query positions: pretraining needs the last
+layer's output at the masked positions only, so that layer computes no others; everywhere else all
+positions are queries, and M = T.
 
-A block is two sublayers, each followed by a residual and a LayerNorm ("post-norm"):
+A block is two sublayers, each inside a residual connection with a LayerNorm after it ("post-norm"):
 
     x = LayerNorm(x + Attention(x))      tokens exchange information
     x = LayerNorm(x + FFN(x))            each token by itself, by a feed-forward network
@@ -30,11 +30,10 @@ from mini_undivided.support.config import BertConfig  # noqa: F401 (users import
 from mini_undivided.support.errors import UserError
 
 
-def attend(q, k, v, mask=None, dropout=0.0):
+def attention(q, k, v, mask=None, dropout=0.0):
     """softmax(Q Kᵀ / √D) V, written out (Vaswani et al. 2017, 1706.03762).
 
-    q (B, H, M, D); k, v (B, H, T, D); mask (B, 1, 1, T), True where a token may be looked at →
-    (B, H, M, D). The dot product of two vectors of D independent numbers of variance 1 has variance
+    q (B, H, M, D); k, v (B, H, T, D); mask (B, 1, 1, T), True at real tokens → (B, H, M, D). The dot product of two vectors of D independent numbers of variance 1 has variance
     D: divided by √D the scores keep a variance of 1, and softmax is not yet so sharp that its
     gradient vanishes.
     """
@@ -47,12 +46,12 @@ def attend(q, k, v, mask=None, dropout=0.0):
     return F.dropout(weights, dropout) @ v
 
 
-def attend_fast(q, k, v, mask=None, dropout=0.0):
-    """The same as `attend`, by PyTorch's fused kernel, which never stores the (M, T) weights."""
+def fused_attention(q, k, v, mask=None, dropout=0.0):
+    """The same as `attention`, by PyTorch's fused kernel, which never stores the (M, T) weights."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
-def pick(x, positions):
+def gather(x, positions):
     """The vectors of x (B, T, C) at positions (B, M) → (B, M, C)."""
     return x.gather(1, positions[:, :, None].expand(-1, -1, x.size(-1)))
 
@@ -70,21 +69,22 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.norm = nn.LayerNorm(C, eps=config.layer_norm_eps)
 
-    def split(self, x):
-        """One vector a token → one a token and head."""
+    def split_heads(self, x):
+        """One vector per token → one per token and head."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, T, C) → (B, H, T, D)
 
     def forward(self, x, mask=None, positions=None):
         """x (B, T, C), mask (B, 1, 1, T) → (B, T, C); at `positions` (B, M) alone → (B, M, C)."""
-        asked = x if positions is None else pick(x, positions)
-        q, k, v = self.split(self.query(asked)), self.split(self.key(x)), self.split(self.value(x))
+        queries = x if positions is None else gather(x, positions)  # (B, M, C)
+        q = self.split_heads(self.query(queries))  # (B, H, M, D)
+        k, v = self.split_heads(self.key(x)), self.split_heads(self.value(x))  # (B, H, T, D)
         dropout = self.attention_dropout if self.training else 0.0
         # The fused kernel has no fast dropout on a CPU; on Apple's GPUs it errs with few queries in
         # some versions of PyTorch (https://github.com/pytorch/pytorch/issues/181133).
-        plain = x.device.type == "mps" or (dropout and x.device.type == "cpu")
-        form = attend if plain else attend_fast
-        y = form(q, k, v, mask, dropout).transpose(1, 2).flatten(2)  # (B, H, M, D) → (B, M, C)
-        return self.norm(asked + self.dropout(self.output(y)))
+        written_out = x.device.type == "mps" or (dropout and x.device.type == "cpu")
+        attend = attention if written_out else fused_attention
+        y = attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)  # (B, H, M, D) → (B, M, C)
+        return self.norm(queries + self.dropout(self.output(y)))
 
 
 class FeedForward(nn.Module):
@@ -99,11 +99,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x):
         """x (B, T, C) → (B, T, C)."""
-        return self.norm(x + self.dropout(self.gelu_down(self.up(x))))
-
-    def gelu_down(self, y):
-        """The activation and the second linear map: (B, T, intermediate_size) → (B, T, C)."""
-        return self.down(F.gelu(y))
+        return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
 
 
 class Block(nn.Module):
@@ -145,16 +141,36 @@ class Embeddings(nn.Module):
         return self.dropout(self.norm(x))
 
 
+def sines_and_cosines(T, C):
+    """A vector for each of T positions, (T, C): waves of C / 2 lengths from 2π to 2π · 10,000.
+
+    Vaswani et al. 2017, 1706.03762, section 3.5. Near positions have similar vectors, and the dot
+    product of two depends on their distance alone.
+    """
+    frequencies = 10_000 ** (-torch.arange(0, C, 2) / C)
+    angles = torch.arange(T)[:, None] * frequencies  # (T, ⌈C / 2⌉)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :C]  # (T, C)
+
+
 def initialise(model):
     """Normal weights of standard deviation `initializer_range`; biases 0, norms 1.
 
-    As in `transformers`, except that there the vector of [PAD] is 0 (no token attends to it).
+    As in `transformers`, except that there the vector of [PAD] is 0 (no token attends to it), and
+    that position vectors are as random as the others. Here they begin as sines and cosines, and
+    2.5 times as large as the vectors of words, so that attention finds a token's neighbours
+    without having to learn for each position anew where these are. Like all weights they are
+    trained.
     """
+    std = model.config.initializer_range
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=model.config.initializer_range)
+            nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, Embeddings):
+            waves = sines_and_cosines(*module.position.weight.shape)  # of deviation √½
+            module.position.weight.data.copy_(2.5 * std * math.sqrt(2) * waves)
 
 
 class Encoder(Pretrained):
@@ -190,7 +206,7 @@ class Encoder(Pretrained):
 
 
 class MaskedLM(Pretrained):
-    """The encoder and a head that names the masked words.
+    """The encoder and a head that predicts the masked words.
 
     The head's output matrix is the matrix of word vectors again ("tied"): a word is likely where
     the head's vector points in the direction of the word's. A layer (dense, GELU, norm) comes
@@ -212,34 +228,12 @@ class MaskedLM(Pretrained):
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
         """→ logits (B, T, V); with `positions` (B, M), of these positions only, (B, M, V)."""
         x = self.encoder(input_ids, attention_mask, token_type_ids, positions=positions)
-        return self.name_tokens(x)
+        return self.lm_head(x)
 
-    def name_tokens(self, states):
+    def lm_head(self, states):
         """The encoder's states (B, M, C) → logits (B, M, V)."""
         x = self.head.norm(F.gelu(self.head.dense(states)))
         return F.linear(x, self.encoder.embeddings.word.weight, self.head.bias)
-
-
-class PairedMaskedLM(MaskedLM):
-    """MaskedLM with BERT's other head: is the second part of a sequence from somewhere else?
-
-    It reads [CLS] through a pooler, as classifiers do (Devlin et al. 2019, section 3.1, task 2).
-    """
-
-    architecture = "BertForPreTraining"
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-        self.next = nn.Linear(config.hidden_size, 2)
-        initialise(self)
-
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None, *, positions):
-        """→ logits of the masked places (B, M, V), and of the pairs, (B, 2): follows, is random."""
-        asked = F.pad(positions, (1, 0))  # (B, M) → (B, 1 + M), [CLS] first
-        states = self.encoder(input_ids, attention_mask, token_type_ids, positions=asked)
-        pooled = torch.tanh(self.pooler(states[:, 0]))  # (B, C)
-        return self.name_tokens(states[:, 1:]), self.next(pooled)
 
 
 class SequenceClassifier(Pretrained):
@@ -267,25 +261,27 @@ class SequenceClassifier(Pretrained):
         return self.classifier(self.dropout(pooled))
 
 
+# Not needed at first reading: what a model costs.
+
 def count_parameters(config, model_class=MaskedLM):
     """The number of parameters of a model; "meta" tensors have a shape, but take no memory."""
     with torch.device("meta"):
         return sum(p.numel() for p in model_class(config).parameters())
 
 
-def flops_per_token(config, seq_len, asked=None):
+def flops_per_token(config, seq_len, num_masked=None):
     """FLOPs of a training step for each of its tokens, matrix multiplications only.
 
-    Two for each multiply-add, once forward and twice backward. asked: the number of masked
-    positions in a sequence, where alone the head and the last layer's queries and FFN are computed.
+    Two for each multiply-add, once forward and twice backward. num_masked: the masked positions
+    of a sequence, where alone the head and the last layer's queries and FFN are computed.
     """
     C, V, L = config.hidden_size, config.vocab_size, config.num_hidden_layers
-    share = 1.0 if asked is None else asked / seq_len
+    ratio = 1.0 if num_masked is None else num_masked / seq_len
     total = 0.0
     for i in range(L):
-        here = share if i == L - 1 else 1.0
+        queries = ratio if i == L - 1 else 1.0
         # Keys and values; queries, output, QKᵀ and ·V.
-        total += 2 * C * C + here * (2 * C * C + 2 * seq_len * C)
-        total += here * 2 * C * config.intermediate_size if i in config.ffn_layers else 0.0
-    total += share * (C * C + V * C)  # the head
+        total += 2 * C * C + queries * (2 * C * C + 2 * seq_len * C)
+        total += queries * 2 * C * config.intermediate_size if i in config.ffn_layers else 0.0
+    total += ratio * (C * C + V * C)  # the head
     return 6 * total

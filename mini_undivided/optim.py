@@ -1,6 +1,6 @@
 """From gradients to weights: two optimizers, and the learning rate over a run.
 
-Letters: N matrices of one shape, of m rows and n columns.
+Shapes: N matrices of one shape, of m rows and n columns.
 
 AdamW divides each weight's gradient by that weight's own typical gradient. Muon takes the gradient
 of a matrix as a whole and makes all its directions equally long, so that what is rare in it counts
@@ -10,8 +10,8 @@ matrices; embeddings, biases and LayerNorms stay with AdamW.
 
 import torch
 
-WARMUP = 0.1  # share of the run in which the learning rate rises
-OUTSIDE = ("encoder.embeddings.", "next.")  # matrices from words, and to two classes: AdamW's
+WARMUP = 0.1  # of the run: where the learning rate rises
+HIDDEN = ("encoder.layers.", "head.", "pooler.")  # modules whose weight matrices are Muon's
 STEPS = 5  # of the iteration in `orthogonalise`
 
 
@@ -44,9 +44,9 @@ def adamw(parameters, lr, weight_decay=0.01):
 def muon_and_adamw(model, muon_lr, lr, dtype=torch.float32):
     """Muon for the hidden weight matrices of a MaskedLM, AdamW for the rest → both."""
     matrices = [p for name, p in model.named_parameters()
-                if p.dim() == 2 and p.requires_grad and not name.startswith(OUTSIDE)]
-    inside = set(matrices)
-    rest = [p for p in model.parameters() if p not in inside]
+                if p.dim() == 2 and p.requires_grad and name.startswith(HIDDEN)]
+    hidden = set(matrices)
+    rest = [p for p in model.parameters() if p not in hidden]
     return [Muon(matrices, muon_lr, dtype), adamw(rest, lr)]
 
 

@@ -27,7 +27,7 @@ from mini_undivided.support.files import (
     write_text,
 )
 from mini_undivided.support.machine import Machine
-from mini_undivided.support.probe_tasks import glue_task, text_tasks, treebank_task
+from mini_undivided.probe_tasks import glue_task, text_tasks, treebank_task
 from mini_undivided.support.run_directory import (
     check_finished,
     read_record,

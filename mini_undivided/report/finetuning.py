@@ -127,7 +127,8 @@ class Finetuner:
 
     def make_model(self, task):
         """The run's encoder, or with --from-scratch a fresh one, under a fresh head."""
-        model = self.machine.place(SequenceClassifier(self.config, max(1, len(task.labels))))
+        model = SequenceClassifier(self.config, max(1, len(task.labels)))
+        model.to(self.machine.device)
         if not self.options.from_scratch:
             model.encoder.load_state_dict(self.encoder.state_dict())
             if self.pooler:

@@ -12,9 +12,9 @@ import torch
 from mini_undivided.corpus import held_out, open_corpus, sentences
 from mini_undivided.glue import mean_and_std
 from mini_undivided.model import MaskedLM, count_parameters
-from mini_undivided.pretrain import pretrain
 from mini_undivided.report.figures import plot_losses
 from mini_undivided.report.tables import plus_minus
+from mini_undivided.run import pretrain
 from mini_undivided.support.errors import UserError, is_first_process
 from mini_undivided.support.files import read_json, remove_temporaries
 from mini_undivided.support.options import (
@@ -29,21 +29,18 @@ from mini_undivided.tokenizer import is_cased, load_tokenizer, special_ids
 DEFAULT_RUNS = Path(__file__).parent / "default_runs.json"  # made by docs/study.py
 
 
-def train(options, resume=False, place=(0, 1)):
-    """Pretrain, print plan and results, and draw loss.png → whether the run finished.
+def train(options, resume=False):
+    """Pretrain, print plan and results, and draw loss.png → whether the run finished."""
 
-    place: how many replicates are over, and how many there are.
-    """
-
-    def announce(record, trainer, tokenizer):
-        print(describe(record, trainer, tokenizer), flush=True)
+    def announce(record, run, tokenizer):
+        print(describe(record, run, tokenizer), flush=True)
 
     record = read_record(options.out) if resume else {}
     if record.get("status") == "finished":
         say(f"{options.out} is finished; to train it further, start a new run with --init")
         remove_temporaries(options.out)  # of a kill while loss.png was drawn
     else:
-        record = pretrain(options, resume, announce, place)
+        record = pretrain(options, resume, announce)
     if is_first_process():
         made = record["options"]
         plot_losses(options.out, record.get("baseline"), usual_losses(made),
@@ -93,7 +90,7 @@ def train_seeds(typed):
             check_replicate(options, wanted)
         if not resume or read_record(out)["status"] != "finished":
             say(f"\nrun {seed + 1} of {count}, seed {seed}: {out}\n")
-            if not train(options, resume, (seed, count)):
+            if not train(options, resume):
                 return False
         losses.append(read_record(out)["result"]["validation_loss"])
     say(f"\n{count} seeds: validation loss {plus_minus(*mean_and_std(losses).values(), 3)} nats")
@@ -106,13 +103,11 @@ def say(text):
         print(text, flush=True)
 
 
-def describe(record, trainer, tokenizer):
+def describe(record, run, tokenizer):
     """What a run is going to do, for people, as lines of text."""
-    options, corpus, config = record["options"], record["corpus"], trainer.model.config
-    stages, machine = trainer.stages, trainer.machine
-    plan = stages[-1].plan
-    shorter = ", ".join(f"{stage.length} up to {stage.end:.0%} of the run" for stage in stages[:-1])
-    whole = count_parameters(replace(config, ffn_layers=None), type(trainer.model))
+    options, corpus, config = record["options"], record["corpus"], run.model.config
+    size, at_once, processes = run.batches.size, run.micro_batch, run.machine.world_size
+    whole = count_parameters(replace(config, ffn_layers=None), type(run.model))
     more = whole - record["parameters"]
     layers, kept, seq_len = config.num_hidden_layers, config.ffn_layers, options["seq_len"]
     ffns = f"FFNs in layers {', '.join(map(str, kept))}"
@@ -140,15 +135,14 @@ def describe(record, trainer, tokenizer):
         f"tokenizer   WordPiece, {case}, {tokenizer.get_vocab_size():,} entries",
         f"model       {layers} layers, {config.hidden_size} wide, "
         f"{config.num_attention_heads} heads, {ffns}: {parameters}",
-        f"compute     {plan.flops / 1e6:,.2f} million FLOPs a token, forward and backward",
-        f"batch       {plan.size * seq_len:,} tokens = {plan.size} sequences of {seq_len} = "
-        f"{plan.micro} at once × {plan.accumulation} accumulated × {machine.world} process(es)",
-        f"lengths     {shorter + ', then ' if shorter else ''}{seq_len} tokens a sequence",
-        f"training    {length}, {options['mask_share']:.0%} of the tokens masked, "
+        f"compute     {run.flops_per_token / 1e6:,.2f} million FLOPs per token, forward and backward",
+        f"batch       {size * seq_len:,} tokens = {size} sequences of {seq_len} = {at_once} at once "
+        f"× {size // at_once // processes} accumulated × {processes} process(es)",
+        f"training    {length}, {options['mlm_probability']:.0%} of the tokens masked, "
         f"{'sequences are pairs, half of them random, ' * options['next_sentence']}"
         f"dropout {options['dropout']:g}, seed {options['seed']}",
         f"optimizer   {optimizer}",
-        f"device      {machine}"))
+        f"device      {run.machine}"))
 
 
 def ending(record):

@@ -199,7 +199,7 @@ def write_weights(folder, tensors):
 def save_trainer(trainer):
     """Write a run's checkpoint: what --resume reads first, then the weights that others read."""
     random = trainer.machine.gather(trainer.machine.random_state())
-    if trainer.machine.is_first:
+    if trainer.machine.is_main:
         optimizers = [each.state_dict() for each in trainer.optimizers]
         state = {"model": trainer.model.state_dict(), "optimizer": optimizers,
                  "random": random, **asdict(trainer.state)}
@@ -218,7 +218,7 @@ def load_trainer(trainer):
     if state.step and not all(optimizer.state for optimizer in trainer.optimizers):
         raise UserError(f"{trainer.out}/training_state.pt: an optimizer's state is empty")
     machine.set_random_state(random[machine.rank % len(random)])
-    if machine.is_first:
+    if machine.is_main:
         truncate_log(trainer.out, trainer.state.step)
 
 

@@ -13,7 +13,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 
 def speed_up():
@@ -29,25 +28,6 @@ def speed_up():
 def is_plain():
     """Whether the tricks of this module are switched off."""
     return os.environ.get("MINI_UNDIVIDED_CPU") == "plain"
-
-
-class Recomputing:
-    """A feed-forward sublayer whose backward pass computes the GELU again instead of storing it.
-
-    That is cheap, and the GELU's output would be a quarter of what a layer stores.
-    """
-
-    def gelu_down(self, y):
-        """As FeedForward.gelu_down."""
-        return checkpoint(super().gelu_down, y, use_reentrant=False, preserve_rng_state=False)
-
-
-def save_memory(model):
-    """Let every feed-forward sublayer of a model be `Recomputing` → the model."""
-    for module in () if is_plain() else model.modules():
-        if hasattr(module, "gelu_down") and not isinstance(module, Recomputing):
-            module.__class__ = type(type(module).__name__, (Recomputing, type(module)), {})
-    return model
 
 
 def keep_memory():

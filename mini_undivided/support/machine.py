@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ PEAK_FLOPS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """A device, the autocast type `dtype`, and this process's `rank` among torchrun's `world`.
+    """A device, the autocast type `dtype`, and this process's `rank` of torchrun's `world_size`.
 
     `matmul` names the library that multiplies matrices: two of them differ by rounding, and
     rounding has turned the sign of a small difference between runs.
@@ -34,21 +35,22 @@ class Machine:
     device: torch.device
     dtype: torch.dtype = torch.float32
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     matmul: str = "PyTorch"
 
     @classmethod
     def start(cls, device="auto", dtype="auto"):
         """Choose device (auto, cpu, cuda, mps) and precision (auto, float32, bfloat16) → Machine.
 
-        "auto" takes CUDA, then Apple's MPS, then the CPU; bfloat16 only on a GPU that supports it,
-        since CPUs without it are slower with it. On CUDA, float32 matrix multiplications use TF32.
+        "auto" takes CUDA, else the CPU, and bfloat16 only on a GPU that supports it. An Apple GPU
+        is used on request: nothing was measured there. On CUDA, float32 matrix multiplications use
+        TF32.
         Joins torchrun's process group. Raises UserError if the machine lacks what was asked for.
         """
-        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        mps = torch.backends.mps.is_available() and world == 1
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        mps = torch.backends.mps.is_available() and world_size == 1
         if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
             advice = "use --device cpu, or install a CUDA build"
             raise UserError(f"--device cuda: this PyTorch sees no CUDA GPU; {advice}")
@@ -67,7 +69,7 @@ class Machine:
             device = f"cuda:{number}"
             torch.cuda.set_device(device)
             torch.set_float32_matmul_precision("high")
-        if world > 1 and not dist.is_initialized():
+        if world_size > 1 and not dist.is_initialized():
             # DDP imports this. If the group exists by then, default arguments in it keep the group
             # alive, gloo's threads outlive `destroy_process_group`, and some runs end in an abort.
             from torch.distributed import nn  # noqa: F401
@@ -75,12 +77,12 @@ class Machine:
             # gloo carries the few numbers that the CPU needs every step: no waiting for the GPU.
             backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
             dist.init_process_group(backend, timeout=timedelta(hours=4))
-        return cls(torch.device(device), getattr(torch, dtype), rank, world, matmul)
+        return cls(torch.device(device), getattr(torch, dtype), rank, world_size, matmul)
 
     def __str__(self):
         name = torch.cuda.get_device_name(self.device) if self.on_gpu else self.device.type
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        processes = f", {self.world} processes" if self.world > 1 else ""
+        processes = f", {self.world_size} processes" if self.world_size > 1 else ""
         precision = str(self.dtype).removeprefix("torch.")
         return f"{name}{threads}{processes}, {precision}, matrix multiplication by {self.matmul}"
 
@@ -97,9 +99,9 @@ class Machine:
 
     @property
     def compiles(self):
-        """Whether torch.compile works on the GPU: with Triton, for NVIDIA's from 2017 on."""
-        known = self.on_gpu and find_spec("triton") is not None
-        return known and torch.cuda.get_device_capability(self.device) >= (7, 0)
+        """Whether torch.compile works on the GPU: with Triton and a C compiler, from 2017 on."""
+        builds = find_spec("triton") is not None and any(map(shutil.which, ("gcc", "cc", "clang")))
+        return self.on_gpu and builds and torch.cuda.get_device_capability(self.device) >= (7, 0)
 
     @property
     def quick_dtype(self):
@@ -107,15 +109,27 @@ class Machine:
         quick = cpu.multiplies_bfloat16() if self.device.type == "cpu" else self.on_gpu
         return torch.bfloat16 if quick else torch.float32
 
-    def move(self, tensor):
+    def to_device(self, tensor):
         """Copy a CPU tensor to the device; to a GPU from pinned memory, without waiting for it."""
         if not self.on_gpu:
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def place(self, model):
-        """Move a model to the device; on a CPU let it save memory."""
-        return model.to(self.device) if self.device.type != "cpu" else cpu.save_memory(model)
+    def batch_to_device(self, batch):
+        """A batch, a named tuple of CPU tensors, on the device."""
+        return type(batch)(*map(self.to_device, batch))
+
+    def compile(self, model):
+        """torch.compile for a run whose shapes never change: one graph."""
+        torch.compiler.reset()  # PyTorch stops compiling after eight graphs of one function
+        return torch.compile(model, dynamic=False)
+
+    @property
+    def tokens_at_once(self):
+        """The tokens of a micro-batch that fit: those of BERT-Base take 1 GB a thousand at most."""
+        if not self.on_gpu:
+            return 4096
+        return max(4096, torch.cuda.get_device_properties(self.device).total_memory // 2**30 * 820)
 
     def peak_flops(self):
         """The GPU's dense bfloat16 peak in FLOP/s by its name, or None if it is not known."""
@@ -128,7 +142,7 @@ class Machine:
     def utilisation(self, flops):
         """FLOP/s of all processes as a share of the peak (MFU), in words; "" if unknown."""
         peak = self.peak_flops()
-        return f", {flops / self.world / peak:.1%} MFU" if peak else ""
+        return f", {flops / self.world_size / peak:.1%} MFU" if peak else ""
 
     def peak_memory(self):
         """The most memory held so far, in bytes: the GPU's if there is one, else the process's.
@@ -159,51 +173,51 @@ class Machine:
     # Several processes. With one of them, each of these does nothing.
 
     @property
-    def is_first(self):
+    def is_main(self):
         """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
-    def add_up(self, tensor):
+    def all_reduce(self, tensor):
         """The sum of a CPU tensor over all processes, in place."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, tensor):
         """A list of every process's CPU tensor; all have the same shape."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [tensor]
-        everyone = [torch.empty_like(tensor) for _ in range(self.world)]
+        everyone = [torch.empty_like(tensor) for _ in range(self.world_size)]
         dist.all_gather(everyone, tensor)
         return everyone
 
-    def in_first(self, work):
-        """Do `work` in the first process → its result there, elsewhere None.
+    def in_main(self, work):
+        """Do `work` in the main process, rank 0 → its result there, elsewhere None.
 
         A UserError ends all processes.
         """
         result = error = None
-        if self.is_first:
+        if self.is_main:
             try:
                 result = work()
             except UserError as its:
                 error = its
-        if self.add_up(torch.tensor(float(error is not None))):
-            raise error or UserError("the first process ended with an error")
+        if self.all_reduce(torch.tensor(float(error is not None))):
+            raise error or UserError("the main process ended with an error")
         return result
 
-    def in_turn(self, work):
-        """Do `work` in the first process, then in the others, which find it cached → its result."""
-        result = self.in_first(work)
-        return result if self.is_first else work()
+    def main_first(self, work):
+        """Do `work` in the main process, then in the others, which find it cached → its result."""
+        result = self.in_main(work)
+        return result if self.is_main else work()
 
     def distribute(self, model):
         """The model under DDP, which averages gradients over the processes."""
-        return DistributedDataParallel(model) if self.world > 1 else model
+        return DistributedDataParallel(model) if self.world_size > 1 else model
 
     def synchronise(self, model, now):
         """Context: gradients travel between processes only if `now`, after the last micro-batch."""
-        return nullcontext() if now or self.world == 1 else model.no_sync()
+        return nullcontext() if now or self.world_size == 1 else model.no_sync()
 
     def close(self):
         """Leave torchrun's process group. Nothing may refer to a DDP model any more.
@@ -211,7 +225,7 @@ class Machine:
         DDP keeps the group. Whoever lets go of it last waits for gloo's threads: DDP would do so
         holding the lock of Python's interpreter, for which such a thread may be waiting, for ever.
         """
-        if self.world > 1:
+        if self.world_size > 1:
             dist.destroy_process_group()
 
 

@@ -30,14 +30,13 @@ PRESETS = {
                   batch_tokens=8192, steps=20000, lr=5e-4),
     "medium": dict(layers=8, hidden_size=512, heads=8, vocab_size=16384, seq_len=128,
                    batch_tokens=16384, steps=50000, lr=4e-4),
-    "base": dict(layers=12, hidden_size=768, heads=12, vocab_size=30522, seq_len=128,
-                 batch_tokens=131072, steps=100000, lr=3e-4)}
+    "base": dict(layers=12, hidden_size=768, heads=12, vocab_size=30528, seq_len=128,
+                 batch_tokens=131072, steps=100000, lr=3e-4)}  # BERT's 30,522 to a multiple of 8
 GLUE_TASKS = "cola sst2 mrpc stsb qqp mnli qnli rte wnli"
 DOCS_TASKS = "docs-library docs-next"
 DEVICES, DTYPES = ("auto", "cpu", "cuda", "mps"), ("auto", "float32", "bfloat16")
 RUN_HELP = "a run directory, a Hugging Face BERT, or its id on the hub"
 PRESET = "the preset's"  # what --help says of a default
-SHORTEST = 16  # tokens in the sequences that a run begins with
 PRECISION = "of matrix multiplications; auto: bfloat16 on GPUs that support it"
 
 
@@ -126,11 +125,8 @@ class PretrainOptions(Checked):
     cased: bool = option(False, "keep capital letters and accents")
     seq_len: int = option(
         64, "tokens in a sequence", "N", least=8, most=2**16, unset=PRESET)
-    short_first: float = option(
-        0.3, "share of the run with 16 tokens a sequence, which are doubled after that; the model "
-        "learns sooner; 0: --seq-len from the start", "P", least=0, most=0.99)
-    mask_share: float = option(
-        0.4, "share of the tokens that training hides; BERT's is 0.15, and validation's always",
+    mlm_probability: float = option(
+        0.4, "how many of the tokens training masks; BERT's is 0.15, and validation's always",
         "P", least=0.01, most=0.9)
     next_sentence: bool = option(
         False, "also learn whether the second part of a sequence follows the first, as BERT did: "
@@ -204,7 +200,7 @@ class TrainShortcuts:
 TRAIN_GROUPS = {
     "model": "preset no_ffn ffn_every ffn_layers layers hidden_size heads ffn_size init",
     "text": "corpus tokenizer vocab_size cased",
-    "training": "seq_len short_first mask_share next_sentence batch_tokens micro_batch steps flops "
+    "training": "seq_len mlm_probability next_sentence batch_tokens micro_batch steps flops "
                 "minutes optimizer muon_lr lr init_std dropout seed seeds resume",
     "machine": "device dtype compile out"}
 
@@ -351,7 +347,6 @@ SIZES = {
     "ffn_size": "intermediate_size", "vocab_size": "vocab_size", "init_std": "initializer_range"}
 EXCLUSIVE = (("no_ffn", "ffn_every", "ffn_layers"), ("steps", "flops", "minutes"),
              ("seed", "seeds"), ("resume", "seeds"))
-OLD_RECIPE = {"optimizer": "adamw", "mask_share": 0.15, "init_std": 0.02}  # of version 0.1.0
 MAY_CHANGE = ("device", "dtype", "compile", "micro_batch")  # when a run is resumed
 
 
@@ -388,9 +383,6 @@ def refuse_idle(typed, options):
     """Raise UserError if an option was typed that does nothing beside the others."""
     if "muon_lr" in typed and options.optimizer == "adamw":
         raise UserError("--muon-lr does nothing with --optimizer adamw: leave one of them out")
-    if typed.get("short_first") and options.seq_len <= SHORTEST:
-        raise UserError(f"--short-first does nothing with sequences of {options.seq_len} tokens: "
-                        f"it begins with {SHORTEST}")
 
 
 def every_kth(layers, k):
@@ -403,10 +395,10 @@ def resume_options(typed):
     out = typed.get("out") or train_options(typed).out
     if not (Path(out) / "train.json").exists():
         raise UserError(f"there is no run to resume in {out}; name it with --out")
-    record = read_record(out)
-    saved = {**OLD_RECIPE, **record["options"], "out": out}
-    if saved.get("ffn_layers") == "as saved":  # as version 0.1.0 wrote it
-        saved["ffn_layers"] = None
+    saved = {**read_record(out)["options"], "out": out}
+    if saved.keys() != {each.name for each in fields(PretrainOptions)}:
+        raise UserError(f"the run in {out} was started by another version of mini_undivided, with "
+                        "another recipe: resume it with that version, or start a new run")
     changes = {name: typed[name] for name in MAY_CHANGE if name in typed}
     with reading(Path(out) / "train.json"):
         options = PretrainOptions(**saved | changes)

@@ -1,0 +1,258 @@
+"""From options to a run, read from top to bottom: `pretrain` is what train.py calls.
+
+Options are checked; text, tokenizer and token files are found or made; a model, its optimizers and
+its batches are built; the loop trains; results are written.
+"""
+
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mini_undivided.corpus import open_corpus
+from mini_undivided.data import Sequences, TrainingBatches, context_free_baseline
+from mini_undivided.model import BertConfig, count_parameters, flops_per_token
+from mini_undivided.optim import adamw, muon_and_adamw
+from mini_undivided.pairs import PAIRS, pair_accuracy
+from mini_undivided.pretrain import FULL_TOKENS, Objective, Run, WithLoss, train, validate
+from mini_undivided.support import run_directory
+from mini_undivided.support.checkpoint import load_trainer
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import check_writable, read_json, write_json
+from mini_undivided.support.machine import Machine
+from mini_undivided.support.overlap import shared_words
+from mini_undivided.tokenizer import check_fits, load_tokenizer, opens_word, save_tokenizer
+from mini_undivided.tokens import cached_tokenizer, tokenize
+
+
+def pretrain(options, resume=False, announce=None):
+    """Pretrain as PretrainOptions say → the dictionary that train.json holds.
+
+    announce: called as announce(record, run, tokenizer) in the first process before training
+    begins. Raises UserError.
+    """
+    check(options, resume)
+    machine = Machine.start(options.device, options.dtype)
+    torch.manual_seed(options.seed)
+    corpus, tokenizer, tokens = machine.main_first(lambda: prepare_text(options, resume))
+    run = make_run(options, machine, tokens, tokenizer)
+    record = make_record(run, corpus, tokens, tokenizer)
+    with claimed(options.out, resume, machine):  # from here on nobody else writes there
+        if resume:
+            load_trainer(run)
+        if machine.is_main:
+            if announce:
+                announce(record, run, tokenizer)
+            begin(record, tokenizer, resume)
+        record["status"] = train(run)
+        if record["status"] == "finished":
+            record["result"] = {**result(run), "baseline": record["baseline"]}
+        if machine.is_main:
+            write_json(run.out / "train.json", record)
+    del run  # DDP has to go before the process group does
+    machine.close()
+    return record
+
+
+# Options.
+
+def check(options, resume):
+    """Raise UserError if options do not fit together, or if `out` cannot be written or is taken."""
+    if not options.out:
+        raise UserError("the run directory has no name: give one with --out")
+    if [options.steps, options.flops, options.minutes].count(None) != 2:
+        raise UserError("a run has one length: give one of steps, flops and minutes")
+    check_writable(options.out)
+    check_free(options.out, resume)
+    if resume and not (Path(options.out) / "training_state.pt").exists():
+        raise UserError(f"{options.out} has no checkpoint yet: start it again without --resume")
+    if options.init:
+        run_directory.check_finished(options.init)
+    limit = make_config(options, options.vocab_size).max_position_embeddings
+    if options.seq_len > limit:
+        raise UserError(f"--seq-len {options.seq_len} is longer than the model's {limit} positions")
+
+
+def check_free(out, resume):
+    """Raise UserError if a new run would destroy another one."""
+    if not resume and run_directory.has_checkpoint(out):
+        advice = "resume it with --resume, or choose another folder with --out"
+        raise UserError(f"{out} already holds a run: {advice}")
+
+
+# Text.
+
+def prepare_text(options, resume):
+    """Find corpus, load or train tokenizer, write token files → Corpus, Tokenizer, Tokens.
+
+    Raises UserError if the text or the tokenizer of a resumed run has changed.
+    """
+    record = run_directory.read_record(options.out) if resume else None
+    corpus = open_corpus(options.corpus, record and record["corpus"]["fingerprint"])
+    if record:
+        tokenizer = load_tokenizer(options.out)
+    elif options.init or options.tokenizer:
+        tokenizer = load_tokenizer(options.init or options.tokenizer, options.cased)
+    else:
+        tokenizer = cached_tokenizer(corpus, options.vocab_size, options.cased)
+    if record and corpus.fingerprint != record["corpus"]["fingerprint"]:
+        raise UserError(f"the text of {' '.join(options.corpus)} is not that which the run in "
+                        f"{options.out} was started with: put it back, or start a new run")
+    tokens = tokenize(corpus, tokenizer)
+    saved = record["corpus"].get("tokens", tokens.count) if record else tokens.count
+    if saved != tokens.count:
+        raise UserError(f"the text of the run in {options.out} now has {tokens.count:,} tokens "
+                        f"instead of {saved:,}: its tokenizer has changed; start a new run")
+    overlap(tokens, tokenizer)  # here, since the main process prepares the text first
+    return corpus, tokenizer, tokens
+
+
+def overlap(tokens, tokenizer):
+    """How much of the held-out words is in runs of 13 that training has, too; then cached."""
+    path = tokens.folder / "overlap.json"
+    if not path.exists():
+        sep = tokenizer.token_to_id("[SEP]")
+        shared = shared_words(tokens.train, tokens.valid, opens_word(tokenizer), sep)
+        write_json(path, {"shared": float(shared.mean()) if len(shared) else 0.0})
+    return read_json(path, {"shared": float})["shared"]
+
+
+def check_sequences(tokens, seq_len, tokenizer):
+    """The validation sequences. UserError if the training or the validation split has none."""
+    train, valid = (Sequences(split, seq_len, tokenizer) for split in (tokens.train, tokens.valid))
+    for name, split in (("training", train), ("validation", valid)):
+        if len(split) == 0:
+            raise UserError(
+                f"the corpus is too small for its {name} split: of its {tokens.documents:,} "
+                f"documents and {tokens.count:,} tokens, it needs {seq_len - 2} tokens at least; "
+                "give more text or a shorter --seq-len")
+    words = (~valid.is_special[valid.rows]).sum(axis=1)  # (N,)
+    if np.rint(valid.mlm_probability * words).max() == 0:
+        raise UserError("the validation split has no sequence with words enough to mask one: "
+                        "give longer documents or a longer --seq-len")
+    return valid
+
+
+# Model, optimizers, batches.
+
+def make_run(options, machine, tokens, tokenizer):
+    """Everything that the loop works with → Run."""
+    valid_set = check_sequences(tokens, options.seq_len, tokenizer)
+    objective = PAIRS if options.next_sentence else Objective()
+    model = make_model(options, objective, tokenizer).to(machine.device)
+    if options.optimizer == "muon":
+        optimizers = muon_and_adamw(model, options.muon_lr, options.lr, machine.quick_dtype)
+    else:
+        optimizers = [adamw(model.parameters(), options.lr)]
+    compiled = machine.compiles if options.compile is None else options.compile
+    with_loss = WithLoss(model, objective.loss)
+    with_loss = machine.distribute(machine.compile(with_loss) if compiled else with_loss)
+    if machine.world_size > 1:
+        torch.manual_seed(options.seed + machine.rank)  # from here on for dropout alone
+
+    sequences = Sequences(tokens.train, options.seq_len, tokenizer, options.mlm_probability)
+    if sequences.num_masked == 0:
+        raise UserError(f"--mlm-probability {options.mlm_probability:g} masks no token of a "
+                        f"sequence of {options.seq_len}: give a larger one")
+    size, micro_batch = batch_sizes(options, machine)
+    if options.next_sentence and size == 1:
+        raise UserError("--next-sentence takes the parts of a pair from two sequences, but a "
+                        f"batch has one of {options.seq_len} tokens: give more --batch-tokens")
+    batches = TrainingBatches(sequences, size, options.seed, objective.mask)
+    flops = flops_per_token(model.config, options.seq_len, sequences.num_masked)
+    return Run(options, machine, objective, model, with_loss, optimizers, batches, micro_batch,
+               flops, valid_set)
+
+
+def make_config(options, vocab_size):
+    """The model's config; its dropout is for fine-tuning, `options.dropout` for pretraining."""
+    if options.init:
+        return BertConfig.from_hugging_face(run_directory.resolve(options.init))
+    return BertConfig(
+        vocab_size=vocab_size, hidden_size=options.hidden_size, num_hidden_layers=options.layers,
+        num_attention_heads=options.heads, intermediate_size=options.ffn_size,
+        ffn_layers=options.ffn_layers, initializer_range=options.init_std)
+
+
+def make_model(options, objective, tokenizer):
+    """A new model, or that of --init, with pretraining's dropout (but BERT's in its config)."""
+    config = make_config(options, tokenizer.get_vocab_size())
+    check_fits(tokenizer, config.vocab_size, options.init)
+    if options.init:
+        kept = {} if options.ffn_layers is None else {"ffn_layers": options.ffn_layers}
+        model = objective.model.from_pretrained(options.init, **kept)
+    else:
+        model = objective.model(config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = options.dropout
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = options.dropout
+    return model
+
+
+def batch_sizes(options, machine):
+    """Sequences in a step of all processes, and at once in each, from --batch-tokens → both.
+
+    Raises UserError if there are none.
+    """
+    length = options.seq_len
+    local = options.batch_tokens // length // machine.world_size
+    if local == 0:
+        raise UserError(f"--batch-tokens {options.batch_tokens} is less than one sequence of "
+                        f"{length} tokens in each of {machine.world_size} process(es)")
+    at_once = options.micro_batch or max(1, machine.tokens_at_once // length)
+    micro_batch = max(m for m in range(1, min(local, at_once) + 1) if local % m == 0)
+    if options.micro_batch and micro_batch != options.micro_batch:
+        raise UserError(f"--micro-batch {options.micro_batch} does not divide the {local} "
+                        f"sequences that {options.batch_tokens} tokens a batch are in each process")
+    return local * machine.world_size, micro_batch
+
+
+# What is written.
+
+@contextmanager
+def claimed(out, resume, machine):
+    """Context: the run directory is this run's alone. UserError if it is taken."""
+    claim = machine.in_main(lambda: run_directory.claim(out))
+    try:
+        # once more: another process may have finished there
+        machine.in_main(lambda: check_free(out, resume))
+        yield
+    finally:
+        run_directory.release(claim)
+
+
+def begin(record, tokenizer, resume):
+    """Write what a run directory holds before training; the log of a new run is a new one."""
+    out = Path(record["options"]["out"])
+    if not resume:
+        save_tokenizer(tokenizer, out)
+        (out / "log.jsonl").unlink(missing_ok=True)
+    write_json(out / "train.json", record)
+
+
+def make_record(run, corpus, tokens, tokenizer):
+    """What train.json says of a run that begins."""
+    text = {"names": list(corpus.names), "fingerprint": corpus.fingerprint,
+            "documents": tokens.documents, "pieces": tokens.pieces, "held_out": tokens.held_out,
+            "held_out_unit": "documents" if corpus.holds_out_documents else "pieces",
+            "overlap": overlap(tokens, tokenizer), "words": tokens.words, "tokens": tokens.count}
+    return {"status": "running", "options": asdict(run.options),
+            "machine": {"device": str(run.machine), "matmul": run.machine.matmul}, "corpus": text,
+            "baseline": context_free_baseline(tokens.valid, run.valid_set.is_special),
+            "parameters": count_parameters(run.model.config, run.objective.model),
+            "flops_per_token": run.flops_per_token, "versions": run_directory.versions()}
+
+
+def result(run):
+    """Validate on FULL_TOKENS at most → the figures of a finished run, for train.json."""
+    state, scores = run.state, validate(run, FULL_TOKENS)
+    if run.options.next_sentence:
+        limit = FULL_TOKENS // run.options.seq_len
+        scores["pair_accuracy"] = pair_accuracy(run.model, run.valid_set, limit, run.machine)
+    return {"step": state.step, "tokens": state.tokens, "flops": state.flops, **scores,
+            "tokens_per_second": state.timed_tokens / max(state.training_seconds, 1e-9),
+            "seconds": state.seconds, "peak_memory_bytes": run.machine.peak_memory()}
