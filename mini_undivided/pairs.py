@@ -8,7 +8,6 @@ sequence, and a second head, which reads [CLS] as classifiers do, predicts in wh
 works without this file.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch.nn import functional as F
 
 from mini_undivided.data import IGNORE_INDEX, VALIDATION_BATCH, TrainingBatches
 from mini_undivided.model import MaskedLM, initialise
-from mini_undivided.pretrain import Objective
 
 
 class PairBatch(NamedTuple):
@@ -85,11 +83,6 @@ def paired_loss(model, batch):
         logits.float().flatten(0, 1), labels, ignore_index=IGNORE_INDEX, reduction="sum")
     pair_losses = F.cross_entropy(pairs.float(), batch.is_random, reduction="none")  # (B,)
     return words + ((batch.labels != IGNORE_INDEX).sum(1) * pair_losses).sum()
-
-
-# In validation every second part follows, so that losses compare with those of other runs.
-PAIRS = Objective(PairedMaskedLM, paired_loss, paired_logits, mask_pairs,
-                  partial(mask_pairs, random_ratio=0))
 
 
 @torch.inference_mode()

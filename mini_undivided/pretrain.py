@@ -13,22 +13,17 @@ steady fall.
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mini_undivided.data import IGNORE_INDEX, Sequences, TrainingBatches, split, validation_batches
-from mini_undivided.model import MaskedLM
+from mini_undivided.data import IGNORE_INDEX, split, validation_batches
 from mini_undivided.optim import scale_learning_rates, warmup_decay
 from mini_undivided.support import run_directory
 from mini_undivided.support.checkpoint import save_trainer
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.machine import Machine
 from mini_undivided.support.terminal import catch_signals, progress_bar, show
 
 VALIDATIONS = 10  # in a run
@@ -107,43 +102,11 @@ class State:
     smooth_loss: float | None = None  # what the progress bar shows
 
 
-class Objective(NamedTuple):
-    """What is trained: a class of models, and how batches are made, predicted and scored."""
-
-    model: type = MaskedLM
-    loss: Callable = masked_loss
-    logits: Callable = masked_logits
-    mask: Callable = Sequences.mask
-    mask_validation: Callable = Sequences.mask
-
-
-@dataclass
-class Run:
-    """What the loop works with; run.py makes it."""
-
-    options: object  # PretrainOptions
-    machine: Machine
-    objective: Objective
-    model: MaskedLM
-    with_loss: nn.Module  # the model and its loss, compiled and under DDP where that is due
-    optimizers: list
-    batches: TrainingBatches
-    micro_batch: int  # sequences at once in this process
-    flops_per_token: float
-    valid_set: Sequences
-    state: State = field(default_factory=State)
-    losses: list = field(default_factory=list)  # (loss, masked positions) of steps not yet logged
-    since: float = 0.0  # when the first of them began
-    started: float | None = None  # when the clock was 0; None before this process's first step
-
-    @property
-    def out(self):
-        """The run directory."""
-        return Path(self.options.out)
-
-
 def train(run):
-    """Train to the end → "finished", or to the first Ctrl-C or SIGTERM → "interrupted"."""
+    """Train to the end → "finished", or to the first Ctrl-C or SIGTERM → "interrupted".
+
+    run: what the loop works with, a run.Run.
+    """
     state, machine, saved = run.state, run.machine, time.perf_counter()
     log_every = 10 if machine.on_gpu else 1  # steps: reading a loss makes the CPU wait for the GPU
     run.model.train()

@@ -4,27 +4,87 @@ Options are checked; text, tokenizer and token files are found or made; a model,
 its batches are built; the loop trains; results are written.
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from mini_undivided.corpus import open_corpus
+from mini_undivided.costs import count_parameters, flops_per_token
 from mini_undivided.data import Sequences, TrainingBatches, context_free_baseline
-from mini_undivided.model import BertConfig, count_parameters, flops_per_token
+from mini_undivided.model import BertConfig, MaskedLM
 from mini_undivided.optim import adamw, muon_and_adamw
-from mini_undivided.pairs import PAIRS, pair_accuracy
-from mini_undivided.pretrain import FULL_TOKENS, Objective, Run, WithLoss, train, validate
+from mini_undivided.pairs import (
+    PairedMaskedLM,
+    mask_pairs,
+    pair_accuracy,
+    paired_logits,
+    paired_loss,
+)
+from mini_undivided.pretrain import (
+    FULL_TOKENS,
+    State,
+    WithLoss,
+    masked_logits,
+    masked_loss,
+    train,
+    validate,
+)
 from mini_undivided.support import run_directory
 from mini_undivided.support.checkpoint import load_trainer
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import check_writable, read_json, write_json
 from mini_undivided.support.machine import Machine
+from mini_undivided.support.options import PretrainOptions
 from mini_undivided.support.overlap import shared_words
 from mini_undivided.tokenizer import check_fits, load_tokenizer, opens_word, save_tokenizer
 from mini_undivided.tokens import cached_tokenizer, tokenize
+
+
+class Objective(NamedTuple):
+    """What is trained: a class of models, its loss and logits, and how batches are made."""
+
+    model: type
+    loss: Callable
+    logits: Callable
+    mask: Callable
+    mask_validation: Callable
+
+
+MASKED_LM = Objective(MaskedLM, masked_loss, masked_logits, Sequences.mask, Sequences.mask)
+# In validation no second part is random, so that losses compare with those of other runs.
+PAIRS = Objective(PairedMaskedLM, paired_loss, paired_logits, mask_pairs,
+                  partial(mask_pairs, random_ratio=0))
+
+
+@dataclass
+class Run:
+    """What the loop works with."""
+
+    options: PretrainOptions
+    machine: Machine
+    objective: Objective
+    model: MaskedLM
+    with_loss: torch.nn.Module  # model and loss, compiled and under DDP where that is due
+    optimizers: list
+    batches: TrainingBatches
+    micro_batch: int  # sequences at once in this process
+    flops_per_token: float
+    valid_set: Sequences
+    state: State = field(default_factory=State)
+    losses: list = field(default_factory=list)  # (loss, masked positions) of steps not yet logged
+    since: float = 0.0  # when the first of them began
+    started: float | None = None  # when the clock was 0; None before this process's first step
+
+    @property
+    def out(self):
+        """The run directory."""
+        return Path(self.options.out)
 
 
 def pretrain(options, resume=False, announce=None):
@@ -140,7 +200,7 @@ def check_sequences(tokens, seq_len, tokenizer):
 def make_run(options, machine, tokens, tokenizer):
     """Everything that the loop works with → Run."""
     valid_set = check_sequences(tokens, options.seq_len, tokenizer)
-    objective = PAIRS if options.next_sentence else Objective()
+    objective = PAIRS if options.next_sentence else MASKED_LM
     model = make_model(options, objective, tokenizer).to(machine.device)
     if options.optimizer == "muon":
         optimizers = muon_and_adamw(model, options.muon_lr, options.lr, machine.quick_dtype)

@@ -15,7 +15,8 @@ from mini_undivided.attention import STATISTICS, attention_sums, attention_weigh
 from mini_undivided.cka import OUTPUTS, compare
 from mini_undivided.corpus import held_out, open_corpus, sentences
 from mini_undivided.glue import collate, length_batches, mean_and_std
-from mini_undivided.model import BertConfig, Encoder, count_parameters
+from mini_undivided.costs import count_parameters
+from mini_undivided.model import BertConfig, Encoder
 from mini_undivided.probe import run_probes
 from mini_undivided.report import figures, replicates, tables
 from mini_undivided.support.errors import UserError
