@@ -33,9 +33,11 @@ from mini_undivided.support.errors import UserError
 def attention(q, k, v, mask=None, dropout=0.0):
     """softmax(Q Kᵀ / √D) V, written out (Vaswani et al. 2017, 1706.03762).
 
-    q (B, H, M, D); k, v (B, H, T, D); mask (B, 1, 1, T), True at real tokens → (B, H, M, D). The dot product of two vectors of D independent numbers of variance 1 has variance
-    D: divided by √D the scores keep a variance of 1, and softmax is not yet so sharp that its
-    gradient vanishes.
+    q (B, H, M, D); k, v (B, H, T, D); mask (B, 1, 1, T), True at real tokens → (B, H, M, D).
+
+    The dot product of two vectors of D independent numbers of variance 1 has variance D: divided
+    by √D the scores keep a variance of 1, and softmax is not yet so sharp that its gradient
+    vanishes.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, M, T)
     if mask is not None:
@@ -44,11 +46,6 @@ def attention(q, k, v, mask=None, dropout=0.0):
     if mask is not None:
         weights = weights * mask  # for a row that is all padding
     return F.dropout(weights, dropout) @ v
-
-
-def fused_attention(q, k, v, mask=None, dropout=0.0):
-    """The same as `attention`, by PyTorch's fused kernel, which never stores the (M, T) weights."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
 def gather(x, positions):
@@ -79,10 +76,11 @@ class Attention(nn.Module):
         q = self.split_heads(self.query(queries))  # (B, H, M, D)
         k, v = self.split_heads(self.key(x)), self.split_heads(self.value(x))  # (B, H, T, D)
         dropout = self.attention_dropout if self.training else 0.0
-        # The fused kernel has no fast dropout on a CPU; on Apple's GPUs it errs with few queries in
-        # some versions of PyTorch (https://github.com/pytorch/pytorch/issues/181133).
+        # PyTorch's fused kernel computes the same and never stores the (M, T) weights. It has no
+        # fast dropout on a CPU; on Apple's GPUs it errs with few queries in some versions
+        # (https://github.com/pytorch/pytorch/issues/181133).
         written_out = x.device.type == "mps" or (dropout and x.device.type == "cpu")
-        attend = attention if written_out else fused_attention
+        attend = attention if written_out else F.scaled_dot_product_attention
         y = attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)  # (B, H, M, D) → (B, M, C)
         return self.norm(queries + self.dropout(self.output(y)))
 
@@ -142,10 +140,9 @@ class Embeddings(nn.Module):
 
 
 def sines_and_cosines(T, C):
-    """A vector for each of T positions, (T, C): waves of C / 2 lengths from 2π to 2π · 10,000.
+    """Vectors of T positions, (T, C): waves of C / 2 lengths from 2π to 2π · 10,000 positions.
 
-    Vaswani et al. 2017, 1706.03762, section 3.5. Near positions have similar vectors, and the dot
-    product of two depends on their distance alone.
+    Vaswani et al. 2017, section 3.5. Near positions have similar vectors.
     """
     frequencies = 10_000 ** (-torch.arange(0, C, 2) / C)
     angles = torch.arange(T)[:, None] * frequencies  # (T, ⌈C / 2⌉)
@@ -153,13 +150,12 @@ def sines_and_cosines(T, C):
 
 
 def initialise(model):
-    """Normal weights of standard deviation `initializer_range`; biases 0, norms 1.
+    """Normal weights of standard deviation `initializer_range`; biases 0, norms 1; and a start.
 
-    As in `transformers`, except that there the vector of [PAD] is 0 (no token attends to it), and
-    that position vectors are as random as the others. Here they begin as sines and cosines, and
-    2.5 times as large as the vectors of words, so that attention finds a token's neighbours
-    without having to learn for each position anew where these are. Like all weights they are
-    trained.
+    The start is where we depart from BERT. Positions begin as sines and cosines, 2.5 times as large
+    as word vectors. Keys begin equal to queries, both of variance 1, as the division by √D assumes
+    (in the spirit of Trockman & Kolter 2023, 2305.09828): a token then attends to those with
+    similar vectors, its neighbours, and need not learn first, position by position, where they are.
     """
     std = model.config.initializer_range
     for module in model.modules():
@@ -171,6 +167,9 @@ def initialise(model):
         if isinstance(module, Embeddings):
             waves = sines_and_cosines(*module.position.weight.shape)  # of deviation √½
             module.position.weight.data.copy_(2.5 * std * math.sqrt(2) * waves)
+        if isinstance(module, Attention):
+            nn.init.normal_(module.query.weight, std=module.query.in_features**-0.5)
+            module.key.weight.data.copy_(module.query.weight)
 
 
 class Encoder(Pretrained):
