@@ -92,13 +92,11 @@ class State:
     """How far a run is. A checkpoint keeps it beside weights, optimizers and random states."""
 
     step: int = 0
-    tokens: int = 0
-    flops: float = 0.0  # of all steps, as model.flops_per_token counts them
     progress: float = 0.0  # from 0 to 1
     validated: int = 0  # validations so far
     seconds: float = 0.0  # by the clock, but for each process's first step, which may compile
     training_seconds: float = 0.0  # without validating and saving
-    timed_tokens: int = 0  # those of training_seconds
+    timed_steps: int = 0  # those of training_seconds
     smooth_loss: float | None = None  # what the progress bar shows
 
 
@@ -119,7 +117,12 @@ def train(run):
             if over or validation_is_due or save:
                 log_losses(run, bar)
                 if validation_is_due:
-                    quick_validation(run, bar)
+                    state.validated = int(state.progress * VALIDATIONS)
+                    scores = validate(run, QUICK_TOKENS)
+                    if machine.is_main:
+                        bar.write(f"step {state.step:,}: validation loss "
+                                  f"{scores['validation_loss']:.3f}, masked accuracy "
+                                  f"{scores['validation_accuracy']:.1%}")
                 save_trainer(run)
                 saved = run.since = time.perf_counter()
             if over:
@@ -148,19 +151,15 @@ def take_step(run, batch, num_masked):
 
     Its learning rate is the schedule's in the middle of the step, or by the clock at its start.
     """
-    state, options = run.state, run.options
-    tokens = run.batches.size * run.batches.sequences.seq_len
-    flops = tokens * run.flops_per_token
-    length = 1 / options.steps if options.steps else flops / (options.flops or math.inf)
-    scale_learning_rates(run.optimizers, warmup_decay(state.progress + length / 2))
+    state = run.state
+    half_a_step = 0.5 / run.steps if run.steps else 0.0
+    scale_learning_rates(run.optimizers, warmup_decay(state.progress + half_a_step))
     # Moved whole, then split on the device: three copies a step, however many micro-batches.
     batches = [*split(run.machine.batch_to_device(batch), run.micro_batch)]
     loss = train_step(run.with_loss, run.optimizers, batches, num_masked, run.machine)
-    state.step, state.tokens, state.flops = state.step + 1, state.tokens + tokens, state.flops + flops
-    if options.steps:
-        state.progress = state.step / options.steps
-    elif options.flops:
-        state.progress = min(1.0, state.flops / options.flops)
+    state.step += 1
+    if run.steps:
+        state.progress = state.step / run.steps
     return loss
 
 
@@ -181,11 +180,9 @@ def log_losses(run, bar):
     if run.started is None:  # a process's first step may compile: the clock starts after it
         run.started = now - state.seconds
     else:
-        tokens = len(run.losses) * run.batches.size * run.batches.sequences.seq_len
-        speed = tokens / (now - run.since)
-        state.timed_tokens, state.training_seconds = (
-            state.timed_tokens + tokens, state.training_seconds + now - run.since)
-        row["tokens_per_second"] = speed
+        state.timed_steps += len(run.losses)
+        state.training_seconds += now - run.since
+        speed = row["tokens_per_second"] = len(run.losses) * run.batch_tokens / (now - run.since)
         text = f", {speed:,.0f} tokens/s{run.machine.utilisation(speed * run.flops_per_token)}"
     log(run, row)
     previous = loss if state.smooth_loss is None else state.smooth_loss
@@ -197,20 +194,11 @@ def log_losses(run, bar):
 def log(run, row):
     """Add a row to log.jsonl."""
     if run.machine.is_main:
-        row = {"step": run.state.step, "tokens": run.state.tokens, **row}
-        run_directory.append_log(run.out, row)
+        step = run.state.step
+        run_directory.append_log(run.out, {"step": step, "tokens": step * run.batch_tokens, **row})
 
 
 # Validation.
-
-def quick_validation(run, bar):
-    """Validate on QUICK_TOKENS, and say so above the bar."""
-    run.state.validated = int(run.state.progress * VALIDATIONS)
-    scores = validate(run, QUICK_TOKENS)
-    if run.machine.is_main:
-        bar.write(f"step {run.state.step:,}: validation loss {scores['validation_loss']:.3f}, "
-                  f"masked accuracy {scores['validation_accuracy']:.1%}")
-
 
 @torch.inference_mode()
 def validate(run, limit):

@@ -4,6 +4,7 @@ Options are checked; text, tokenizer and token files are found or made; a model,
 its batches are built; the loop trains; results are written.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -74,7 +75,9 @@ class Run:
     optimizers: list
     batches: TrainingBatches
     micro_batch: int  # sequences at once in this process
+    batch_tokens: int  # of a step, in all processes
     flops_per_token: float
+    steps: int | None  # None: the clock ends the run
     valid_set: Sequences
     state: State = field(default_factory=State)
     losses: list = field(default_factory=list)  # (loss, masked positions) of steps not yet logged
@@ -197,9 +200,9 @@ def check_sequences(tokens, seq_len, tokenizer):
 
 # Model, optimizers, batches.
 
-def make_run(options, machine, tokens, tokenizer):
+def make_run(options, machine, text, tokenizer):
     """Everything that the loop works with → Run."""
-    valid_set = check_sequences(tokens, options.seq_len, tokenizer)
+    valid_set = check_sequences(text, options.seq_len, tokenizer)
     objective = PAIRS if options.next_sentence else MASKED_LM
     model = make_model(options, objective, tokenizer).to(machine.device)
     if options.optimizer == "muon":
@@ -212,7 +215,7 @@ def make_run(options, machine, tokens, tokenizer):
     if machine.world_size > 1:
         torch.manual_seed(options.seed + machine.rank)  # from here on for dropout alone
 
-    sequences = Sequences(tokens.train, options.seq_len, tokenizer, options.mlm_probability)
+    sequences = Sequences(text.train, options.seq_len, tokenizer, options.mlm_probability)
     if sequences.num_masked == 0:
         raise UserError(f"--mlm-probability {options.mlm_probability:g} masks no token of a "
                         f"sequence of {options.seq_len}: give a larger one")
@@ -222,8 +225,10 @@ def make_run(options, machine, tokens, tokenizer):
                         f"batch has one of {options.seq_len} tokens: give more --batch-tokens")
     batches = TrainingBatches(sequences, size, options.seed, objective.mask)
     flops = flops_per_token(model.config, options.seq_len, sequences.num_masked)
+    tokens = size * options.seq_len
+    steps = math.ceil(options.flops / (flops * tokens)) if options.flops else options.steps
     return Run(options, machine, objective, model, with_loss, optimizers, batches, micro_batch,
-               flops, valid_set)
+               tokens, flops, steps, valid_set)
 
 
 def make_config(options, vocab_size):
@@ -310,9 +315,11 @@ def make_record(run, corpus, tokens, tokenizer):
 def result(run):
     """Validate on FULL_TOKENS at most → the figures of a finished run, for train.json."""
     state, scores = run.state, validate(run, FULL_TOKENS)
+    tokens = state.step * run.batch_tokens
     if run.options.next_sentence:
         limit = FULL_TOKENS // run.options.seq_len
         scores["pair_accuracy"] = pair_accuracy(run.model, run.valid_set, limit, run.machine)
-    return {"step": state.step, "tokens": state.tokens, "flops": state.flops, **scores,
-            "tokens_per_second": state.timed_tokens / max(state.training_seconds, 1e-9),
+    timed_tokens = state.timed_steps * run.batch_tokens
+    return {"step": state.step, "tokens": tokens, "flops": tokens * run.flops_per_token, **scores,
+            "tokens_per_second": timed_tokens / max(state.training_seconds, 1e-9),
             "seconds": state.seconds, "peak_memory_bytes": run.machine.peak_memory()}
