@@ -76,11 +76,12 @@ class Attention(nn.Module):
         q = self.split_heads(self.query(queries))  # (B, H, M, D)
         k, v = self.split_heads(self.key(x)), self.split_heads(self.value(x))  # (B, H, T, D)
         dropout = self.attention_dropout if self.training else 0.0
-        # PyTorch's fused kernel computes the same and never stores the (M, T) weights. It has no
-        # fast dropout on a CPU; on Apple's GPUs it errs with few queries in some versions
-        # (https://github.com/pytorch/pytorch/issues/181133).
-        written_out = x.device.type == "mps" or (dropout and x.device.type == "cpu")
-        attend = attention if written_out else F.scaled_dot_product_attention
+        # PyTorch's fused kernel computes the same and never stores the (M, T) weights. On a CPU it
+        # is slow with dropout or in bfloat16; on Apple's GPUs it errs with few queries in some
+        # versions (https://github.com/pytorch/pytorch/issues/181133).
+        quick_on_cpu = x.device.type == "cpu" and q.dtype == torch.float32 and not dropout
+        fused = x.device.type == "cuda" or quick_on_cpu
+        attend = F.scaled_dot_product_attention if fused else attention
         y = attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)  # (B, H, M, D) → (B, M, C)
         return self.norm(queries + self.dropout(self.output(y)))
 

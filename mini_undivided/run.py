@@ -97,7 +97,8 @@ def pretrain(options, resume=False, announce=None):
     begins. Raises UserError.
     """
     check(options, resume)
-    machine = Machine.start(options.device, options.dtype)
+    width = make_config(options, options.vocab_size).hidden_size
+    machine = Machine.start(options.device, options.dtype, width)
     torch.manual_seed(options.seed)
     corpus, tokenizer, tokens = machine.main_first(lambda: prepare_text(options, resume))
     run = make_run(options, machine, tokens, tokenizer)

@@ -22,6 +22,7 @@ PEAK_FLOPS = {
     "H100": 989e12, "A100": 312e12,
     "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12,
     "RTX 5090": 210e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+QUICK_WIDTH = 128  # hidden size from which bfloat16 is quicker on a CPU with instructions for it
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class Machine:
     matmul: str = "PyTorch"
 
     @classmethod
-    def start(cls, device="auto", dtype="auto"):
+    def start(cls, device="auto", dtype="auto", width=0):
         """Choose device (auto, cpu, cuda, mps) and precision (auto, float32, bfloat16) → Machine.
 
-        "auto" takes CUDA, else the CPU, and bfloat16 only on a GPU that supports it. An Apple GPU
-        is used on request: nothing was measured there. On CUDA, float32 matrix multiplications use
-        TF32.
+        "auto" takes CUDA, else the CPU, and bfloat16 where the device multiplies matrices in it; on
+        a CPU only for models of a `width` that makes it quicker. An Apple GPU is used on request:
+        nothing was measured there. On CUDA, float32 matrix multiplications use TF32.
         Joins torchrun's process group. Raises UserError if the machine lacks what was asked for.
         """
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -57,8 +58,9 @@ class Machine:
         if device == "mps" and not mps:
             raise UserError("--device mps: this PyTorch sees no Apple GPU, or torchrun has started "
                             "several processes, which cannot share one; use --device cpu")
-        native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         if dtype == "auto":
+            native = (device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+                      or device == "cpu" and width >= QUICK_WIDTH and cpu.multiplies_bfloat16())
             dtype = "bfloat16" if native else "float32"
 
         matmul = {"cuda": "cuBLAS", "mps": "MPS"}.get(device) or cpu.speed_up()
