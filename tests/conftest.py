@@ -77,14 +77,7 @@ def three(farm, tmp_path_factory):
     """Three finished runs of a second each: full, without FFNs, and full with another seed."""
     folder = tmp_path_factory.mktemp("runs")
     base = PretrainOptions(
-        out="",
-        corpus=[farm],
-        **SMALL,
-        seq_len=33,
-        batch_tokens=33 * 6,
-        steps=9,
-        lr=1e-2,
-    )
+        out="", corpus=[farm], **SMALL, seq_len=33, batch_tokens=33 * 6, steps=9, lr=1e-2)
     for name, changed in {"full": {}, "noffn": {"ffn_layers": []}, "twin": {"seed": 1}}.items():
         pretrain(replace(base, out=str(folder / name), **changed))
     return folder
@@ -111,15 +104,8 @@ def options(zoo, tmp_path):
     2 layers, 3 heads, width 24, and an FFN in the last layer only.
     """
     return PretrainOptions(
-        out=str(tmp_path / "run"),
-        corpus=[zoo],
-        **SMALL,
-        ffn_layers=[1],
-        seq_len=19,
-        batch_tokens=19 * 6,
-        steps=12,
-        lr=1e-2,
-    )
+        out=str(tmp_path / "run"), corpus=[zoo], **SMALL, ffn_layers=[1], seq_len=19,
+        batch_tokens=19 * 6, steps=12, lr=1e-2)
 
 
 @pytest.fixture(scope="session")
@@ -129,34 +115,20 @@ def glue_dir(tmp_path_factory):
     for part, count in (("train", 211), ("dev", 53)):
         rows = coloured_sentences(count, seed=count)
         write_lines(
-            folder,
-            f"SST-2/{part}.tsv",
-            "sentence\tlabel",
-            *(f"{text}\t{label}" for text, label in rows),
-        )
+            folder, f"SST-2/{part}.tsv", "sentence\tlabel",
+            *(f"{text}\t{label}" for text, label in rows))
         write_lines(
-            folder,
-            f"STS-B/{part}.tsv",
-            "sentence1\tsentence2\tscore",
-            *(f"{text}\tthe fox\t{4.5 if label else 0.5}" for text, label in rows),
-        )
+            folder, f"STS-B/{part}.tsv", "sentence1\tsentence2\tscore",
+            *(f"{text}\tthe fox\t{4.5 if label else 0.5}" for text, label in rows))
     write_lines(
-        folder,
-        "SST-2/test.tsv",
-        "index\tsentence",
-        *(f"{i}\t{text}" for i, (text, _) in enumerate(coloured_sentences(31))),
-    )
+        folder, "SST-2/test.tsv", "index\tsentence",
+        *(f"{i}\t{text}" for i, (text, _) in enumerate(coloured_sentences(31))))
     write_lines(
-        folder,
-        "STS-B/test.tsv",
-        "index\tsentence1\tsentence2",
-        "0\tred .\tthe fox",
-        "1\tblue .\tthe fox",
-    )
+        folder, "STS-B/test.tsv", "index\tsentence1\tsentence2", "0\tred .\tthe fox",
+        "1\tblue .\tthe fox")
     rows = [
         f"{text}\tthe fox\t{('contradiction', 'entailment')[label]}"
-        for text, label in coloured_sentences(41)
-    ]
+        for text, label in coloured_sentences(41)]
     write_lines(folder, "MNLI/train.tsv", "sentence1\tsentence2\tgold_label", *rows)
     for variant, count in (("matched", 7), ("mismatched", 5)):
         header = "\t".join([f"c{i}" for i in range(13)] + ["sentence1", "sentence2", "gold_label"])

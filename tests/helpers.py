@@ -23,14 +23,8 @@ ROOT = Path(__file__).parent.parent
 # Odd and mutually distinct, so that a transposed axis or a mistaken size cannot pass.
 B, T, C, H, L, V, LABELS = 5, 13, 36, 3, 4, 99, 7
 SIZES = {
-    "vocab_size": V,
-    "hidden_size": C,
-    "num_hidden_layers": L,
-    "num_attention_heads": H,
-    "intermediate_size": 41,
-    "max_position_embeddings": 37,
-    "type_vocab_size": 6,
-}
+    "vocab_size": V, "hidden_size": C, "num_hidden_layers": L, "num_attention_heads": H,
+    "intermediate_size": 41, "max_position_embeddings": 37, "type_vocab_size": 6}
 LENGTHS = torch.tensor([13, 1, 8, 12, 9])
 # The sizes of a run that takes a second.
 SMALL = {"vocab_size": 120, "layers": 2, "hidden_size": 24, "heads": 3, "ffn_size": 41,
@@ -55,8 +49,7 @@ def scatter(module):
 
 def theirs(class_name, **changes):
     return scatter(
-        getattr(transformers, class_name)(transformers.BertConfig(**{**SIZES, **changes}))
-    )
+        getattr(transformers, class_name)(transformers.BertConfig(**{**SIZES, **changes})))
 
 
 def saved_by_them(tmp_path, class_name, **changes):
@@ -84,28 +77,9 @@ def assert_close(ours, reference, real=None):
 def small_run(text, out, *more):
     """The arguments of a run of train.py that takes a second."""
     return [
-        "--corpus",
-        text,
-        "--out",
-        out,
-        "--layers",
-        2,
-        "--hidden-size",
-        24,
-        "--heads",
-        3,
-        "--vocab-size",
-        200,
-        "--seq-len",
-        21,
-        "--batch-tokens",
-        210,
-        "--steps",
-        11,
-        "--device",
-        "cpu",
-        *more,
-    ]
+        "--corpus", text, "--out", out, "--layers", 2, "--hidden-size", 24, "--heads", 3,
+        "--vocab-size", 200, "--seq-len", 21, "--batch-tokens", 210, "--steps", 11, "--device",
+        "cpu", *more]
 
 
 def torchrun(*arguments):
@@ -189,8 +163,7 @@ def coloured_sentences(count, seed=0):
     pairs = [(COLOURS[rng.integers(5)], BEASTS[rng.integers(7)]) for _ in range(count)]
     return [
         (f"the {beast} is {hue} ." + " ." * int(rng.integers(9)), int(hue in COLOURS[:2]))
-        for hue, beast in pairs
-    ]
+        for hue, beast in pairs]
 
 
 def treebank_row(number, word, tag):
@@ -210,8 +183,7 @@ def write_treebank(folder, sentences=41):
             lines += [
                 f"# sent_id = {part}-{i}",
                 treebank_row("1", words[0], tag_of(words[0])),
-                treebank_row("2-3", "dont", "_"),
-            ]
+                treebank_row("2-3", "dont", "_")]
             for n, word in enumerate(words[1:], 2):
                 lines.append(treebank_row(str(n), word, tag_of(word)))
             lines += [treebank_row("5.1", "ghost", "VERB"), ""]

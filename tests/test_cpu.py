@@ -94,8 +94,7 @@ def test_onednn_multiplies_as_mkl_does():
                 check(single.grad, double.grad, (M, K, N, "gradient"))
     """
     done = subprocess.run(
-        [sys.executable, "-c", program], check=False, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", program], check=False, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -107,9 +106,7 @@ def test_onednn_multiplies_as_mkl_does():
         ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\n", False),
         ("vendor_id\t: GenuineIntel\ncpu family\t: 26\n", False),
         ("Features\t: asimd\n", False),
-        (None, False),
-    ],
-)
+        (None, False)])
 def test_only_zen_5_has_a_slow_mkl(monkeypatch, tmp_path, width, cpuinfo, slow):
     """Only AMD's Zen 5 with AVX-512 gets oneDNN; elsewhere nothing is registered.
 
@@ -150,8 +147,7 @@ def test_saving_memory_changes_no_number(inputs):
     The names of the weights are the same too.
     """
     plain = scatter(
-        Encoder(config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
-    ).train()
+        Encoder(config(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))).train()
     saving = cpu.save_memory(cpu.save_memory(copy.deepcopy(plain)))
     results = []
     for encoder in (plain, saving):
@@ -186,11 +182,8 @@ def test_importing_changes_nothing_and_the_tricks_can_be_switched_off():
     said = []
     for setting in ({}, {"MINI_UNDIVIDED_CPU": "plain"}):
         done = subprocess.run(
-            [sys.executable, "-c", program],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **setting},
-        )
+            [sys.executable, "-c", program], capture_output=True, text=True,
+            env={**os.environ, **setting})
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
     assert said[0].startswith("True 1 oneDNN | cpu,")

@@ -114,16 +114,13 @@ def test_masking_shares_and_special_tokens(parts):
         rows = np.arange(353)[:, None]
         used = (batch.labels != data.IGNORE).numpy()
         before, after = (
-            original[rows, batch.positions],
-            batch.input_ids.numpy()[rows, batch.positions],
-        )
+            original[rows, batch.positions], batch.input_ids.numpy()[rows, batch.positions])
         ordinary = (~np.isin(original, special)).sum(1)
         assert (used.sum(1) == np.rint(0.15 * ordinary)).all()
         assert (batch.labels.numpy()[used] == before[used]).all()
         assert not np.isin(before[used], special).any()
         assert all(
-            len(set(p[u])) == u.sum() for p, u in zip(batch.positions.numpy(), used, strict=True)
-        )
+            len(set(p[u])) == u.sum() for p, u in zip(batch.positions.numpy(), used, strict=True))
         untouched = np.ones_like(original, dtype=bool)
         untouched[np.broadcast_to(rows, used.shape)[used], batch.positions.numpy()[used]] = False
         assert (batch.input_ids.numpy()[untouched] == original[untouched]).all()
@@ -244,10 +241,8 @@ def test_validation_masks_never_change(parts):
     one = list(data.validation_batches(sequences, 150))
     two = list(data.validation_batches(sequences, 150))
     assert all(
-        torch.equal(x, y)
-        for a, b in zip(one, two, strict=True)
-        for x, y in zip(a[:3], b[:3], strict=True)
-    )
+        torch.equal(x, y) for a, b in zip(one, two, strict=True)
+        for x, y in zip(a[:3], b[:3], strict=True))
     ids, positions, labels = (torch.cat(parts) for parts in list(zip(*one, strict=True))[:3])
     ids.scatter_(1, positions, torch.where(labels == data.IGNORE, ids.gather(1, positions), labels))
     chosen = [i * len(sequences) // 150 for i in range(150)]
@@ -295,8 +290,7 @@ def test_no_two_random_streams_meet():
         data.stream(purpose, seed, number).integers(2**63)
         for purpose in (data.ORDER, data.MASKS, data.VALIDATION)
         for seed in numbers
-        for number in numbers
-    ]
+        for number in numbers]
     assert len(set(firsts)) == len(firsts) == 75
 
 
@@ -307,10 +301,8 @@ def test_trained_tokenizer_is_cached_and_ignores_held_out_text(tmp_path, monkeyp
     """
     trained = []
     monkeypatch.setattr(
-        token_files,
-        "train_tokenizer",
-        lambda *args: trained.append(args) or train_tokenizer(*args),
-    )
+        token_files, "train_tokenizer",
+        lambda *args: trained.append(args) or train_tokenizer(*args))
     path = tmp_path / "a.jsonl"
     texts = ["plain words here again"] * 30
     texts[10] = "zyzzyva " * 50  # document 10 is held out

@@ -38,9 +38,7 @@ def machine(monkeypatch):
         ({"mps": True}, "mps", torch.float32),
         ({"cuda": True}, "cuda:0", torch.float32),
         ({"cuda": True, "bfloat16": True}, "cuda:0", torch.bfloat16),
-        ({"cuda": True, "mps": True, "bfloat16": True}, "cuda:0", torch.bfloat16),
-    ],
-)
+        ({"cuda": True, "mps": True, "bfloat16": True}, "cuda:0", torch.bfloat16)])
 def test_auto_takes_the_best_that_is_there(machine, has, device, dtype):
     """CUDA comes before MPS, and MPS before the CPU.
 
@@ -136,19 +134,10 @@ def test_a_system_that_does_not_say_its_memory(options, monkeypatch):
 @pytest.mark.parametrize(
     "name, peak",
     [
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA H200 NVL", 835e12),
-        ("NVIDIA RTX A1000", None),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("Tesla T4", None),
-        ("NVIDIA A100-SXM4-40GB", 312e12),
-        ("NVIDIA A10G", 70e12),
-        ("NVIDIA A10", 125e12),
-        ("NVIDIA L4", 121e12),
-        ("NVIDIA L40S", 362e12),
-    ],
-)
+        ("NVIDIA H200", 989e12), ("NVIDIA H200 NVL", 835e12), ("NVIDIA RTX A1000", None),
+        ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("Tesla T4", None),
+        ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA A10G", 70e12), ("NVIDIA A10", 125e12),
+        ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12)])
 def test_the_peak_is_that_of_the_gpus_name(monkeypatch, name, peak):
     """The peak is that of the most precise name that fits the GPU's.
 

@@ -6,37 +6,14 @@ import pytest
 import torch
 import transformers
 from helpers import (
-    LABELS,
-    LENGTHS,
-    B,
-    C,
-    H,
-    L,
-    T,
-    V,
-    assert_close,
-    config,
-    saved_by_them,
-    scatter,
-    theirs,
-)
+    LABELS, LENGTHS, B, C, H, L, T, V, assert_close, config, saved_by_them, scatter, theirs)
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mini_undivided import model as model_module
 from mini_undivided.model import (
-    Attention,
-    BertConfig,
-    Block,
-    Encoder,
-    MaskedLM,
-    PairedMaskedLM,
-    SequenceClassifier,
-    attend,
-    attend_fast,
-    count_parameters,
-    flops_per_token,
-)
+    Attention, BertConfig, Block, Encoder, MaskedLM, PairedMaskedLM, SequenceClassifier, attend,
+    attend_fast, count_parameters, flops_per_token)
 from mini_undivided.support import checkpoint
 from mini_undivided.support.errors import UserError
 
@@ -101,8 +78,7 @@ def test_classifier_logits_are_transformers(tmp_path, inputs):
     reference, folder = saved_by_them(tmp_path, "BertForSequenceClassification", num_labels=LABELS)
     assert_close(
         SequenceClassifier.from_pretrained(folder, num_labels=LABELS)(*inputs),
-        reference(*inputs).logits,
-    )
+        reference(*inputs).logits)
 
 
 def test_gradients_are_transformers(tmp_path, inputs):
@@ -126,10 +102,8 @@ def test_the_head_and_the_lookup_share_one_matrix(inputs):
     (total,) = torch.autograd.grad(mlm(*inputs).square().mean(), word)
     apart = [word.detach().clone().requires_grad_() for _ in range(2)]
     states = torch.func.functional_call(
-        mlm.encoder,
-        {**dict(mlm.encoder.named_parameters()), "embeddings.word.weight": apart[0]},
-        inputs,
-    )
+        mlm.encoder, {**dict(mlm.encoder.named_parameters()), "embeddings.word.weight": apart[0]},
+        inputs)
     x = mlm.head.norm(F.gelu(mlm.head.dense(states)))
     logits = F.linear(x, apart[1], mlm.head.bias)
     assert_close(sum(torch.autograd.grad(logits.square().mean(), apart)), total)
@@ -191,13 +165,11 @@ def test_dropout_only_in_training(inputs):
     """
     for hidden, attention in ((0.5, 0.0), (0.0, 0.5), (0.0, 0.0)):
         encoder = scatter(
-            Encoder(config(hidden_dropout_prob=hidden, attention_probs_dropout_prob=attention))
-        )
+            Encoder(config(hidden_dropout_prob=hidden, attention_probs_dropout_prob=attention)))
         still = encoder(*inputs)
         assert torch.equal(still, encoder(*inputs))
         assert torch.allclose(encoder.train()(*inputs), still, atol=1e-5) == (
-            hidden == attention == 0.0
-        )
+            hidden == attention == 0.0)
 
 
 def test_a_sequence_longer_than_the_positions_is_an_error():
@@ -236,21 +208,14 @@ def test_a_block_without_ffn_has_no_parameters_but_its_attentions():
     x = torch.randn(B, T, C)
     assert torch.equal(block(x), block.attention(x))
     assert set(block.state_dict()) == {
-        f"attention.{name}" for name in Attention(config()).state_dict()
-    }
+        f"attention.{name}" for name in Attention(config()).state_dict()}
 
 
 @pytest.mark.parametrize(
     "kept, expected",
     [
-        (12, 109_482_240),
-        (6, 81_138_432),
-        (4, 71_690_496),
-        (3, 66_966_528),
-        (1, 57_518_592),
-        (0, 52_794_624),
-    ],
-)
+        (12, 109_482_240), (6, 81_138_432), (4, 71_690_496), (3, 66_966_528), (1, 57_518_592),
+        (0, 52_794_624)])
 def test_parameters_of_bert_base(kept, expected):
     """The parameters of BERT-Base are exact for each number of FFNs kept.
 
@@ -267,8 +232,7 @@ def test_36_layers_without_ffns_weigh_about_bert_base():
 
 
 @pytest.mark.parametrize("ffn_layers", [None, [], [1]])
-@pytest.mark.parametrize("model_class", [
-    Encoder, MaskedLM, PairedMaskedLM, SequenceClassifier])
+@pytest.mark.parametrize("model_class", [Encoder, MaskedLM, PairedMaskedLM, SequenceClassifier])
 def test_count_parameters_is_the_real_count(model_class, ffn_layers):
     """Parameters are counted without memory for them, and are as many as a real model has.
 
@@ -296,8 +260,7 @@ def test_flops_per_token_are_those_of_a_real_step(monkeypatch, ffn_layers, asked
     with FlopCounterMode(display=False) as counter:
         mlm(torch.randint(V, (B, T)), positions=positions).logsumexp(-1).sum().backward()
     assert flops_per_token(mlm.config, T, asked) * B * T == pytest.approx(
-        counter.get_total_flops(), rel=1e-9
-    )
+        counter.get_total_flops(), rel=1e-9)
 
 
 # Initialisation
@@ -311,8 +274,7 @@ def test_the_loss_of_an_untrained_model_is_ln_v(ffn_layers):
     mlm = MaskedLM(config(vocab_size=words, hidden_size=48, ffn_layers=ffn_layers)).eval()
     ids = torch.randint(words, (16, T))
     loss = torch.nn.functional.cross_entropy(
-        mlm(ids).flatten(0, 1), torch.randint(words, (16 * T,))
-    )
+        mlm(ids).flatten(0, 1), torch.randint(words, (16 * T,)))
     assert loss.item() == pytest.approx(math.log(words), abs=0.1)
 
 
@@ -331,8 +293,7 @@ def test_initialisation_is_berts():
             assert torch.all(parameter == (1.0 if name.endswith("norm.weight") else 0.0)), name
     torch.manual_seed(3)
     again, other = (
-        MaskedLM(config(hidden_size=120, vocab_size=997)).state_dict() for _ in range(2)
-    )
+        MaskedLM(config(hidden_size=120, vocab_size=997)).state_dict() for _ in range(2))
     assert all(torch.equal(t, again[name]) for name, t in mlm.state_dict().items())
     assert not torch.equal(again["head.dense.weight"], other["head.dense.weight"])
 

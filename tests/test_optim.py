@@ -6,13 +6,7 @@ import torch
 
 from mini_undivided.model import BertConfig, MaskedLM
 from mini_undivided.optim import (
-    Muon,
-    adamw,
-    muon_and_adamw,
-    orthogonalise,
-    scale_learning_rates,
-    warmup_decay,
-)
+    Muon, adamw, muon_and_adamw, orthogonalise, scale_learning_rates, warmup_decay)
 
 
 def test_the_learning_rate_rises_and_falls_in_lines():
@@ -56,8 +50,7 @@ def test_a_step_is_adamws():
     ours.bias.requires_grad_(False)
     optimizer = adamw(ours.parameters(), lr=0.5, weight_decay=0.1)
     reference = torch.optim.AdamW(
-        [theirs.weight], lr=0.05, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.1
-    )
+        [theirs.weight], lr=0.05, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.1)
     scale_learning_rates([optimizer], 0.1)
     for i in range(3):
         x = torch.full((7, 5), float(i + 1))

@@ -6,12 +6,7 @@ import pytest
 from helpers import small_run, train_options
 
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.options import (
-    PRESETS,
-    FinetuneOptions,
-    PretrainOptions,
-    every_kth,
-)
+from mini_undivided.support.options import PRESETS, FinetuneOptions, PretrainOptions, every_kth
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,8 +20,7 @@ def test_the_readme_shows_the_presets(name):
         f"{preset['layers']} × {preset['hidden_size']}",
         str(preset["heads"]),
         *(f"{n:,}" for n in others),
-        f"{preset['lr']:f}".rstrip("0"),
-    ]
+        f"{preset['lr']:f}".rstrip("0")]
     assert f"| {name} | {' | '.join(numbers)} |" in (ROOT / "README.md").read_text()
 
 
@@ -37,12 +31,8 @@ def test_presets_are_the_sizes_of_the_miniatures():
     × the width.
     """
     sizes = {
-        "tiny": (2, 128),
-        "mini": (4, 256),
-        "small": (4, 512),
-        "medium": (8, 512),
-        "base": (12, 768),
-    }
+        "tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512),
+        "base": (12, 768)}
     for name, (layers, width) in sizes.items():
         options = train_options("--preset", name)
         assert (options.layers, options.hidden_size) == (layers, width)
@@ -56,46 +46,21 @@ def test_ffn_options():
         ("--no-ffn",): ([], "runs/noffn"),
         ("--ffn-every", 3, "--layers", 7): ([0, 3, 6], "runs/ffn-0-3-6"),
         ("--ffn-every", 4, "--preset", "base"): ([3, 7, 11], "runs/base-ffn-3-7-11"),
-        ("--ffn-layers", "0,2", "--seed", 5): ([0, 2], "runs/ffn-0-2-seed5"),
-    }
+        ("--ffn-layers", "0,2", "--seed", 5): ([0, 2], "runs/ffn-0-2-seed5")}
     for arguments, (ffn_layers, out) in cases.items():
         options = train_options(*arguments)
         assert (options.ffn_layers, options.out) == (ffn_layers, out)
 
 
 CHANGES = [
-    ("--preset", "mini"),
-    ("--layers", "5"),
-    ("--hidden-size", "64"),
-    ("--heads", "2"),
-    ("--ffn-size", "77"),
-    ("--corpus", "a.txt"),
-    ("--tokenizer", "vocab.txt"),
-    ("--vocab-size", "999"),
-    ("--cased",),
-    ("--seq-len", "33"),
-    ("--short-first", "0.2"),
-    ("--batch-tokens", "999"),
-    ("--micro-batch", "3"),
-    ("--steps", "7"),
-    ("--minutes", "2.5"),
-    ("--flops", "1e12"),
-    ("--lr", "0.1"),
-    ("--optimizer", "adamw"),
-    ("--muon-lr", "0.1"),
-    ("--init-std", "0.3"),
-    ("--mask-share", "0.3"),
-    ("--next-sentence",),
-    ("--dropout", "0.2"),
-    ("--seed", "3"),
-    ("--device", "cpu"),
-    ("--dtype", "bfloat16"),
-    ("--compile",),
-    ("--out", "x"),
-    ("--no-ffn",),
-    ("--ffn-every", "2"),
-    ("--ffn-layers", "1"),
-]
+    ("--preset", "mini"), ("--layers", "5"), ("--hidden-size", "64"), ("--heads", "2"),
+    ("--ffn-size", "77"), ("--corpus", "a.txt"), ("--tokenizer", "vocab.txt"),
+    ("--vocab-size", "999"), ("--cased",), ("--seq-len", "33"), ("--short-first", "0.2"),
+    ("--batch-tokens", "999"), ("--micro-batch", "3"), ("--steps", "7"), ("--minutes", "2.5"),
+    ("--flops", "1e12"), ("--lr", "0.1"), ("--optimizer", "adamw"), ("--muon-lr", "0.1"),
+    ("--init-std", "0.3"), ("--mask-share", "0.3"), ("--next-sentence",), ("--dropout", "0.2"),
+    ("--seed", "3"), ("--device", "cpu"), ("--dtype", "bfloat16"), ("--compile",), ("--out", "x"),
+    ("--no-ffn",), ("--ffn-every", "2"), ("--ffn-layers", "1")]
 
 
 @pytest.mark.parametrize("arguments", CHANGES, ids=lambda arguments: arguments[0])
@@ -142,13 +107,8 @@ def test_init_takes_sizes_from_the_run(tale, tmp_path):
 @pytest.mark.parametrize(
     "layers, k, expected",
     [
-        (12, 4, [3, 7, 11]),
-        (12, 1, list(range(12))),
-        (5, 2, [0, 2, 4]),
-        (4, 9, [3]),
-        (7, 3, [0, 3, 6]),
-    ],
-)
+        (12, 4, [3, 7, 11]), (12, 1, list(range(12))), (5, 2, [0, 2, 4]), (4, 9, [3]),
+        (7, 3, [0, 3, 6])])
 def test_every_kth_ends_at_the_last_layer(layers, k, expected):
     """every_kth takes every k-th layer, counted back from the last, which is always included."""
     assert every_kth(layers, k) == expected
@@ -161,11 +121,7 @@ def test_the_options_work_without_a_command_line():
     """
     options = PretrainOptions.preset("mini", ffn_layers=[], hidden_size=64, seed=3)
     assert (options.layers, options.heads, options.ffn_size, options.vocab_size) == (
-        4,
-        4,
-        256,
-        8192,
-    )
+        4, 4, 256, 8192)
     assert options.out == "runs/mini-noffn-seed3"
     assert PretrainOptions.preset("laptop", minutes=2.0).steps is None
     with pytest.raises(UserError, match="lr is 1e\\+30, but should be a number from 1e-12 to 100"):

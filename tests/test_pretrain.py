@@ -47,15 +47,8 @@ def test_a_run_writes_a_whole_run_directory(options):
     train(replace(options, ffn_layers=None))
     record = read_json(Path(options.out) / "train.json")
     names = {
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "training_state.pt",
-        "train.json",
-        "log.jsonl",
-        "loss.png",
-    }
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "training_state.pt", "train.json", "log.jsonl", "loss.png"}
     out = Path(options.out)
     assert {path.name for path in out.iterdir()} == names
     assert record["status"] == "finished"
@@ -91,22 +84,14 @@ def test_a_small_model_overfits_one_batch():
     machine = Machine.start("cpu", "float32")
     for ffn_layers in (None, []):
         config = BertConfig(
-            vocab_size=61,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=51,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            ffn_layers=ffn_layers,
-        )
+            vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=51, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            ffn_layers=ffn_layers)
         model = MaskedLM(config)
         optimizers = [adamw(model.parameters(), 1e-2)]
         batch = data.MaskedBatch(
-            torch.randint(5, 61, (3, 17)),
-            torch.tensor([[1, 5], [2, 9], [3, 16]]),
-            torch.tensor([[7, 8], [9, data.IGNORE], [11, 12]]),
-        )
+            torch.randint(5, 61, (3, 17)), torch.tensor([[1, 5], [2, 9], [3, 16]]),
+            torch.tensor([[7, 8], [9, data.IGNORE], [11, 12]]))
         first = pretrain.train_step(model, optimizers, [batch], 5, machine) / 5
         for _ in range(40):
             last = pretrain.train_step(model, optimizers, [batch], 5, machine) / 5
@@ -179,12 +164,8 @@ def test_the_loss_of_a_step_is_over_all_its_masked_places():
     """
     machine = Machine.start("cpu", "float32")
     config = BertConfig(
-        vocab_size=31,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=9,
-    )
+        vocab_size=31, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=9)
     model = MaskedLM(config).eval()
     ids, positions = torch.randint(5, 31, (2, 11)), torch.arange(1, 6).expand(2, 5)
     labels = torch.tensor([[7] + [data.IGNORE] * 4, [8, 9, 10, 11, 12]])
@@ -205,8 +186,7 @@ def test_the_loss_of_a_step_is_over_all_its_masked_places():
     assert total / 6 == pytest.approx(expected.item(), rel=1e-5)
     # train_step clips to norm 1: the direction is what must agree
     torch.testing.assert_close(
-        seen["gradient"] / seen["gradient"].norm(), gradient / gradient.norm(), atol=1e-5, rtol=0
-    )
+        seen["gradient"] / seen["gradient"].norm(), gradient / gradient.norm(), atol=1e-5, rtol=0)
 
 
 def test_the_same_seed_gives_the_same_run_and_zero_is_a_seed(options, tmp_path):
@@ -231,8 +211,7 @@ def test_a_run_begins_with_short_sequences(options, monkeypatch):
 
     def spy(model, optimizer, batches, *rest):
         shapes.append(
-            (sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.size(1))
-        )
+            (sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.size(1)))
         return step(model, optimizer, batches, *rest)
 
     monkeypatch.setattr(pretrain, "train_step", spy)
@@ -279,8 +258,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert losses(options.out) == losses(stopped.out)
     validation = [
         [row for row in run_directory.read_log(out) if "loss" not in row]
-        for out in (options.out, stopped.out)
-    ]
+        for out in (options.out, stopped.out)]
     assert validation[0] == validation[1]
 
 
@@ -354,8 +332,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(options, monkeypatch):
     breaks.calls = 0
     monkeypatch.setattr(pretrain, "train_step", breaks)
     with pytest.raises(
-        UserError, match=r"loss became nan at step 8 with a learning rate of \d.*--lr"
-    ):
+        UserError, match=r"loss became nan at step 8 with a learning rate of \d.*--lr"):
         pretrain.pretrain(options)
     assert run_directory.read_state(options.out)["step"] < 8
     assert all(torch.isfinite(tensor).all() for tensor in weights(options.out).values())
@@ -422,14 +399,8 @@ def test_init_starts_from_a_run_with_its_ffns_kept_or_cut(options, tmp_path):
     pretrain.pretrain(replace(options, steps=100))
     old = losses(options.out)[100]
     further = replace(
-        options,
-        init=options.out,
-        ffn_layers=None,
-        steps=3,
-        lr=1e-9,
-        muon_lr=1e-9,
-        out=str(tmp_path / "more"),
-    )
+        options, init=options.out, ffn_layers=None, steps=3, lr=1e-9, muon_lr=1e-9,
+        out=str(tmp_path / "more"))
     pretrain.pretrain(further)
     assert abs(losses(further.out)[1] - old) < 0.5 < losses(options.out)[1] - old
     cut = replace(further, ffn_layers=[], out=str(tmp_path / "cut"))
@@ -438,8 +409,7 @@ def test_init_starts_from_a_run_with_its_ffns_kept_or_cut(options, tmp_path):
     assert [name for name in weights(further.out) if "intermediate" in name]
     name = "bert.encoder.layer.1.attention.self.query.weight"
     torch.testing.assert_close(
-        weights(cut.out)[name], weights(options.out)[name], atol=1e-6, rtol=1e-5
-    )
+        weights(cut.out)[name], weights(options.out)[name], atol=1e-6, rtol=1e-5)
 
 
 def test_init_from_hugging_face(options, tmp_path):
@@ -454,30 +424,17 @@ def test_init_from_hugging_face(options, tmp_path):
     size = load_tokenizer(options.out).get_vocab_size()
     theirs = BertForMaskedLM(
         TheirConfig(
-            vocab_size=size,
-            hidden_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=3,
-            intermediate_size=41,
-            max_position_embeddings=37,
-        )
-    )
+            vocab_size=size, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+            intermediate_size=41, max_position_embeddings=37))
     theirs.save_pretrained(tmp_path / "theirs")
     save_tokenizer(load_tokenizer(options.out), tmp_path / "theirs")
     start = replace(
-        options,
-        init=str(tmp_path / "theirs"),
-        ffn_layers=None,
-        steps=1,
-        lr=1e-12,
-        muon_lr=1e-12,
-        out=str(tmp_path / "ours"),
-    )
+        options, init=str(tmp_path / "theirs"), ffn_layers=None, steps=1, lr=1e-12, muon_lr=1e-12,
+        out=str(tmp_path / "ours"))
     pretrain.pretrain(start)
     query = theirs.state_dict()["bert.encoder.layer.0.attention.self.query.weight"]
     torch.testing.assert_close(
-        weights(start.out)["bert.encoder.layer.0.attention.self.query.weight"], query
-    )
+        weights(start.out)["bert.encoder.layer.0.attention.self.query.weight"], query)
     with pytest.raises(UserError, match="--seq-len 38 is longer than the model's 37 positions"):
         pretrain.pretrain(replace(start, seq_len=38, out=str(tmp_path / "long")))
 
@@ -530,9 +487,7 @@ def test_two_processes_equal_one(options, tmp_path, monkeypatch, pairs):
     assert len(run_directory.read_log(together.out)) == len(run_directory.read_log(options.out))
     for name, tensor in weights(options.out).items():
         torch.testing.assert_close(weights(together.out)[name], tensor, atol=1e-3, rtol=1e-3)
-    results = [
-        read_json(Path(out) / "train.json")["result"] for out in (options.out, together.out)
-    ]
+    results = [read_json(Path(out) / "train.json")["result"] for out in (options.out, together.out)]
     for name in ["validation_loss", *["pair_accuracy"] * pairs]:
         assert results[0][name] == pytest.approx(results[1][name], abs=1e-4)
     assert done.stdout.count("corpus ") == 1

@@ -25,12 +25,7 @@ from mini_undivided.support import run_directory, token_files
 from mini_undivided.support.files import read_json
 from mini_undivided.support.machine import Machine
 from mini_undivided.support.options import FinetuneOptions, PretrainOptions
-from mini_undivided.tokenizer import (
-    load_tokenizer,
-    save_tokenizer,
-    special_ids,
-    train_tokenizer,
-)
+from mini_undivided.tokenizer import load_tokenizer, save_tokenizer, special_ids, train_tokenizer
 
 WORDS = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole newt owl pig".split()
 RARE = "quail rook seal toad".split()  # in the second half of the held-out documents only
@@ -102,8 +97,7 @@ def data_dir(tmp_path_factory):
     for part, count in (("train", TASK_ROWS), ("dev", 13)):
         rows = [
             f"{i} {' '.join(rng.choice(WORDS, rng.integers(1, 20)))}\t{rng.integers(2)}"
-            for i in range(count)
-        ]
+            for i in range(count)]
         (folder / "SST-2" / f"{part}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     return folder
 
@@ -191,8 +185,7 @@ def test_each_epoch_has_an_order_of_its_own(visits):
     orders = [
         sequences[epoch * count : (epoch + 1) * count]
         for sequences, _ in visits.values()
-        for epoch in range(3)
-    ]
+        for epoch in range(3)]
     assert all(len(set(order)) == count for order in orders)
     for a, b in combinations(orders, 2):
         assert sum(x == y for x, y in zip(a, b, strict=True)) < 8
@@ -219,8 +212,7 @@ def test_masks_are_drawn_at_each_visit(visits):
         "sequence": [pair for each in of_sequence.values() for pair in pairwise(each)],
         "row": list(zip(places, places[6:], strict=False)),
         "batch": list(pairwise(places)),
-        "seed": list(zip(places, others, strict=True)),
-    }
+        "seed": list(zip(places, others, strict=True))}
     for kind, pairs in kinds.items():
         assert len(pairs) > 100 and 0.6 < agreement(pairs) < 1.4, kind
 
@@ -242,8 +234,7 @@ def test_the_gradient_is_that_of_the_mean_loss(options, monkeypatch, before_step
             picked = logits[torch.arange(len(logits))[:, None], batch.positions].flatten(0, 1)
             counted = batch.labels.flatten() != data.IGNORE
             losses = losses + F.cross_entropy(
-                picked[counted], batch.labels.flatten()[counted], reduction="sum"
-            )
+                picked[counted], batch.labels.flatten()[counted], reduction="sum")
             counts.append(int(counted.sum()))
         parameters = list(model.parameters())
         mean = torch.autograd.grad(losses / sum(counts), parameters)
@@ -545,8 +536,7 @@ def dropouts(monkeypatch):
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(MaskedLM, "BertForMaskedLM"), (SequenceClassifier, "BertForSequenceClassification")],
-)
+    [(MaskedLM, "BertForMaskedLM"), (SequenceClassifier, "BertForSequenceClassification")])
 def test_dropout_acts_where_transformers_has_it(inputs, dropouts, ours, theirs):
     """In training the same dropouts act in the same order, and none in evaluation.
 
@@ -622,10 +612,8 @@ def test_finetuning_shuffles_its_examples_in_each_epoch(task_run, data_dir, monk
     for a, b in combinations(epochs, 2):
         assert a != b and set(map(frozenset, a)) != set(map(frozenset, b))
     rises = [
-        max(map(len, after)) > max(map(len, before))
-        for epoch in epochs
-        for before, after in pairwise(epoch)
-    ]
+        max(map(len, after)) > max(map(len, before)) for epoch in epochs
+        for before, after in pairwise(epoch)]
     assert 0.25 < np.mean(rises) < 0.75
 
 
@@ -657,8 +645,7 @@ def test_a_fifth_of_the_documents_is_for_scoring(monkeypatch, key):
     sentence = "Text {} has one sentence with the number {}."
     documents = [
         (("python", "numpy", "torch")[i % 3], " ".join(sentence.format(i, j) for j in range(8)))
-        for i in range(35)
-    ]
+        for i in range(35)]
     monkeypatch.setattr(glue, "held_out_docs", lambda: documents)
     splits = glue.read_task(key)
     numbers = {p: {int(texts[0].split()[1]) for texts in s.texts} for p, s in splits.items()}
@@ -708,8 +695,7 @@ def test_control_tags_have_the_shares_of_the_training_tags():
     labels = {
         "train": rng.choice(4, counts["train"], p=[0.62, 0.27, 0.11, 0.0]),
         "valid": np.full(counts["valid"], 2),
-        "test": np.full(counts["test"], 3),
-    }
+        "test": np.full(counts["test"], 3)}
     wanted = np.bincount(labels["train"], minlength=4) / counts["train"]
     task = probe.ProbeTask("tags", texts, labels, per_word=True)
     for seed in (0, 1):
@@ -759,8 +745,7 @@ def test_the_commonest_characters_are_kept():
     characters = [chr(0x4E00 + i) for i in range(1049)]
     frequency = {char: 2 + (7 * i) % 1049 // 40 for i, char in enumerate(characters)}
     documents = [
-        " ".join(char for char in characters if frequency[char] > number) for number in range(28)
-    ]
+        " ".join(char for char in characters if frequency[char] > number) for number in range(28)]
     tokenizer = train_tokenizer(documents, 1100)
     unknown = {c for c in characters if "[UNK]" in tokenizer.encode(c).tokens}
     assert 0 < len(unknown) < 100

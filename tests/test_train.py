@@ -27,18 +27,10 @@ def test_a_run_says_what_it_does_and_what_came_out(tale, tmp_path):
     done = run(*small_run(tale, tmp_path / "run", "--no-ffn"))
     assert done.returncode == 0, done.stderr
     for word in (
-        "100 documents",
-        "no FFN",
-        "an FFN in every layer would add 9,552",
-        "million FLOPs a token",
-        "210 tokens = 10 sequences of 21",
-        "cpu, 1 threads, float32",
-        "validation loss",
-        "5 whole documents",
-        "of the held-out words are in runs of 13",
-        "without context the best model has",
-        "it was:",
-    ):
+        "100 documents", "no FFN", "an FFN in every layer would add 9,552", "million FLOPs a token",
+        "210 tokens = 10 sequences of 21", "cpu, 1 threads, float32", "validation loss",
+        "5 whole documents", "of the held-out words are in runs of 13",
+        "without context the best model has", "it was:"):
         assert word in done.stdout, word
     assert re.search(r"< 00:0\d, step 11, loss \d\.\d+, [\d,]+ tokens/s", done.stderr)
 
@@ -61,24 +53,10 @@ def test_help_answers_without_loading_pytorch():
 
 
 EFFECTS = [
-    ("--layers", 3),
-    ("--hidden-size", 30),
-    ("--heads", 2),
-    ("--ffn-size", 55),
-    ("--vocab-size", 60),
-    ("--cased",),
-    ("--seq-len", 34),
-    ("--short-first", 0),
-    ("--batch-tokens", 420),
-    ("--lr", 0.02),
-    ("--dropout", 0.3),
-    ("--seed", 1),
-    ("--no-ffn",),
-    ("--ffn-every", 2),
-    ("--ffn-layers", "0"),
-    ("--steps", 5),
-    ("--dtype", "bfloat16"),
-]
+    ("--layers", 3), ("--hidden-size", 30), ("--heads", 2), ("--ffn-size", 55),
+    ("--vocab-size", 60), ("--cased",), ("--seq-len", 34), ("--short-first", 0),
+    ("--batch-tokens", 420), ("--lr", 0.02), ("--dropout", 0.3), ("--seed", 1), ("--no-ffn",),
+    ("--ffn-every", 2), ("--ffn-layers", "0"), ("--steps", 5), ("--dtype", "bfloat16")]
 
 
 def test_every_option_changes_the_run(tale, tmp_path):
@@ -98,8 +76,7 @@ def test_every_option_changes_the_run(tale, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "compiled"), [([], False), (["--no-compile"], False), (["--compile"], True)]
-)
+    ("flags", "compiled"), [([], False), (["--no-compile"], False), (["--compile"], True)])
 def test_compile_is_asked_for(tale, tmp_path, monkeypatch, flags, compiled):
     """--compile trains torch.compile's version of the model.
 
@@ -177,12 +154,8 @@ def test_ctrl_c_saves_and_resume_goes_on(tale, tmp_path):
     arguments = small_run(tale, out)
     arguments[arguments.index("--steps") + 1] = 4000
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *map(str, arguments)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+        [sys.executable, str(ROOT / "train.py"), *map(str, arguments)], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not run_directory.read_log(out) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -207,6 +180,5 @@ def test_ctrl_c_saves_and_resume_goes_on(tale, tmp_path):
     again = run("--resume", "--out", out)  # what a kill after the last step took is shown again
     assert again.returncode == 0 and "is finished; to train it further" in again.stdout
     assert done.stdout.partition("validation loss")[2].splitlines()[-6:] == (
-        again.stdout.splitlines()[-6:]
-    )
+        again.stdout.splitlines()[-6:])
     assert (out / "loss.png").exists() and not list(out.glob(".*.tmp"))

@@ -12,10 +12,7 @@ from mini_undivided.report.analysis import analyse
 from mini_undivided.support import run_directory
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import write_json
-from mini_undivided.support.options import (
-    AnalyzeOptions,
-    resume_options,
-)
+from mini_undivided.support.options import AnalyzeOptions, resume_options
 
 
 @pytest.mark.parametrize(
@@ -30,9 +27,7 @@ from mini_undivided.support.options import (
         ({"seq_len": 500, "batch_tokens": 500}, "too small for its validation part"),
         ({"corpus": ["nowhere.txt"]}, "nothing to read at nowhere.txt"),
         ({"init": "nowhere/at/all"}, "nowhere/at/all is not a folder"),
-        ({"tokenizer": "nowhere/at/all"}, "nowhere/at/all is not a folder"),
-    ],
-)
+        ({"tokenizer": "nowhere/at/all"}, "nowhere/at/all is not a folder")])
 def test_what_does_not_fit_is_refused_in_one_sentence(options, change, sentence):
     """Options that do not fit together are a UserError that says so.
 
