@@ -362,7 +362,7 @@ def quality_text():
     """The tokens of the docs corpus as the laptop preset has them → tokens, tokenizer."""
     from mini_undivided.corpus import open_corpus
     from mini_undivided.support.options import PRESETS
-    from mini_undivided.support.token_files import cached_tokenizer, tokenize
+    from mini_undivided.tokens import cached_tokenizer, tokenize
 
     corpus = open_corpus(["docs"])
     tokenizer = cached_tokenizer(corpus, PRESETS["laptop"]["vocab_size"])
@@ -371,7 +371,7 @@ def quality_text():
 
 def our_quality(seed, quick):
     """A run as `python train.py --seed N` does it: its curve, as its log has it."""
-    from mini_undivided.pretrain import pretrain
+    from mini_undivided.run import pretrain
     from mini_undivided.support.options import PretrainOptions
     from mini_undivided.support.run_directory import read_log
 
@@ -398,7 +398,7 @@ def their_quality(steps, lr):
         BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling,
         get_linear_schedule_with_warmup)
 
-    from mini_undivided.data import IGNORE, Sequences, validation_batches
+    from mini_undivided.data import IGNORE_INDEX, Sequences, validation_batches
     from mini_undivided.pretrain import FULL_TOKENS, QUICK_TOKENS
     from mini_undivided.support.options import PRESETS
 
@@ -424,9 +424,9 @@ def their_quality(steps, lr):
                 logits = model(input_ids=batch.input_ids).logits  # (B, T, V)
                 chosen = batch.positions[:, :, None].expand(-1, -1, logits.size(-1))
                 logits, labels = logits.gather(1, chosen).flatten(0, 1), batch.labels.flatten()
-                loss += F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum").item()
+                loss += F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum").item()
                 right += (logits.argmax(-1) == labels).sum().item()
-                places += (labels != IGNORE).sum().item()
+                places += (labels != IGNORE_INDEX).sum().item()
         model.train()
         return loss / places, right / places
 
@@ -462,7 +462,7 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     *_, vocabulary, batch_size, T = size
     machine = Machine.start(best_device())
     tokenizer, tokens = random_text(vocabulary)
-    training = data.TrainingData(data.Sequences(tokens, T, tokenizer), batch_size, seed=0)
+    training = data.TrainingBatches(data.Sequences(tokens, T, tokenizer), batch_size, seed=0)
     config = BertConfig(**step_config(size), ffn_layers=ffn_layers)
     torch.manual_seed(0)
     model = machine.place(MaskedLM(config)).train()
@@ -473,7 +473,7 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     def step(number):
         started = time.perf_counter()
         batch = training.batch(number)
-        masked, parts = batch.num_masked(), [batch.move(machine)]
+        masked, parts = batch.num_masked(), [batch.to_device(machine)]
         loading.append(time.perf_counter() - started)
         pretrain.train_step(parallel, optimizers, parts, masked, machine)
 
@@ -646,7 +646,7 @@ def peak(device):
 
 def our_tokens(text, tokenizer):
     from mini_undivided import corpus
-    from mini_undivided.support import token_files
+    from mini_undivided import tokens as token_files
     from mini_undivided.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer)
@@ -667,7 +667,7 @@ def their_tokens(text, tokenizer, call="encode_batch"):
     What it returns is dropped.
     """
     from mini_undivided.corpus import open_corpus
-    from mini_undivided.support.token_files import batches
+    from mini_undivided.tokens import batches
     from mini_undivided.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer)

@@ -3,6 +3,7 @@
 Small odd sizes, models of `transformers` to compare with, short runs, files, and random sentences.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import train
 from mini_undivided.model import BertConfig
 from mini_undivided.support import options
+from mini_undivided.support.run_directory import read_log
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,10 +78,19 @@ def assert_close(ours, reference, real=None):
 
 def small_run(text, out, *more):
     """The arguments of a run of train.py that takes a second."""
-    return [
-        "--corpus", text, "--out", out, "--layers", 2, "--hidden-size", 24, "--heads", 3,
-        "--vocab-size", 200, "--seq-len", 21, "--batch-tokens", 210, "--steps", 11, "--device",
-        "cpu", *more]
+    return ["--corpus", text, "--out", out, "--layers", 2, "--hidden-size", 24, "--heads", 3,
+            "--vocab-size", 200, "--seq-len", 21, "--batch-tokens", 210, "--steps", 11,
+            "--device", "cpu", *more]
+
+
+def losses(out):
+    """step → loss, of the log of a run."""
+    return {row["step"]: row["loss"] for row in read_log(out) if "loss" in row}
+
+
+def unchanged(*_, **__):
+    """Instead of `clip_grad_norm_`: gradients stay as they are."""
+    return torch.zeros(())
 
 
 def torchrun(*arguments):
@@ -93,9 +104,8 @@ def torchrun(*arguments):
 def run_script(script, *arguments, cwd=ROOT):
     """Run train.py, finetune.py or analyze.py → the finished process, with its output as text."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
 def help_of(script):
@@ -103,8 +113,7 @@ def help_of(script):
     code = (
         "import atexit, runpy, sys; sys.argv[1:] = ['--help']; "
         "atexit.register(lambda: print(*{'torch', 'numpy'} & {*sys.modules}, file=sys.stderr)); "
-        f"runpy.run_path({script!r}, run_name='__main__')"
-    )
+        f"runpy.run_path({script!r}, run_name='__main__')")
     wide = {**os.environ, "COLUMNS": "999"}  # so that no word is broken at its hyphen
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=wide)
@@ -120,10 +129,16 @@ def train_options(*arguments):
 
 # Files.
 
-
 def names(folder):
     """The names of what is in a folder, sorted."""
     return sorted(path.name for path in folder.iterdir())
+
+
+def write_corpus(folder, name, texts):
+    """Write documents as a .jsonl file → its path as text."""
+    path = Path(folder) / name
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
 
 
 def write_lines(folder, name, *lines, head="", end="\n"):
@@ -149,6 +164,8 @@ class Trap:
 NOUNS = "fox hen owl cat dog bee ant cow pig elk".split()
 COLOURS, BEASTS = "red blue pink grey gold".split(), "ant bee cat dog eel fox gnu".split()
 WORDS = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole newt owl pig".split()
+GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho "
+         "sigma tau").split()
 
 
 def sentences(count, seed=0, least=4, most=17):

@@ -18,7 +18,7 @@ import pytest
 import torch
 from helpers import ROOT, small_run, train_options
 
-from mini_undivided.pretrain import pretrain
+from mini_undivided.run import pretrain
 from mini_undivided.report.training import train
 from mini_undivided.support import files, run_directory
 from mini_undivided.support.checkpoint import read_weights

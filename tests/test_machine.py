@@ -47,7 +47,7 @@ def test_auto_takes_the_best_that_is_there(machine, has, device, dtype):
     machine(**has)
     chosen = Machine.start()
     assert (chosen.device, chosen.dtype) == (torch.device(device), dtype)
-    assert (chosen.rank, chosen.world) == (0, 1)
+    assert (chosen.rank, chosen.world_size) == (0, 1)
 
 
 def test_what_is_asked_for_counts(machine):
@@ -104,12 +104,12 @@ def test_autocast_is_of_the_dtype():
 def test_moving_to_the_cpu_copies_nothing():
     """Moving a tensor to the CPU returns the tensor itself."""
     a = torch.ones(3)
-    assert Machine(torch.device("cpu"), torch.float32).move(a) is a
+    assert Machine(torch.device("cpu"), torch.float32).to_device(a) is a
 
 
 def test_a_machine_says_what_it_is():
     """A machine names its device, precision, threads and number of processes."""
-    text = str(Machine(torch.device("cpu"), torch.bfloat16, rank=1, world=3))
+    text = str(Machine(torch.device("cpu"), torch.bfloat16, rank=1, world_size=3))
     assert "cpu" in text and "bfloat16" in text and "3 processes" in text and "threads" in text
 
 
@@ -126,7 +126,7 @@ def test_peak_memory_is_in_bytes():
 def test_a_system_that_does_not_say_its_memory(options, monkeypatch):
     """On Windows Python has no module `resource`: a run ends well there, without that number."""
     monkeypatch.setitem(sys.modules, "resource", None)
-    record = pretrain.pretrain(replace(options, steps=1))
+    record = pretrain(replace(options, steps=1))
     assert record["result"]["peak_memory_bytes"] is None
     assert "tokens/s\nwritten to" in ending(record)
 

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mini_undivided import model as model_module
 from mini_undivided.model import (
-    Attention, BertConfig, Block, Encoder, MaskedLM, PairedMaskedLM, SequenceClassifier, attend,
-    attend_fast, count_parameters, flops_per_token)
+    Attention, BertConfig, Block, Encoder, MaskedLM, PairedMaskedLM, SequenceClassifier, attention,
+    fused_attention, count_parameters, flops_per_token)
 from mini_undivided.support import checkpoint
 from mini_undivided.support.errors import UserError
 
@@ -143,7 +143,7 @@ def test_padding_is_never_seen(inputs):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("padded", [False, True])
 def test_fused_attention_is_the_written_out_one(dropout, padded):
-    """`attend_fast` equals softmax(QKᵀ/√D)V, with padding too.
+    """`fused_attention` equals softmax(QKᵀ/√D)V, with padding too.
 
     For the same seed, it drops the same weights.
     """
@@ -151,7 +151,7 @@ def test_fused_attention_is_the_written_out_one(dropout, padded):
     q, k, v = torch.randn(B, H, M, D), torch.randn(B, H, T, D), torch.randn(B, H, T, D)
     mask = (torch.arange(T) < LENGTHS[:, None])[:, None, None, :] if padded else None
     results = []
-    for form in (attend, attend_fast):
+    for form in (attention, fused_attention):
         torch.manual_seed(5)
         results.append(form(q, k, v, mask, dropout))
     assert results[0].shape == (B, H, M, D)
@@ -254,7 +254,7 @@ def test_flops_per_token_are_those_of_a_real_step(monkeypatch, ffn_layers, asked
 
     Attention is written out here, since the counter does not know the CPU's fused kernel.
     """
-    monkeypatch.setattr(model_module, "attend_fast", attend)
+    monkeypatch.setattr(model_module, "fused_attention", attention)
     mlm = MaskedLM(config(ffn_layers=ffn_layers))
     positions = None if asked is None else torch.randint(T, (B, asked))
     with FlopCounterMode(display=False) as counter:
@@ -298,7 +298,7 @@ def test_initialisation_is_berts():
     assert not torch.equal(again["head.dense.weight"], other["head.dense.weight"])
 
 
-@pytest.mark.parametrize("form", [attend, attend_fast])
+@pytest.mark.parametrize("form", [attention, fused_attention])
 def test_a_row_that_is_all_padding_harms_nobody(form):
     """Its output is 0, and no gradient is NaN, in the written-out form as in the fused one."""
     q, k, v = (torch.randn(B, H, T, 12, requires_grad=True) for _ in range(3))

@@ -58,7 +58,7 @@ CHANGES = [
     ("--vocab-size", "999"), ("--cased",), ("--seq-len", "33"), ("--short-first", "0.2"),
     ("--batch-tokens", "999"), ("--micro-batch", "3"), ("--steps", "7"), ("--minutes", "2.5"),
     ("--flops", "1e12"), ("--lr", "0.1"), ("--optimizer", "adamw"), ("--muon-lr", "0.1"),
-    ("--init-std", "0.3"), ("--mask-share", "0.3"), ("--next-sentence",), ("--dropout", "0.2"),
+    ("--init-std", "0.3"), ("--mlm-probability", "0.3"), ("--next-sentence",), ("--dropout", "0.2"),
     ("--seed", "3"), ("--device", "cpu"), ("--dtype", "bfloat16"), ("--compile",), ("--out", "x"),
     ("--no-ffn",), ("--ffn-every", "2"), ("--ffn-layers", "1")]
 
@@ -81,7 +81,7 @@ def test_what_does_nothing_is_refused(arguments, reason):
 
 @pytest.mark.parametrize("wrong", [
     {"optimizer": "Muon"}, {"optimizer": None}, {"device": "gpu"}, {"lr": None}, {"corpus": "docs"},
-    {"mask_share": None}, {"steps": 0}, {"init_std": 2.0}], ids=str)
+    {"mlm_probability": None}, {"steps": 0}, {"init_std": 2.0}], ids=str)
 def test_a_notebook_is_told_what_an_option_takes(wrong):
     """A value that the command line would refuse is an error in Python, too, and named."""
     with pytest.raises(UserError, match=f"^{next(iter(wrong))} is .*, but should be "):
@@ -93,7 +93,7 @@ def test_init_takes_sizes_from_the_run(tale, tmp_path):
 
     --ffn-every counts the run's own layers.
     """
-    from mini_undivided.pretrain import pretrain
+    from mini_undivided.run import pretrain
 
     pretrain(train_options(*small_run(tale, tmp_path / "a")))
     options = train_options("--init", tmp_path / "a")

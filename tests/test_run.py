@@ -34,15 +34,15 @@ def test_what_does_not_fit_is_refused_in_one_sentence(options, change, sentence)
     No run directory is left behind.
     """
     with pytest.raises(UserError, match=sentence):
-        pretrain.pretrain(replace(options, **change))
+        pretrain(replace(options, **change))
     assert not Path(options.out).exists()
 
 
 def test_a_run_is_not_overwritten(options):
     """A second run into the same folder is refused."""
-    pretrain.pretrain(replace(options, steps=1))
+    pretrain(replace(options, steps=1))
     with pytest.raises(UserError, match="already holds a run: resume it with --resume"):
-        pretrain.pretrain(options)
+        pretrain(options)
 
 
 def test_a_run_of_the_first_version_resumes_opens_and_is_analysed(tmp_path, monkeypatch):
@@ -53,7 +53,7 @@ def test_a_run_of_the_first_version_resumes_opens_and_is_analysed(tmp_path, monk
     shutil.copytree(Path(__file__).parent / "run_0.1.0", tmp_path / "run_0.1.0")
     monkeypatch.chdir(tmp_path)
     before = run_directory.read_log("run_0.1.0")
-    record = pretrain.pretrain(resume_options({"out": "run_0.1.0"}), resume=True)
+    record = pretrain(resume_options({"out": "run_0.1.0"}), resume=True)
     assert record["status"] == "finished" and record["result"]["step"] == 40
     rows = run_directory.read_log("run_0.1.0")
     assert rows[: len(before)] == before

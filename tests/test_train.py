@@ -27,7 +27,7 @@ def test_a_run_says_what_it_does_and_what_came_out(tale, tmp_path):
     done = run(*small_run(tale, tmp_path / "run", "--no-ffn"))
     assert done.returncode == 0, done.stderr
     for word in (
-        "100 documents", "no FFN", "an FFN in every layer would add 9,552", "million FLOPs a token",
+        "100 documents", "no FFN", "an FFN in every layer would add 9,552", "million FLOPs per token",
         "210 tokens = 10 sequences of 21", "cpu, 1 threads, float32", "validation loss",
         "5 whole documents", "of the held-out words are in runs of 13",
         "without context the best model has", "it was:"):
@@ -64,7 +64,7 @@ def test_every_option_changes_the_run(tale, tmp_path):
 
     No two of these runs end with the same losses.
     """
-    from mini_undivided.pretrain import pretrain
+    from mini_undivided.run import pretrain
 
     seen = {}
     for i, arguments in enumerate([(), *EFFECTS]):
@@ -84,7 +84,7 @@ def test_compile_is_asked_for(tale, tmp_path, monkeypatch, flags, compiled):
     """
     import torch
 
-    from mini_undivided.pretrain import pretrain
+    from mini_undivided.run import pretrain
 
     calls = []
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: calls.append(model) or model)
