@@ -456,7 +456,8 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     import torch
 
     from mini_undivided import data, optim, pretrain
-    from mini_undivided.model import BertConfig, MaskedLM, flops_per_token
+    from mini_undivided.costs import flops_per_token
+    from mini_undivided.model import BertConfig, MaskedLM
     from mini_undivided.support.machine import Machine
 
     *_, vocabulary, batch_size, T = size

@@ -9,10 +9,8 @@ from helpers import (
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mini_undivided import model as model_module
-from mini_undivided.model import (
-    BertConfig, Encoder, MaskedLM, SequenceClassifier, attention, count_parameters, flops_per_token,
-    fused_attention)
+from mini_undivided.costs import count_parameters, flops_per_token
+from mini_undivided.model import BertConfig, Encoder, MaskedLM, SequenceClassifier, attention
 from mini_undivided.pairs import PairedMaskedLM
 from mini_undivided.support import checkpoint
 from mini_undivided.support.errors import UserError
@@ -101,7 +99,7 @@ def test_fused_attention_is_the_written_out_one(dropout, lengths):
     q, k, v = (torch.randn(B, H, n, D, requires_grad=True) for n in (M, T, T))
     mask = None if lengths is None else (torch.arange(T) < lengths[:, None])[:, None, None, :]
     results = []
-    for function in (attention, fused_attention):
+    for function in (attention, F.scaled_dot_product_attention):
         torch.manual_seed(5)
         output = function(q, k, v, mask, dropout)
         results.append([output, *torch.autograd.grad(output.square().sum(), (q, k, v))])
@@ -179,7 +177,7 @@ def test_flops_per_token_are_those_of_a_real_step(monkeypatch, ffn_layers, maske
 
     Attention is written out here, since the counter does not know the CPU's fused kernel.
     """
-    monkeypatch.setattr(model_module, "fused_attention", attention)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
     mlm = MaskedLM(config(ffn_layers=ffn_layers))
     positions = None if masked is None else torch.randint(T, (B, masked))
     with FlopCounterMode(display=False) as counter:

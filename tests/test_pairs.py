@@ -13,8 +13,8 @@ from mini_undivided import data
 from mini_undivided.corpus import open_corpus
 from mini_undivided.model import MaskedLM
 from mini_undivided.pairs import (
-    PAIRS, PairBatch, PairedMaskedLM, mask_pairs, pair_accuracy, paired_logits, paired_loss)
-from mini_undivided.run import pretrain
+    PairBatch, PairedMaskedLM, mask_pairs, pair_accuracy, paired_logits, paired_loss)
+from mini_undivided.run import PAIRS, pretrain
 from mini_undivided.support.checkpoint import read_pooler
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.machine import Machine

@@ -14,7 +14,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from mini_undivided import data
-from mini_undivided.model import MaskedLM, flops_per_token
+from mini_undivided.costs import flops_per_token
+from mini_undivided.model import MaskedLM
 from mini_undivided.pretrain import masked_loss
 from mini_undivided.report.training import train
 from mini_undivided.run import pretrain

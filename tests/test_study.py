@@ -9,7 +9,8 @@ import pytest
 from helpers import ROOT, train_options
 
 import finetune
-from mini_undivided.model import BertConfig, count_parameters
+from mini_undivided.costs import count_parameters
+from mini_undivided.model import BertConfig
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import write_json
 from mini_undivided.support.tasks import GLUE

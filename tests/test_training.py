@@ -102,7 +102,7 @@ def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monk
     with pytest.raises(UserError, match="--lr 0.5 is not the"):
         training.train_seeds({**typed, "lr": 0.5, "seeds": 3})
     other = {name: value for name, value in typed.items() if name != "steps"}
-    with pytest.raises(UserError, match="run was started with steps 11, not 2500, and is no rep"):
+    with pytest.raises(UserError, match="run was started with steps 11, not 3000, and is no rep"):
         training.train_seeds({**other, "seeds": 3})
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--seeds does not work under torchrun"):

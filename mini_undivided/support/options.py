@@ -21,7 +21,7 @@ from mini_undivided.support.run_directory import read_record, resolve
 # The others follow from them, untried.
 PRESETS = {
     "laptop": dict(layers=4, hidden_size=128, heads=4, vocab_size=4096, seq_len=64,
-                   batch_tokens=1024, steps=2500, lr=2e-3),
+                   batch_tokens=1024, steps=3000, lr=2e-3),
     "tiny": dict(layers=2, hidden_size=128, heads=2, vocab_size=8192, seq_len=128,
                  batch_tokens=4096, steps=5000, lr=2e-3),
     "mini": dict(layers=4, hidden_size=256, heads=4, vocab_size=8192, seq_len=128,
@@ -135,7 +135,7 @@ class PretrainOptions(Checked):
     batch_tokens: int = option(
         1024, "tokens in a step of all processes", "N", most=2**26, unset=PRESET)
     micro_batch: int | None = option(None, "sequences at once in a process", "N", unset="what fits")
-    steps: int | None = option(2500, "length of the run", "N", unset=PRESET)
+    steps: int | None = option(3000, "length of the run", "N", unset=PRESET)
     flops: float | None = option(
         None, "length of the run in FLOPs of training instead: the same on every machine", "X",
         least=1, most=1e30)
