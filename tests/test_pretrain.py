@@ -89,7 +89,7 @@ def test_a_step_moves_each_tensor_once(options, monkeypatch, before_train_step):
     moved, counts, to_device = [], [], Machine.to_device
     monkeypatch.setattr(
         Machine, "to_device", lambda *each: moved.append(each) or to_device(*each))
-    monkeypatch.setattr("mini_undivided.pretrain.quick_validation", lambda *_: None)
+    monkeypatch.setattr("mini_undivided.pretrain.VALIDATIONS", 0)
     before_train_step(lambda model, optimizers, batches, *_: counts.append(
         (len(batches), len(moved))))
     pretrain(replace(options, micro_batch=2, steps=5))

@@ -240,7 +240,6 @@ def restore_state(directory, model, optimizers, counts):
             check_moments(path, optimizer, saved_moments["state"])
         if not all(t.dtype == torch.uint8 and t.dim() == 1 for t in random) or not random:
             raise UserError(f"{path}: its random states are damaged")
-        saved.setdefault("flops", 0.0)  # version 0.1.0 did not count them
         check_form(saved, form, path)
         if min(value or 0 for value in saved.values()) < 0 or saved.keys() != form.keys():
             raise UserError(f"{path}: its counts are damaged")
