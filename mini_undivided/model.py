@@ -1,9 +1,8 @@
 """The BERT encoder (Devlin et al. 2019, 1810.04805), with an FFN in the layers that you choose.
 
 Shapes: B sequences in a batch, T tokens in a sequence, C hidden size, H heads, D = C / H the
-width of a head, V words in the vocabulary, K labels. M query positions: pretraining needs the last
-layer's output at the masked positions only, so that layer computes no others; everywhere else all
-positions are queries, and M = T.
+width of a head, V words in the vocabulary, K labels; M positions with a query: in pretraining's
+last layer the masked ones, which alone are needed there, everywhere else all T.
 
 A block is two sublayers, each inside a residual connection with a LayerNorm after it ("post-norm"):
 
@@ -11,12 +10,8 @@ A block is two sublayers, each inside a residual connection with a LayerNorm aft
     x = LayerNorm(x + FFN(x))            each token by itself, by a feed-forward network
 
 The paper calls the FFN the intermediate layer. Without it a block is the first line alone: the
-second is gone whole, with its residual and its LayerNorm. What is left keeps each token's own
-vector (the residual) and mixes in the others'.
-
-Post-norm is BERT's choice. It keeps every layer's output at the same scale, but in an untrained
-model the gradients near the output are large, which is why training needs a warm-up (Xiong et al.
-2020, 2002.04745).
+second is gone whole, with its residual and its LayerNorm. Post-norm is BERT's choice; its large
+gradients near the output are why training needs a warm-up (Xiong et al. 2020, 2002.04745).
 """
 
 import math
@@ -48,11 +43,6 @@ def attention(q, k, v, mask=None, dropout=0.0):
     return F.dropout(weights, dropout) @ v
 
 
-def gather(x, positions):
-    """The vectors of x (B, T, C) at positions (B, M) → (B, M, C)."""
-    return x.gather(1, positions[:, :, None].expand(-1, -1, x.size(-1)))
-
-
 class Attention(nn.Module):
     """The attention sublayer: LayerNorm(x + Dropout(W_o · attention(x)))."""
 
@@ -72,15 +62,18 @@ class Attention(nn.Module):
 
     def forward(self, x, mask=None, positions=None):
         """x (B, T, C), mask (B, 1, 1, T) → (B, T, C); at `positions` (B, M) alone → (B, M, C)."""
-        queries = x if positions is None else gather(x, positions)  # (B, M, C)
+        queries = x  # (B, M, C)
+        if positions is not None:
+            queries = x.gather(1, positions[:, :, None].expand(-1, -1, x.size(-1)))
         q = self.split_heads(self.query(queries))  # (B, H, M, D)
         k, v = self.split_heads(self.key(x)), self.split_heads(self.value(x))  # (B, H, T, D)
         dropout = self.attention_dropout if self.training else 0.0
-        # PyTorch's fused kernel computes the same and never stores the (M, T) weights. It has no
-        # fast dropout on a CPU; on Apple's GPUs it errs with few queries in some versions
-        # (https://github.com/pytorch/pytorch/issues/181133).
-        written_out = x.device.type == "mps" or (dropout and x.device.type == "cpu")
-        attend = attention if written_out else F.scaled_dot_product_attention
+        # PyTorch's fused kernel computes the same and never stores the (M, T) weights. On a CPU it
+        # is slow with dropout or in bfloat16; on Apple's GPUs it errs with few queries in some
+        # versions (https://github.com/pytorch/pytorch/issues/181133).
+        quick_on_cpu = x.device.type == "cpu" and q.dtype == torch.float32 and not dropout
+        fused = x.device.type == "cuda" or quick_on_cpu
+        attend = F.scaled_dot_product_attention if fused else attention
         y = attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)  # (B, H, M, D) → (B, M, C)
         return self.norm(queries + self.dropout(self.output(y)))
 
@@ -130,8 +123,7 @@ class Embeddings(nn.Module):
         """input_ids, token_type_ids (B, T) → (B, T, C)."""
         T, limit = input_ids.size(1), self.position.num_embeddings
         if T > limit:
-            length = f"a sequence of {T} tokens"
-            raise UserError(f"{length} is longer than the model's {limit} positions")
+            raise UserError(f"a sequence of {T} tokens is longer than the model's {limit} positions")
         segment = self.token_type.weight[0]
         if token_type_ids is not None:
             segment = self.token_type(token_type_ids)
@@ -207,9 +199,8 @@ class Encoder(Pretrained):
 class MaskedLM(Pretrained):
     """The encoder and a head that predicts the masked words.
 
-    The head's output matrix is the matrix of word vectors again ("tied"): a word is likely where
-    the head's vector points in the direction of the word's. A layer (dense, GELU, norm) comes
-    before it, so that the encoder's last states need not be word vectors themselves.
+    The head's output matrix is that of the word vectors again ("tied"). A layer (dense, GELU, norm)
+    comes before it, so that the encoder's last states need not be word vectors themselves.
     """
 
     architecture = "BertForMaskedLM"

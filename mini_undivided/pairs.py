@@ -97,7 +97,7 @@ def pair_accuracy(model, valid_set, limit, machine):
     steps = max(1, min(len(valid_set), limit) // size)
     correct = torch.zeros((), dtype=torch.float64)
     for step in range(machine.rank, steps, machine.world_size):
-        batch = machine.to_device(batches.batch(step))
+        batch = machine.batch_to_device(batches.batch(step))
         with machine.autocast():
             _, logits = model.both_heads(batch)
         correct += (logits.argmax(1) == batch.is_random).sum().cpu()

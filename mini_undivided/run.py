@@ -97,9 +97,12 @@ def pretrain(options, resume=False, announce=None):
     begins. Raises UserError.
     """
     check(options, resume)
-    machine = Machine.start(options.device, options.dtype)
+    width = make_config(options, options.vocab_size).hidden_size
+    machine = Machine.start(options.device, options.dtype, width)
     torch.manual_seed(options.seed)
     corpus, tokenizer, tokens = machine.main_first(lambda: prepare_text(options, resume))
+    if len(set(machine.gather_objects(tokens.folder.name))) > 1:  # named by what is in it
+        raise UserError(f"the machines do not have the same text: {' '.join(options.corpus)}")
     run = make_run(options, machine, tokens, tokenizer)
     record = make_record(run, corpus, tokens, tokenizer)
     with claimed(options.out, resume, machine):  # from here on nobody else writes there
@@ -219,7 +222,7 @@ def make_run(options, machine, text, tokenizer):
     if sequences.num_masked == 0:
         raise UserError(f"--mlm-probability {options.mlm_probability:g} masks no token of a "
                         f"sequence of {options.seq_len}: give a larger one")
-    size, micro_batch = batch_sizes(options, machine)
+    size, micro_batch = batch_sizes(options, machine, model.config)
     if options.next_sentence and size == 1:
         raise UserError("--next-sentence takes the parts of a pair from two sequences, but a "
                         f"batch has one of {options.seq_len} tokens: give more --batch-tokens")
@@ -258,7 +261,7 @@ def make_model(options, objective, tokenizer):
     return model
 
 
-def batch_sizes(options, machine):
+def batch_sizes(options, machine, config):
     """Sequences in a step of all processes, and at once in each, from --batch-tokens → both.
 
     Raises UserError if there are none.
@@ -268,7 +271,7 @@ def batch_sizes(options, machine):
     if local == 0:
         raise UserError(f"--batch-tokens {options.batch_tokens} is less than one sequence of "
                         f"{length} tokens in each of {machine.world_size} process(es)")
-    at_once = options.micro_batch or max(1, machine.tokens_at_once // length)
+    at_once = options.micro_batch or max(1, machine.tokens_at_once(config) // length)
     micro_batch = max(m for m in range(1, min(local, at_once) + 1) if local % m == 0)
     if options.micro_batch and micro_batch != options.micro_batch:
         raise UserError(f"--micro-batch {options.micro_batch} does not divide the {local} "

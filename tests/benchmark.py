@@ -25,10 +25,8 @@ from pathlib import Path
 
 # layers, width, heads, vocabulary, batch: the training step
 STEP_SIZES = {
-    "4 × 128": (4, 128, 4, 8192, 32),
-    "4 × 256": (4, 256, 4, 8192, 32),
-    "12 × 768": (12, 768, 12, 30522, 8),
-}
+    "4 × 128": (4, 128, 4, 8192, 32), "4 × 256": (4, 256, 4, 8192, 32),
+    "12 × 768": (12, 768, 12, 30522, 8)}
 GROWTH_SIZES = {  # layers, width, heads: those of Turc et al. 2019
     "tiny": (2, 128, 2),
     "mini": (4, 256, 4),
@@ -79,8 +77,7 @@ def spread(results, key, scale=1.0, digits=0):
     """Median (least–most) as text."""
     values = [result[key] / scale for result in results]
     low, mid, high = (
-        f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values))
-    )
+        f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
     return f"{mid} ({low}–{high})"
 
 
@@ -101,20 +98,15 @@ def step_section(args):
     else:
         sizes = {
             name: (*size, 128)
-            for name, size in list(STEP_SIZES.items())[: 2 if args.quick else None]
-        }
+            for name, size in list(STEP_SIZES.items())[: 2 if args.quick else None]}
     speed, use = [], []
     for name, size in sizes.items():
         spec = {
-            "size": size,
-            "seconds": 2 if args.quick else 6,
-            "compile": args.compile or has_gpu(),
-        }
+            "size": size, "seconds": 2 if args.quick else 6, "compile": args.compile or has_gpu()}
         contenders = {
             "ours": ("our_step", {**spec, "ffn_layers": None, "products": True}),
             "transformers": ("their_step", spec),
-            "ours, no FFN": ("our_step", {**spec, "ffn_layers": [], "products": True}),
-        }
+            "ours, no FFN": ("our_step", {**spec, "ffn_layers": [], "products": True})}
         results = in_turn(contenders, args.rounds)
         ours, theirs, without = (results[contender] for contender in contenders)
         pace = [middle(each, "tokens_per_second") for each in (ours, theirs, without)]
@@ -123,9 +115,7 @@ def step_section(args):
                 name,
                 *(spread(each, "tokens_per_second") for each in (ours, theirs, without)),
                 f"{pace[0] / pace[1]:.2f}",
-                f"{pace[2] / pace[0]:.2f}",
-            ]
-        )
+                f"{pace[2] / pace[0]:.2f}"])
         ratio = middle(ours, "peak_bytes") / middle(theirs, "peak_bytes")
         memory = [f"{middle(each, 'peak_bytes') / 1e6:,.0f}" for each in (ours, theirs, without)]
         for label, each in (("with FFNs", ours), ("no FFN", without)):
@@ -138,38 +128,20 @@ def step_section(args):
                     f"{middle(each, 'use'):.2f}",
                     mfu,
                     f"{middle(each, 'loader_share'):.2%}",
-                    f"{middle(each, 'first_seconds'):.1f}",
-                ]
-            )
+                    f"{middle(each, 'first_seconds'):.1f}"])
         speed[-1] += [" / ".join(memory), f"{ratio:.2f}"]
     table(
         "Training step: tokens/s, and peak memory of the process in MB",
         [
-            "layers × width",
-            "ours",
-            "transformers",
-            "ours, no FFN",
-            "ours / transformers",
-            "no FFN / with",
-            "memory: ours / transformers / no FFN",
-            "ours / transformers",
-        ],
-        speed,
-    )
+            "layers × width", "ours", "transformers", "ours, no FFN", "ours / transformers",
+            "no FFN / with", "memory: ours / transformers / no FFN", "ours / transformers"],
+        speed)
     table(
         "Ours against the machine's own matrix multiplications of these shapes, in GFLOP/s",
         [
-            "layers × width",
-            "",
-            "the step",
-            "products alone",
-            "share",
-            "MFU",
-            "batch and masking",
-            "first step, s",
-        ],
-        use,
-    )
+            "layers × width", "", "the step", "products alone", "share", "MFU", "batch and masking",
+            "first step, s"],
+        use)
     if args.quick and not has_gpu():
         print("\n12 × 768 is left out by --quick.")
 
@@ -184,11 +156,8 @@ def tokenise_section(args):
         contenders = {
             name: (worker, spec)
             for name, worker in (
-                ("ours, to disk", "our_tokens"),
-                ("encode_batch", "their_tokens"),
-                ("encode_batch_fast", "their_fast_tokens"),
-            )
-        }
+                ("ours, to disk", "our_tokens"), ("encode_batch", "their_tokens"),
+                ("encode_batch_fast", "their_fast_tokens"))}
         results = in_turn(contenders, args.rounds)
     ours = middle(results["ours, to disk"], "bytes_per_second")
     rows = [
@@ -196,10 +165,8 @@ def tokenise_section(args):
             name,
             spread(each, "bytes_per_second", 1e6, 2),
             f"{ours / middle(each, 'bytes_per_second'):.2f}",
-            f"{middle(each, 'peak_bytes') / 1e6:,.0f}",
-        ]
-        for name, each in results.items()
-    ]
+            f"{middle(each, 'peak_bytes') / 1e6:,.0f}"]
+        for name, each in results.items()]
     table("Tokenising: MB/s", ["", "MB/s", "ours / this", "peak memory, MB"], rows)
 
 
@@ -211,13 +178,9 @@ def finetune_section(args):
     rows = []
     for name, lengths in FINETUNE.items():
         spec = {
-            "size": (4, 256, 4, 8192, 32),
-            "lengths": lengths,
-            "count": 192 if args.quick else 1600,
-        }
+            "size": (4, 256, 4, 8192, 32), "lengths": lengths, "count": 192 if args.quick else 1600}
         results = in_turn(
-            {"ours": ("our_finetune", spec), "transformers": ("their_finetune", spec)}, args.rounds
-        )
+            {"ours": ("our_finetune", spec), "transformers": ("their_finetune", spec)}, args.rounds)
         ours, theirs = results.values()
         ratio = middle(ours, "examples_per_second") / middle(theirs, "examples_per_second")
         rows.append(
@@ -225,14 +188,10 @@ def finetune_section(args):
                 name,
                 *(spread(each, "examples_per_second") for each in (ours, theirs)),
                 f"{ratio:.2f}",
-                *(f"{middle(each, 'padding'):.1%}" for each in (ours, theirs)),
-            ]
-        )
+                *(f"{middle(each, 'padding'):.1%}" for each in (ours, theirs))])
     table(
         "Fine-tuning 4 × 256, batch 32: examples/s, and the share of padding",
-        ["as long as", "ours", "transformers", "ratio", "padding: ours", "transformers"],
-        rows,
-    )
+        ["as long as", "ours", "transformers", "ratio", "padding: ours", "transformers"], rows)
 
 
 def growth_section(args):
@@ -242,8 +201,7 @@ def growth_section(args):
     """
     names, lengths = (
         list(GROWTH_SIZES)[: 2 if args.quick else None],
-        (64, 128) if args.quick else (64, 128, 256, 512),
-    )
+        (64, 128) if args.quick else (64, 128, 256, 512))
     rows = []
     for name in names:
         layers, width, heads = GROWTH_SIZES[name]
@@ -253,14 +211,11 @@ def growth_section(args):
                 size = (layers, width, heads, 8192, 2048 // T, T)
                 say(f"{name}, sequences of {T}")
                 result = ask(
-                    "our_step", size=size, seconds=1, compile=has_gpu(), ffn_layers=ffn_layers
-                )
+                    "our_step", size=size, seconds=1, compile=has_gpu(), ffn_layers=ffn_layers)
                 cells.append(
-                    f"{result['tokens_per_second']:,.0f} / {result['peak_bytes'] / 1e6:,.0f}"
-                )
+                    f"{result['tokens_per_second']:,.0f} / {result['peak_bytes'] / 1e6:,.0f}")
             rows.append(
-                [f"{name} {layers} × {width}" + (", no FFN" if ffn_layers == [] else ""), *cells]
-            )
+                [f"{name} {layers} × {width}" + (", no FFN" if ffn_layers == [] else ""), *cells])
     say()
     table(
         "Training, 2,048 tokens a batch, vocabulary 8,192: "
@@ -407,7 +362,7 @@ def quality_text():
     """The tokens of the docs corpus as the laptop preset has them → tokens, tokenizer."""
     from mini_undivided.corpus import open_corpus
     from mini_undivided.support.options import PRESETS
-    from mini_undivided.support.token_files import cached_tokenizer, tokenize
+    from mini_undivided.tokens import cached_tokenizer, tokenize
 
     corpus = open_corpus(["docs"])
     tokenizer = cached_tokenizer(corpus, PRESETS["laptop"]["vocab_size"])
@@ -416,7 +371,7 @@ def quality_text():
 
 def our_quality(seed, quick):
     """A run as `python train.py --seed N` does it: its curve, as its log has it."""
-    from mini_undivided.pretrain import pretrain
+    from mini_undivided.run import pretrain
     from mini_undivided.support.options import PretrainOptions
     from mini_undivided.support.run_directory import read_log
 
@@ -440,13 +395,10 @@ def their_quality(steps, lr):
     import torch
     from torch.nn import functional as F
     from transformers import (
-        BertConfig,
-        BertForMaskedLM,
-        DataCollatorForLanguageModeling,
-        get_linear_schedule_with_warmup,
-    )
+        BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling,
+        get_linear_schedule_with_warmup)
 
-    from mini_undivided.data import IGNORE, Sequences, validation_batches
+    from mini_undivided.data import IGNORE_INDEX, Sequences, validation_batches
     from mini_undivided.pretrain import FULL_TOKENS, QUICK_TOKENS
     from mini_undivided.support.options import PRESETS
 
@@ -472,9 +424,9 @@ def their_quality(steps, lr):
                 logits = model(input_ids=batch.input_ids).logits  # (B, T, V)
                 chosen = batch.positions[:, :, None].expand(-1, -1, logits.size(-1))
                 logits, labels = logits.gather(1, chosen).flatten(0, 1), batch.labels.flatten()
-                loss += F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum").item()
+                loss += F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum").item()
                 right += (logits.argmax(-1) == labels).sum().item()
-                places += (labels != IGNORE).sum().item()
+                places += (labels != IGNORE_INDEX).sum().item()
         model.train()
         return loss / places, right / places
 
@@ -510,7 +462,7 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     *_, vocabulary, batch_size, T = size
     machine = Machine.start(best_device())
     tokenizer, tokens = random_text(vocabulary)
-    training = data.TrainingData(data.Sequences(tokens, T, tokenizer), batch_size, seed=0)
+    training = data.TrainingBatches(data.Sequences(tokens, T, tokenizer), batch_size, seed=0)
     config = BertConfig(**step_config(size), ffn_layers=ffn_layers)
     torch.manual_seed(0)
     model = machine.place(MaskedLM(config)).train()
@@ -521,7 +473,7 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     def step(number):
         started = time.perf_counter()
         batch = training.batch(number)
-        masked, parts = batch.num_masked(), [batch.move(machine)]
+        masked, parts = batch.num_masked(), [batch.to_device(machine)]
         loading.append(time.perf_counter() - started)
         pretrain.train_step(parallel, optimizers, parts, masked, machine)
 
@@ -531,8 +483,7 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
     result = {
         "tokens_per_second": batch_size * T / step_seconds,
         "peak_bytes": peak_bytes,
-        "first_seconds": first,
-    }
+        "first_seconds": first}
     if not products:
         return result
     shapes = matrix_products(config, batch_size, T, training.sequences.num_masked)
@@ -545,8 +496,7 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
         "matrix_rate": flops / alone,
         "use": alone / step_seconds,
         "mfu": peak and flops / step_seconds / peak,
-        "loader_share": statistics.median(loading) / step_seconds,
-    }
+        "loader_share": statistics.median(loading) / step_seconds}
 
 
 def their_step(size, seconds, compile):
@@ -555,11 +505,7 @@ def their_step(size, seconds, compile):
     Its collator, its model with labels, and torch.optim.AdamW.
     """
     import torch
-    from transformers import (
-        BertConfig,
-        BertForMaskedLM,
-        DataCollatorForLanguageModeling,
-    )
+    from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
 
     *_, vocabulary, batch_size, T = size
     device = best_device()
@@ -567,22 +513,19 @@ def their_step(size, seconds, compile):
     tokenizer, tokens = random_text(vocabulary)
     collate = DataCollatorForLanguageModeling(their_tokenizer(tokenizer))
     rows = torch.from_numpy(tokens[: len(tokens) // (T - 2) * (T - 2)].astype("int64")).view(
-        -1, T - 2
-    )
+        -1, T - 2)
     # [CLS] … [SEP]
     rows = torch.nn.functional.pad(torch.nn.functional.pad(rows, (1, 0), value=2), (0, 1), value=3)
     config = BertConfig(**step_config(size))
     torch.manual_seed(0)
     model = BertForMaskedLM(config).to(device).train()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-4, fused=True if device == "cuda" else None
-    )
+        model.parameters(), lr=1e-4, fused=True if device == "cuda" else None)
     parallel = torch.compile(model) if compile else model
 
     def step(number):
         batch = collate(
-            [{"input_ids": rows[i]} for i in torch.randint(len(rows), (batch_size,)).tolist()]
-        )
+            [{"input_ids": rows[i]} for i in torch.randint(len(rows), (batch_size,)).tolist()])
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = parallel(input_ids=batch["input_ids"], labels=batch["labels"]).loss
@@ -600,17 +543,11 @@ def step_config(size):
     """The sizes of both sides' models, under Hugging Face's names, without dropout."""
     layers, width, heads, vocabulary, _, _ = size
     model = {
-        "num_hidden_layers": layers,
-        "hidden_size": width,
-        "num_attention_heads": heads,
-        "vocab_size": vocabulary,
-    }
+        "num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads,
+        "vocab_size": vocabulary}
     return {
-        **model,
-        "intermediate_size": 4 * width,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
+        **model, "intermediate_size": 4 * width, "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0}
 
 
 def their_tokenizer(tokenizer):
@@ -684,8 +621,7 @@ def time_products(products, machine):
         b, m, k, n = shape
         x, w, y = (
             torch.randn(b, *of, device=machine.device, dtype=machine.dtype)
-            for of in ((m, k), (n, k), (m, n))
-        )
+            for of in ((m, k), (n, k), (m, n)))
         x, w, y = (x[0], w[0], y[0]) if b == 1 else (x, w, y)
 
         def three(_, x=x, w=w, y=y):
@@ -710,7 +646,7 @@ def peak(device):
 
 def our_tokens(text, tokenizer):
     from mini_undivided import corpus
-    from mini_undivided.support import token_files
+    from mini_undivided import tokens as token_files
     from mini_undivided.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer)
@@ -722,8 +658,7 @@ def our_tokens(text, tokenizer):
     return {
         "bytes_per_second": Path(text).stat().st_size / seconds,
         "peak_bytes": peak("cpu"),
-        "tokens": tokens.count,
-    }
+        "tokens": tokens.count}
 
 
 def their_tokens(text, tokenizer, call="encode_batch"):
@@ -732,7 +667,7 @@ def their_tokens(text, tokenizer, call="encode_batch"):
     What it returns is dropped.
     """
     from mini_undivided.corpus import open_corpus
-    from mini_undivided.support.token_files import batches
+    from mini_undivided.tokens import batches
     from mini_undivided.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tokenizer)
@@ -745,8 +680,7 @@ def their_tokens(text, tokenizer, call="encode_batch"):
     return {
         "bytes_per_second": Path(text).stat().st_size / seconds,
         "peak_bytes": peak("cpu"),
-        "tokens": tokens,
-    }
+        "tokens": tokens}
 
 
 def their_fast_tokens(text, tokenizer):
@@ -782,8 +716,7 @@ def our_finetune(size, lengths, count):
     with tempfile.TemporaryDirectory() as run:
         Encoder(BertConfig(**{**step_config((*size, 0)), **dropout})).save_pretrained(run)
         save_tokenizer(random_text(vocabulary)[0], run)
-        options = FinetuneOptions(
-            run, "sst2", epochs=1, batch_size=size[-1], device=best_device())
+        options = FinetuneOptions(run, "sst2", epochs=1, batch_size=size[-1], device=best_device())
         tuner = finetuning.Finetuner(options)
     train = [(ids, [0] * len(ids)) for ids in random_examples(lengths, count, vocabulary)]
     splits = {"train": Split([], np.arange(count) % 2)}
@@ -800,11 +733,7 @@ def their_finetune(size, lengths, count):
     A shuffled DataLoader, each batch padded to its longest sequence, and dropout 0.1.
     """
     import torch
-    from transformers import (
-        BertConfig,
-        BertForSequenceClassification,
-        DataCollatorWithPadding,
-    )
+    from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding
 
     *_, vocabulary, batch_size = size
     device = best_device()
@@ -814,10 +743,8 @@ def their_finetune(size, lengths, count):
     loader = torch.utils.data.DataLoader(examples, batch_size, shuffle=True, collate_fn=collate)
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     model = (
-        BertForSequenceClassification(BertConfig(**{**step_config((*size, 0)), **dropout}))
-        .to(device)
-        .train()
-    )
+        BertForSequenceClassification(BertConfig(**{**step_config((*size, 0)), **dropout})).to(
+            device).train())
     fused = True if device == "cuda" else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
     places = real = 0
@@ -831,35 +758,25 @@ def their_finetune(size, lengths, count):
         optimizer.step()
         optimizer.zero_grad()
         places, real = (
-            places + batch["input_ids"].numel(),
-            real + int(batch["attention_mask"].sum()),
-        )
+            places + batch["input_ids"].numel(), real + int(batch["attention_mask"].sum()))
     return {
         "examples_per_second": count / (time.perf_counter() - started),
-        "padding": 1 - real / places,
-    }
+        "padding": 1 - real / places}
 
 
 SECTIONS = {
-    "step": step_section,
-    "tokenise": tokenise_section,
-    "finetune": finetune_section,
-    "growth": growth_section,
-    "quality": quality_section,
-}
+    "step": step_section, "tokenise": tokenise_section, "finetune": finetune_section,
+    "growth": growth_section, "quality": quality_section}
 
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="less of everything, in a minute or two"
-    )
+        "--quick", action="store_true", help="less of everything, in a minute or two")
     parser.add_argument("--only", choices=SECTIONS, help="this section alone")
     parser.add_argument(
-        "--compile", action="store_true", help="torch.compile on both sides on a CPU too"
-    )
+        "--compile", action="store_true", help="torch.compile on both sides on a CPU too")
     parser.add_argument("--worker", nargs=2, metavar=("NAME", "JSON"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

@@ -1,6 +1,5 @@
 """What all tests share: a cache of their own, a fixed seed, and small corpora and runs."""
 
-import json
 import os
 import tempfile
 from dataclasses import replace
@@ -8,10 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import LENGTHS, NOUNS, SIZES, SMALL, B, T, V, coloured_sentences, write_lines
+from helpers import (
+    GREEK, LENGTHS, NOUNS, SIZES, SMALL, B, T, V, coloured_sentences, write_corpus, write_lines)
 
-from mini_undivided.pretrain import pretrain
+from mini_undivided.corpus import open_corpus
+from mini_undivided.pretrain import train_step
+from mini_undivided.run import pretrain
 from mini_undivided.support.options import PretrainOptions
+from mini_undivided.tokenizer import train_tokenizer
+from mini_undivided.tokens import tokenize
 
 
 def pytest_addoption(parser):
@@ -36,6 +40,20 @@ def seeded():
 
 
 @pytest.fixture
+def before_train_step(monkeypatch):
+    """Register a function that is called with the arguments of each `train_step` of a run."""
+
+    def register(function):
+        def spied(*arguments):
+            function(*arguments)
+            return train_step(*arguments)
+
+        monkeypatch.setattr("mini_undivided.pretrain.train_step", spied)
+
+    return register
+
+
+@pytest.fixture
 def inputs():
     """(input_ids, attention_mask, token_type_ids), each (B, T).
 
@@ -50,11 +68,9 @@ def inputs():
 @pytest.fixture(scope="session")
 def tale(tmp_path_factory):
     """A small corpus of sentences."""
-    path = tmp_path_factory.mktemp("text") / "tale.jsonl"
     sentence = "The {} walked slowly to the old {} and found nothing there but rain. "
     rows = [sentence.format(a, b) * 3 for a in NOUNS for b in NOUNS]
-    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    return str(path)
+    return write_corpus(tmp_path_factory.mktemp("text"), "tale.jsonl", rows)
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +82,7 @@ def farm(tmp_path_factory):
         sentences = [
             f"The {rng.choice(NOUNS)} {rng.choice(verbs)} the {rng.choice(NOUNS)} "
             f"and number {rng.integers(99)} of them" + " again" * int(rng.integers(7)) + "."
-            for _ in range(20)
-        ]
+            for _ in range(20)]
         (folder / f"{i}.txt").write_text(" ".join(sentences))
     return str(folder)
 
@@ -77,14 +92,7 @@ def three(farm, tmp_path_factory):
     """Three finished runs of a second each: full, without FFNs, and full with another seed."""
     folder = tmp_path_factory.mktemp("runs")
     base = PretrainOptions(
-        out="",
-        corpus=[farm],
-        **SMALL,
-        seq_len=33,
-        batch_tokens=33 * 6,
-        steps=9,
-        lr=1e-2,
-    )
+        out="", corpus=[farm], **SMALL, seq_len=33, batch_tokens=33 * 6, steps=9, lr=1e-2)
     for name, changed in {"full": {}, "noffn": {"ffn_layers": []}, "twin": {"seed": 1}}.items():
         pretrain(replace(base, out=str(folder / name), **changed))
     return folder
@@ -92,34 +100,29 @@ def three(farm, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory):
-    """A corpus with something to learn at once.
-
-    A document says one of 13 words again and again.
-    """
+    """A corpus with something to learn at once: a document says one of 13 words again and again."""
     words = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole".split()
     rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("text") / "zoo.jsonl"
     rows = [" ".join([words[rng.integers(13)]] * 61) for _ in range(160)]
-    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    return str(path)
+    return write_corpus(tmp_path_factory.mktemp("text"), "zoo.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def greek(tmp_path_factory):
+    """(corpus, tokenizer, tokens) of 170 documents of random words, some of them unknown."""
+    rng = np.random.default_rng(5)
+    texts = [" ".join(rng.choice([*GREEK, "\U0001f600"], size=97)) for _ in range(170)]
+    source = open_corpus([write_corpus(tmp_path_factory.mktemp("text"), "greek.jsonl", texts)])
+    tokenizer = train_tokenizer((GREEK * 3 for _ in range(3)), 150)
+    return source, tokenizer, tokenize(source, tokenizer)
 
 
 @pytest.fixture
 def options(zoo, tmp_path):
-    """The options of a run of a second.
-
-    2 layers, 3 heads, width 24, and an FFN in the last layer only.
-    """
+    """A run of a second: 2 layers, 3 heads, width 24, and an FFN in the last layer only."""
     return PretrainOptions(
-        out=str(tmp_path / "run"),
-        corpus=[zoo],
-        **SMALL,
-        ffn_layers=[1],
-        seq_len=19,
-        batch_tokens=19 * 6,
-        steps=12,
-        lr=1e-2,
-    )
+        out=str(tmp_path / "run"), corpus=[zoo], **SMALL, ffn_layers=[1], seq_len=19,
+        batch_tokens=19 * 6, steps=12, lr=1e-2)
 
 
 @pytest.fixture(scope="session")
@@ -129,41 +132,27 @@ def glue_dir(tmp_path_factory):
     for part, count in (("train", 211), ("dev", 53)):
         rows = coloured_sentences(count, seed=count)
         write_lines(
-            folder,
-            f"SST-2/{part}.tsv",
-            "sentence\tlabel",
-            *(f"{text}\t{label}" for text, label in rows),
-        )
+            folder, f"SST-2/{part}.tsv", "sentence\tlabel",
+            *(f"{text}\t{label}" for text, label in rows))
         write_lines(
-            folder,
-            f"STS-B/{part}.tsv",
-            "sentence1\tsentence2\tscore",
-            *(f"{text}\tthe fox\t{4.5 if label else 0.5}" for text, label in rows),
-        )
+            folder, f"STS-B/{part}.tsv", "sentence1\tsentence2\tscore",
+            *(f"{text}\tthe fox\t{4.5 if label else 0.5}" for text, label in rows))
     write_lines(
-        folder,
-        "SST-2/test.tsv",
-        "index\tsentence",
-        *(f"{i}\t{text}" for i, (text, _) in enumerate(coloured_sentences(31))),
-    )
+        folder, "SST-2/test.tsv", "index\tsentence",
+        *(f"{i}\t{text}" for i, (text, _) in enumerate(coloured_sentences(31))))
     write_lines(
-        folder,
-        "STS-B/test.tsv",
-        "index\tsentence1\tsentence2",
-        "0\tred .\tthe fox",
-        "1\tblue .\tthe fox",
-    )
+        folder, "STS-B/test.tsv", "index\tsentence1\tsentence2", "0\tred .\tthe fox",
+        "1\tblue .\tthe fox")
     rows = [
         f"{text}\tthe fox\t{('contradiction', 'entailment')[label]}"
-        for text, label in coloured_sentences(41)
-    ]
+        for text, label in coloured_sentences(41)]
     write_lines(folder, "MNLI/train.tsv", "sentence1\tsentence2\tgold_label", *rows)
     for variant, count in (("matched", 7), ("mismatched", 5)):
         header = "\t".join([f"c{i}" for i in range(13)] + ["sentence1", "sentence2", "gold_label"])
         filler = "\t".join(["-"] * 13)
         write_lines(
-            folder, f"MNLI/dev_{variant}.tsv", header, *(f"{filler}\t{row}" for row in rows[:count])
-        )
+            folder, f"MNLI/dev_{variant}.tsv", header,
+            *(f"{filler}\t{row}" for row in rows[:count]))
         tests = (f"{i}\t{row.rsplit(chr(9), 1)[0]}" for i, row in enumerate(rows[:count]))
         write_lines(folder, f"MNLI/test_{variant}.tsv", "index\tsentence1\tsentence2", *tests)
     write_lines(folder, "AX/diagnostic.tsv", "index\tsentence1\tsentence2", "0\tred .\tthe fox")

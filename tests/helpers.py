@@ -3,6 +3,7 @@
 Small odd sizes, models of `transformers` to compare with, short runs, files, and random sentences.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -17,20 +18,15 @@ from safetensors.torch import load_file, save_file
 import train
 from mini_undivided.model import BertConfig
 from mini_undivided.support import options
+from mini_undivided.support.run_directory import read_log
 
 ROOT = Path(__file__).parent.parent
 
 # Odd and mutually distinct, so that a transposed axis or a mistaken size cannot pass.
 B, T, C, H, L, V, LABELS = 5, 13, 36, 3, 4, 99, 7
 SIZES = {
-    "vocab_size": V,
-    "hidden_size": C,
-    "num_hidden_layers": L,
-    "num_attention_heads": H,
-    "intermediate_size": 41,
-    "max_position_embeddings": 37,
-    "type_vocab_size": 6,
-}
+    "vocab_size": V, "hidden_size": C, "num_hidden_layers": L, "num_attention_heads": H,
+    "intermediate_size": 41, "max_position_embeddings": 37, "type_vocab_size": 6}
 LENGTHS = torch.tensor([13, 1, 8, 12, 9])
 # The sizes of a run that takes a second.
 SMALL = {"vocab_size": 120, "layers": 2, "hidden_size": 24, "heads": 3, "ffn_size": 41,
@@ -55,8 +51,7 @@ def scatter(module):
 
 def theirs(class_name, **changes):
     return scatter(
-        getattr(transformers, class_name)(transformers.BertConfig(**{**SIZES, **changes}))
-    )
+        getattr(transformers, class_name)(transformers.BertConfig(**{**SIZES, **changes})))
 
 
 def saved_by_them(tmp_path, class_name, **changes):
@@ -83,29 +78,19 @@ def assert_close(ours, reference, real=None):
 
 def small_run(text, out, *more):
     """The arguments of a run of train.py that takes a second."""
-    return [
-        "--corpus",
-        text,
-        "--out",
-        out,
-        "--layers",
-        2,
-        "--hidden-size",
-        24,
-        "--heads",
-        3,
-        "--vocab-size",
-        200,
-        "--seq-len",
-        21,
-        "--batch-tokens",
-        210,
-        "--steps",
-        11,
-        "--device",
-        "cpu",
-        *more,
-    ]
+    return ["--corpus", text, "--out", out, "--layers", 2, "--hidden-size", 24, "--heads", 3,
+            "--vocab-size", 200, "--seq-len", 21, "--batch-tokens", 210, "--steps", 11,
+            "--device", "cpu", *more]
+
+
+def losses(out):
+    """step → loss, of the log of a run."""
+    return {row["step"]: row["loss"] for row in read_log(out) if "loss" in row}
+
+
+def unchanged(*_, **__):
+    """Instead of `clip_grad_norm_`: gradients stay as they are."""
+    return torch.zeros(())
 
 
 def torchrun(*arguments):
@@ -119,9 +104,8 @@ def torchrun(*arguments):
 def run_script(script, *arguments, cwd=ROOT):
     """Run train.py, finetune.py or analyze.py → the finished process, with its output as text."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
 def help_of(script):
@@ -129,8 +113,7 @@ def help_of(script):
     code = (
         "import atexit, runpy, sys; sys.argv[1:] = ['--help']; "
         "atexit.register(lambda: print(*{'torch', 'numpy'} & {*sys.modules}, file=sys.stderr)); "
-        f"runpy.run_path({script!r}, run_name='__main__')"
-    )
+        f"runpy.run_path({script!r}, run_name='__main__')")
     wide = {**os.environ, "COLUMNS": "999"}  # so that no word is broken at its hyphen
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=wide)
@@ -146,10 +129,16 @@ def train_options(*arguments):
 
 # Files.
 
-
 def names(folder):
     """The names of what is in a folder, sorted."""
     return sorted(path.name for path in folder.iterdir())
+
+
+def write_corpus(folder, name, texts):
+    """Write documents as a .jsonl file → its path as text."""
+    path = Path(folder) / name
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
 
 
 def write_lines(folder, name, *lines, head="", end="\n"):
@@ -175,6 +164,8 @@ class Trap:
 NOUNS = "fox hen owl cat dog bee ant cow pig elk".split()
 COLOURS, BEASTS = "red blue pink grey gold".split(), "ant bee cat dog eel fox gnu".split()
 WORDS = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole newt owl pig".split()
+GREEK = ("alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho "
+         "sigma tau").split()
 
 
 def sentences(count, seed=0, least=4, most=17):
@@ -189,8 +180,7 @@ def coloured_sentences(count, seed=0):
     pairs = [(COLOURS[rng.integers(5)], BEASTS[rng.integers(7)]) for _ in range(count)]
     return [
         (f"the {beast} is {hue} ." + " ." * int(rng.integers(9)), int(hue in COLOURS[:2]))
-        for hue, beast in pairs
-    ]
+        for hue, beast in pairs]
 
 
 def treebank_row(number, word, tag):
@@ -210,8 +200,7 @@ def write_treebank(folder, sentences=41):
             lines += [
                 f"# sent_id = {part}-{i}",
                 treebank_row("1", words[0], tag_of(words[0])),
-                treebank_row("2-3", "dont", "_"),
-            ]
+                treebank_row("2-3", "dont", "_")]
             for n, word in enumerate(words[1:], 2):
                 lines.append(treebank_row(str(n), word, tag_of(word)))
             lines += [treebank_row("5.1", "ghost", "VERB"), ""]

@@ -4,6 +4,7 @@
 """
 
 import errno
+import io
 import os
 import shutil
 import signal
@@ -16,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, small_run, train_options
+from helpers import ROOT, losses, small_run, train_options
 
-from mini_undivided.pretrain import pretrain
+import train as train_script
 from mini_undivided.report.training import train
+from mini_undivided.run import pretrain
 from mini_undivided.support import files, run_directory
 from mini_undivided.support.checkpoint import read_weights
 from mini_undivided.support.errors import UserError
@@ -28,17 +30,12 @@ from mini_undivided.support.options import resume_options
 from mini_undivided.support.terminal import catch_signals
 
 
-def start(*arguments, **settings):
+def start(*arguments, flags=(), **settings):
     """Start train.py → the process."""
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    command = [sys.executable, *flags, ROOT / "train.py", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def losses(out):
-    """step → loss, of the log."""
-    return {row["step"]: row["loss"] for row in run_directory.read_log(out) if "loss" in row}
 
 
 def wait_for(condition, process):
@@ -54,21 +51,22 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tale, tmp_path,
     """
     out, whole = tmp_path / "killed", tmp_path / "whole"
     arguments = small_run(tale, out, "--steps", 500, "--dropout", 0.1)
-    start(*arguments, "--out", whole).communicate()
+    pretrain(train_options(*arguments, "--out", whole))
     rng, kills = np.random.default_rng(os.getpid()), 0
     while True:
         resume = (out / "training_state.pt").exists()
+        step = len(losses(out)) + rng.integers(1, 200)
         process = start(*(["--resume", "--out", out] if resume else arguments))
         if kills == request.config.getoption("--kills"):
             stdout, stderr = process.communicate()
             assert process.returncode == 0, stderr
             break
-        if rng.random() < 0.5:  # while something is saved
-            wait_for(lambda: any(out.glob(".*.tmp")), process)
+        if rng.random() < 0.5:
+            wait_for(lambda: any(out.glob(".*.tmp")), process)  # something is saved
         else:
-            time.sleep(rng.uniform(1.5, 5.0))
+            wait_for(lambda step=step: len(losses(out)) >= step, process)
         process.kill()
-        stdout, stderr = process.communicate()
+        process.communicate()
         kills += 1
         if process.returncode == 0:
             shutil.rmtree(out)  # it was too late: once more
@@ -79,15 +77,14 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tale, tmp_path,
 
 
 def test_one_process_at_a_time(tale, tmp_path):
-    """A second train.py on a run directory is refused, and a kill gives it free."""
+    """A second run in a run directory is refused, and a kill gives it free."""
     out = tmp_path / "run"
     first = start(*small_run(tale, out, "--steps", 100000))
-    wait_for(lambda: run_directory.read_log(out), first)
-    for arguments in (small_run(tale, out), ["--resume", "--out", out]):
-        second = start(*arguments)
-        _, stderr = second.communicate()
-        assert second.returncode == 2, stderr
-        assert "another process is training in" in stderr or "no checkpoint yet" in stderr
+    wait_for((out / "training_state.pt").exists, first)
+    with pytest.raises(UserError, match="another process is training in"):
+        pretrain(resume_options({"out": str(out)}), resume=True)
+    with pytest.raises(UserError, match="already holds a run"):
+        pretrain(train_options(*small_run(tale, out)))
     first.kill()
     first.communicate()
     run_directory.release(run_directory.claim(out))
@@ -163,16 +160,21 @@ def test_a_full_disk_is_said_and_costs_nothing(tale, tmp_path, monkeypatch):
     assert pretrain(resume_options({"out": options.out}), resume=True)["status"] == "finished"
 
 
-@pytest.mark.parametrize("after", [0.6, 1.2, 2.0])
-def test_ctrl_c_before_training_begins(tale, tmp_path, after):
-    """Ctrl-C while libraries are loaded or text is read: one word, status 130, nothing left."""
+@pytest.mark.parametrize("module", ["numpy", "mini_undivided.report.training"])
+def test_ctrl_c_before_training_begins(tale, tmp_path, module):
+    """Ctrl-C while libraries are loaded or text is read: one word, status 130, nothing left.
+
+    Python says which module it has just imported.
+    """
     process = start(*small_run(tale, tmp_path / "run", "--steps", 10**6),
-                    MINI_UNDIVIDED_CACHE=str(tmp_path / "cache"))
-    time.sleep(after)
+                    flags=["-X", "importtime"], MINI_UNDIVIDED_CACHE=str(tmp_path / "cache"))
+    for line in process.stderr:
+        if line.rpartition("|")[2].strip() == module:
+            break
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate()
     assert process.returncode == 130 and "Traceback" not in stderr, stderr
-    assert not list(tmp_path.rglob(".*.tmp"))
+    assert stderr.splitlines()[-1] == "interrupted" and not list(tmp_path.rglob(".*.tmp"))
 
 
 def test_a_closed_pipe_costs_no_work(tale, tmp_path):
@@ -185,12 +187,17 @@ def test_a_closed_pipe_costs_no_work(tale, tmp_path):
     assert read_json(tmp_path / "run" / "train.json")["status"] == "finished"
 
 
-def test_a_terminal_without_unicode_gets_plain_letters(tale, tmp_path):
+def test_a_terminal_without_unicode_gets_plain_letters(tale, tmp_path, monkeypatch):
     """Where "×" cannot be shown an x stands."""
-    process = start(*small_run(tale, tmp_path / "run"), PYTHONIOENCODING="ascii")
-    stdout, stderr = process.communicate()
-    assert process.returncode == 0, stderr
-    assert "at once x 1 accumulated x 1 process(es)" in stdout
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    arguments = small_run(tale, tmp_path / "run", "--steps", 1)
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with pytest.raises(SystemExit) as ended:
+        train_script.main()
+    terminal.flush()
+    assert ended.value.code == 0
+    assert b"at once x 1 accumulated x 1 process(es)" in terminal.buffer.getvalue()
 
 
 def test_places_that_cannot_be_written_are_said_before_the_work(tale, tmp_path, monkeypatch):

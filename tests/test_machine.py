@@ -2,12 +2,13 @@
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mini_undivided import pretrain
 from mini_undivided.report.training import ending
+from mini_undivided.run import pretrain
 from mini_undivided.support import machine as machine_module
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.machine import Machine
@@ -31,34 +32,24 @@ def machine(monkeypatch):
     return look
 
 
-@pytest.mark.parametrize(
-    "has, device, dtype",
-    [
-        ({}, "cpu", torch.float32),
-        ({"mps": True}, "mps", torch.float32),
-        ({"cuda": True}, "cuda:0", torch.float32),
-        ({"cuda": True, "bfloat16": True}, "cuda:0", torch.bfloat16),
-        ({"cuda": True, "mps": True, "bfloat16": True}, "cuda:0", torch.bfloat16),
-    ],
-)
-def test_auto_takes_the_best_that_is_there(machine, has, device, dtype):
-    """CUDA comes before MPS, and MPS before the CPU.
+@pytest.mark.parametrize("has, asked, device, dtype", [
+    ({}, (), "cpu", torch.float32),
+    ({"mps": True}, (), "cpu", torch.float32),
+    ({"cuda": True}, (), "cuda:0", torch.float32),
+    ({"cuda": True, "mps": True, "bfloat16": True}, (), "cuda:0", torch.bfloat16),
+    ({"cuda": True, "bfloat16": True}, ("cpu",), "cpu", torch.float32),
+    ({"cuda": True, "bfloat16": True}, ("cpu", "bfloat16"), "cpu", torch.bfloat16),
+    ({"cuda": True, "bfloat16": True}, ("cuda", "float32"), "cuda:0", torch.float32),
+    ({"cuda": True, "mps": True}, ("mps",), "mps", torch.float32)])
+def test_auto_is_cuda_or_the_cpu_and_what_is_asked_for_counts(machine, has, asked, device, dtype):
+    """CUDA comes before the CPU; an Apple GPU, where nothing was measured, is used on request.
 
     bfloat16 is chosen only if a GPU supports it, and not if it is emulated.
     """
     machine(**has)
-    chosen = Machine.start()
+    chosen = Machine.start(*asked)
     assert (chosen.device, chosen.dtype) == (torch.device(device), dtype)
-    assert (chosen.rank, chosen.world) == (0, 1)
-
-
-def test_what_is_asked_for_counts(machine):
-    """The device and the precision that are asked for are the ones used."""
-    machine(cuda=True, mps=True, bfloat16=True)
-    assert Machine.start("cpu").dtype == torch.float32
-    assert Machine.start("cpu", "bfloat16").dtype == torch.bfloat16
-    assert Machine.start("cuda", "float32").dtype == torch.float32
-    assert Machine.start("mps").device.type == "mps"
+    assert (chosen.rank, chosen.world_size) == (0, 1)
 
 
 def test_processes_of_torchrun_need_a_device_each(machine, monkeypatch):
@@ -103,15 +94,9 @@ def test_autocast_is_of_the_dtype():
     assert (a @ a.T).dtype == torch.float32
 
 
-def test_moving_to_the_cpu_copies_nothing():
-    """Moving a tensor to the CPU returns the tensor itself."""
-    a = torch.ones(3)
-    assert Machine(torch.device("cpu"), torch.float32).move(a) is a
-
-
 def test_a_machine_says_what_it_is():
     """A machine names its device, precision, threads and number of processes."""
-    text = str(Machine(torch.device("cpu"), torch.bfloat16, rank=1, world=3))
+    text = str(Machine(torch.device("cpu"), torch.bfloat16, rank=1, world_size=3))
     assert "cpu" in text and "bfloat16" in text and "3 processes" in text and "threads" in text
 
 
@@ -128,34 +113,40 @@ def test_peak_memory_is_in_bytes():
 def test_a_system_that_does_not_say_its_memory(options, monkeypatch):
     """On Windows Python has no module `resource`: a run ends well there, without that number."""
     monkeypatch.setitem(sys.modules, "resource", None)
-    record = pretrain.pretrain(replace(options, steps=1))
+    record = pretrain(replace(options, steps=1))
     assert record["result"]["peak_memory_bytes"] is None
     assert "tokens/s\nwritten to" in ending(record)
 
 
-@pytest.mark.parametrize(
-    "name, peak",
-    [
-        ("NVIDIA H200", 989e12),
-        ("NVIDIA H200 NVL", 835e12),
-        ("NVIDIA RTX A1000", None),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("Tesla T4", None),
-        ("NVIDIA A100-SXM4-40GB", 312e12),
-        ("NVIDIA A10G", 70e12),
-        ("NVIDIA A10", 125e12),
-        ("NVIDIA L4", 121e12),
-        ("NVIDIA L40S", 362e12),
-    ],
-)
-def test_the_peak_is_that_of_the_gpus_name(monkeypatch, name, peak):
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of the tests: its name and its memory in bytes."""
+    properties = SimpleNamespace(name="", total_memory=0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: properties.name)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    return properties
+
+
+@pytest.mark.parametrize("name, peak", [
+    ("NVIDIA H200", 989e12), ("NVIDIA H200 NVL", 835e12), ("NVIDIA RTX A1000", None),
+    ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("Tesla T4", None),
+    ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA A10G", 70e12), ("NVIDIA A10", 125e12),
+    ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12)])
+def test_the_peak_is_that_of_the_gpus_name(gpu, name, peak):
     """The peak is that of the most precise name that fits the GPU's.
 
     An unknown GPU, another precision or a CPU has no peak.
     """
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
-    gpu = Machine(torch.device("cuda:0"), torch.bfloat16)
-    assert gpu.peak_flops() == peak
+    gpu.name = name
+    assert Machine(torch.device("cuda:0"), torch.bfloat16).peak_flops() == peak
     assert Machine(torch.device("cuda:0"), torch.float32).peak_flops() is None
     assert Machine(torch.device("cpu"), torch.bfloat16).peak_flops() is None
+
+
+@pytest.mark.parametrize("gigabytes, least, most", [
+    (2, 4096, 4096), (24, 12_288, 24_000), (80, 49_152, 80_000), (141, 98_304, 141_000)])
+def test_a_micro_batch_grows_with_the_memory_of_the_gpu(gpu, gigabytes, least, most):
+    """At least 512 tokens and at most 1,000 a GB, but never fewer than on a CPU, 4,096."""
+    gpu.total_memory = int(gigabytes * 0.99 * 2**30)  # a part of it is the driver's
+    assert least <= Machine(torch.device("cuda:0")).tokens_at_once <= most
+    assert Machine(torch.device("cpu")).tokens_at_once == 4096

@@ -4,39 +4,16 @@ import math
 
 import pytest
 import torch
-import transformers
 from helpers import (
-    LABELS,
-    LENGTHS,
-    B,
-    C,
-    H,
-    L,
-    T,
-    V,
-    assert_close,
-    config,
-    saved_by_them,
-    scatter,
-    theirs,
-)
+    LABELS, LENGTHS, B, C, H, L, T, V, assert_close, config, saved_by_them, scatter, theirs)
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mini_undivided import model as model_module
 from mini_undivided.model import (
-    Attention,
-    BertConfig,
-    Block,
-    Encoder,
-    MaskedLM,
-    PairedMaskedLM,
-    SequenceClassifier,
-    attend,
-    attend_fast,
-    count_parameters,
-    flops_per_token,
-)
+    BertConfig, Encoder, MaskedLM, SequenceClassifier, attention, count_parameters, flops_per_token,
+    fused_attention)
+from mini_undivided.pairs import PairedMaskedLM
 from mini_undivided.support import checkpoint
 from mini_undivided.support.errors import UserError
 
@@ -45,68 +22,37 @@ from mini_undivided.support.errors import UserError
 
 @torch.no_grad()
 def test_hidden_states_are_transformers_at_every_layer(tmp_path, inputs):
-    """Every layer's states equal BertModel's at every real token.
+    """Every layer's states equal BertModel's at every real token, with padding and segments.
 
-    The batch has padding and segments.
+    If they are left out, the mask is all ones and the segments all zeros, as in transformers.
     """
     reference, folder = saved_by_them(tmp_path, "BertModel")
-    final, layers = Encoder.from_pretrained(folder)(*inputs, output_hidden_states=True)
+    encoder = Encoder.from_pretrained(folder)
+    final, layers = encoder(*inputs, output_hidden_states=True)
     expected = reference(*inputs, output_hidden_states=True)
     assert len(layers) == L + 1
     for ours, states in zip(layers, expected.hidden_states, strict=True):
         assert_close(ours, states, inputs[1])
     assert_close(final, expected.last_hidden_state, inputs[1])
+    assert_close(encoder(inputs[0]), reference(inputs[0]).last_hidden_state)
 
 
 @torch.no_grad()
-def test_without_mask_and_segments(tmp_path, inputs):
-    """If they are left out, the mask is all ones and the segments all zeros.
-
-    That is as in transformers.
-    """
-    reference, folder = saved_by_them(tmp_path, "BertModel")
-    assert_close(Encoder.from_pretrained(folder)(inputs[0]), reference(inputs[0]).last_hidden_state)
-
-
-@torch.no_grad()
-def test_masked_lm_logits_are_transformers(tmp_path, inputs):
-    """MaskedLM gives the logits of BertForMaskedLM."""
-    reference, folder = saved_by_them(tmp_path, "BertForMaskedLM")
+def test_logits_are_transformers(tmp_path, inputs):
+    """MaskedLM gives the logits of BertForMaskedLM, SequenceClassifier those of its counterpart."""
+    reference, folder = saved_by_them(tmp_path / "words", "BertForMaskedLM")
     assert_close(MaskedLM.from_pretrained(folder)(*inputs), reference(*inputs).logits, inputs[1])
-
-
-@torch.no_grad()
-def test_logits_of_pairs_are_transformers(tmp_path, inputs):
-    """PairedMaskedLM gives both logits of BertForPreTraining, those of words where they are asked.
-
-    Saved by us, the model is opened by transformers, and as a MaskedLM of ours.
-    """
-    reference, folder = saved_by_them(tmp_path, "BertForPreTraining")
-    ours, positions = PairedMaskedLM.from_pretrained(folder), torch.tensor([[7, 3]] * B)
-    words, pairs = ours(*inputs, positions=positions)
-    wanted = reference(*inputs)
-    assert_close(pairs, wanted.seq_relationship_logits)
-    long = inputs[1][:, 7] == 1  # the others have padding at 7
-    assert_close(words[long], wanted.prediction_logits[long][:, [7, 3]])
-    ours.save_pretrained(tmp_path / "ours")
-    again = transformers.BertForPreTraining.from_pretrained(tmp_path / "ours").eval()
-    assert_close(again(*inputs).seq_relationship_logits, pairs)
-    alone = MaskedLM.from_pretrained(tmp_path / "ours")(*inputs)
-    assert_close(alone[long][:, [7, 3]], words[long])
-
-
-@torch.no_grad()
-def test_classifier_logits_are_transformers(tmp_path, inputs):
-    """SequenceClassifier gives the logits of BertForSequenceClassification."""
-    reference, folder = saved_by_them(tmp_path, "BertForSequenceClassification", num_labels=LABELS)
-    assert_close(
-        SequenceClassifier.from_pretrained(folder, num_labels=LABELS)(*inputs),
-        reference(*inputs).logits,
-    )
+    reference, folder = saved_by_them(
+        tmp_path / "classes", "BertForSequenceClassification", num_labels=LABELS)
+    ours = SequenceClassifier.from_pretrained(folder, num_labels=LABELS)
+    assert_close(ours(*inputs), reference(*inputs).logits)
 
 
 def test_gradients_are_transformers(tmp_path, inputs):
-    """One backward pass gives every tensor the gradient that it gets in BertForMaskedLM."""
+    """One backward pass gives every tensor the gradient that it gets in BertForMaskedLM.
+
+    So that of the word vectors is the sum of the two of lookup and head.
+    """
     reference, folder = saved_by_them(tmp_path, "BertForMaskedLM")
     ours = MaskedLM.from_pretrained(folder)
     for output in (ours(*inputs), reference(*inputs).logits):
@@ -116,38 +62,16 @@ def test_gradients_are_transformers(tmp_path, inputs):
         assert_close(parameter.grad, expected[checkpoint.hugging_face_name(name)].grad)
 
 
-def test_the_head_and_the_lookup_share_one_matrix(inputs):
-    """The word vectors' gradient is that of the lookup plus that of the head's output.
-
-    Each of the two is taken alone.
-    """
-    mlm = scatter(MaskedLM(config()))
-    word = mlm.encoder.embeddings.word.weight
-    (total,) = torch.autograd.grad(mlm(*inputs).square().mean(), word)
-    apart = [word.detach().clone().requires_grad_() for _ in range(2)]
-    states = torch.func.functional_call(
-        mlm.encoder,
-        {**dict(mlm.encoder.named_parameters()), "embeddings.word.weight": apart[0]},
-        inputs,
-    )
-    x = mlm.head.norm(F.gelu(mlm.head.dense(states)))
-    logits = F.linear(x, apart[1], mlm.head.bias)
-    assert_close(sum(torch.autograd.grad(logits.square().mean(), apart)), total)
-
-
-def test_positions_pick_from_the_full_logits(inputs):
-    """`positions` gives the full logits at these places, and the same gradients.
-
-    Places may be repeated and in any order.
-    """
+def test_positions_gather_from_the_full_logits(inputs):
+    """`positions` gives the full logits there, repeated or in any order, and the same gradients."""
     mlm = scatter(MaskedLM(config(ffn_layers=[1, L - 1])))
     # (B, 6), real tokens
     positions = torch.stack([torch.randperm(T)[:6] % LENGTHS[i] for i in range(B)])
     some, full = mlm(*inputs, positions=positions), mlm(*inputs)
-    picked = full.gather(1, positions[:, :, None].expand(-1, -1, V))
-    assert_close(some, picked)
+    gathered = full.gather(1, positions[:, :, None].expand(-1, -1, V))
+    assert_close(some, gathered)
     weights = list(mlm.parameters())
-    gradients = (torch.autograd.grad(logits.square().mean(), weights) for logits in (some, picked))
+    gradients = (torch.autograd.grad(logits.square().mean(), weights) for logits in (some, gathered))
     for one, other in zip(*gradients, strict=True):
         assert_close(one, other)
 
@@ -167,37 +91,24 @@ def test_padding_is_never_seen(inputs):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("padded", [False, True])
-def test_fused_attention_is_the_written_out_one(dropout, padded):
-    """`attend_fast` equals softmax(QKᵀ/√D)V, with padding too.
+@pytest.mark.parametrize("lengths", [None, LENGTHS, torch.tensor([13, 0, 8, 12, 9])])
+def test_fused_attention_is_the_written_out_one(dropout, lengths):
+    """Both are softmax(QKᵀ/√D)V, with padding too, and drop the same weights for the same seed.
 
-    For the same seed, it drops the same weights.
+    The output of a row that is all padding is 0, and no gradient is NaN.
     """
     M, D = 4, 12
-    q, k, v = torch.randn(B, H, M, D), torch.randn(B, H, T, D), torch.randn(B, H, T, D)
-    mask = (torch.arange(T) < LENGTHS[:, None])[:, None, None, :] if padded else None
+    q, k, v = (torch.randn(B, H, n, D, requires_grad=True) for n in (M, T, T))
+    mask = None if lengths is None else (torch.arange(T) < lengths[:, None])[:, None, None, :]
     results = []
-    for form in (attend, attend_fast):
+    for function in (attention, fused_attention):
         torch.manual_seed(5)
-        results.append(form(q, k, v, mask, dropout))
-    assert results[0].shape == (B, H, M, D)
-    assert_close(*results)
-
-
-def test_dropout_only_in_training(inputs):
-    """Each of the two dropouts acts in train() and not in eval().
-
-    With both at 0 the two modes are equal.
-    """
-    for hidden, attention in ((0.5, 0.0), (0.0, 0.5), (0.0, 0.0)):
-        encoder = scatter(
-            Encoder(config(hidden_dropout_prob=hidden, attention_probs_dropout_prob=attention))
-        )
-        still = encoder(*inputs)
-        assert torch.equal(still, encoder(*inputs))
-        assert torch.allclose(encoder.train()(*inputs), still, atol=1e-5) == (
-            hidden == attention == 0.0
-        )
+        output = function(q, k, v, mask, dropout)
+        results.append([output, *torch.autograd.grad(output.square().sum(), (q, k, v))])
+    assert results[0][0].shape == (B, H, M, D)
+    for ours, fused in zip(*results, strict=True):
+        torch.testing.assert_close(ours, fused, atol=1e-5, rtol=1e-5)
+        assert lengths is None or lengths[1] or torch.all(ours[1] == 0)
 
 
 def test_a_sequence_longer_than_the_positions_is_an_error():
@@ -229,46 +140,24 @@ def test_a_layer_without_ffn_is_its_attention_sublayer(tmp_path, inputs, kept):
         assert_close(layers[i + 1], x, inputs[1])
 
 
-@torch.no_grad()
-def test_a_block_without_ffn_has_no_parameters_but_its_attentions():
-    """A block without an FFN does what its attention does, and has no other parameters."""
-    block = scatter(Block(config(), has_ffn=False))
-    x = torch.randn(B, T, C)
-    assert torch.equal(block(x), block.attention(x))
-    assert set(block.state_dict()) == {
-        f"attention.{name}" for name in Attention(config()).state_dict()
-    }
-
-
 @pytest.mark.parametrize(
     "kept, expected",
     [
-        (12, 109_482_240),
-        (6, 81_138_432),
-        (4, 71_690_496),
-        (3, 66_966_528),
-        (1, 57_518_592),
-        (0, 52_794_624),
-    ],
-)
+        (12, 109_482_240), (6, 81_138_432), (4, 71_690_496), (3, 66_966_528), (1, 57_518_592),
+        (0, 52_794_624)])
 def test_parameters_of_bert_base(kept, expected):
-    """The parameters of BERT-Base are exact for each number of FFNs kept.
+    """The parameters of BERT-Base are exact for each number of FFNs kept, its pooler's included.
 
-    The pooler (C * C + C) is counted too.
+    36 layers without FFNs have as many as BERT-Base, to 0.1 percent.
     """
     base = BertConfig(ffn_layers=list(range(kept)))
     assert count_parameters(base, Encoder) + 768 * 768 + 768 == expected
-
-
-def test_36_layers_without_ffns_weigh_about_bert_base():
-    """36 layers without FFNs have as many parameters as BERT-Base, to 0.1 percent."""
     deep = count_parameters(BertConfig(num_hidden_layers=36, ffn_layers=[]))
     assert deep == pytest.approx(count_parameters(BertConfig()), rel=0.001)
 
 
 @pytest.mark.parametrize("ffn_layers", [None, [], [1]])
-@pytest.mark.parametrize("model_class", [
-    Encoder, MaskedLM, PairedMaskedLM, SequenceClassifier])
+@pytest.mark.parametrize("model_class", [Encoder, MaskedLM, PairedMaskedLM, SequenceClassifier])
 def test_count_parameters_is_the_real_count(model_class, ffn_layers):
     """Parameters are counted without memory for them, and are as many as a real model has.
 
@@ -283,21 +172,20 @@ def test_count_parameters_is_the_real_count(model_class, ffn_layers):
         assert theirs(model_class.architecture).num_parameters() == real
 
 
-@pytest.mark.parametrize("asked", [None, pytest.param(2, marks=pytest.mark.performance)])
+@pytest.mark.parametrize("masked", [None, pytest.param(2, marks=pytest.mark.performance)])
 @pytest.mark.parametrize("ffn_layers", [None, [], [1], [L - 1]])
-def test_flops_per_token_are_those_of_a_real_step(monkeypatch, ffn_layers, asked):
+def test_flops_per_token_are_those_of_a_real_step(monkeypatch, ffn_layers, masked):
     """The formula exactly equals PyTorch's own count of a forward and backward pass.
 
     Attention is written out here, since the counter does not know the CPU's fused kernel.
     """
-    monkeypatch.setattr(model_module, "attend_fast", attend)
+    monkeypatch.setattr(model_module, "fused_attention", attention)
     mlm = MaskedLM(config(ffn_layers=ffn_layers))
-    positions = None if asked is None else torch.randint(T, (B, asked))
+    positions = None if masked is None else torch.randint(T, (B, masked))
     with FlopCounterMode(display=False) as counter:
         mlm(torch.randint(V, (B, T)), positions=positions).logsumexp(-1).sum().backward()
-    assert flops_per_token(mlm.config, T, asked) * B * T == pytest.approx(
-        counter.get_total_flops(), rel=1e-9
-    )
+    flops = flops_per_token(mlm.config, T, masked) * B * T
+    assert flops == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
 # Initialisation
@@ -310,20 +198,20 @@ def test_the_loss_of_an_untrained_model_is_ln_v(ffn_layers):
     words = 2999
     mlm = MaskedLM(config(vocab_size=words, hidden_size=48, ffn_layers=ffn_layers)).eval()
     ids = torch.randint(words, (16, T))
-    loss = torch.nn.functional.cross_entropy(
-        mlm(ids).flatten(0, 1), torch.randint(words, (16 * T,))
-    )
+    loss = F.cross_entropy(mlm(ids).flatten(0, 1), torch.randint(words, (16 * T,)))
     assert loss.item() == pytest.approx(math.log(words), abs=0.1)
 
 
-def test_initialisation_is_berts():
-    """Weights have deviation 0.02 around 0, biases are 0 and norms 1.
+def test_initialisation_is_berts_but_for_positions():
+    """Weights have deviation 0.02 around 0, biases are 0 and norms 1; waves say positions.
 
     The same seed gives the same weights, and another draw gives others.
     """
     torch.manual_seed(3)
     mlm = MaskedLM(config(hidden_size=120, vocab_size=997))
     for name, parameter in mlm.named_parameters():
+        if "position" in name:
+            continue
         if parameter.dim() == 2:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.12), name
             assert abs(parameter.mean().item()) < 0.003, name
@@ -331,18 +219,26 @@ def test_initialisation_is_berts():
             assert torch.all(parameter == (1.0 if name.endswith("norm.weight") else 0.0)), name
     torch.manual_seed(3)
     again, other = (
-        MaskedLM(config(hidden_size=120, vocab_size=997)).state_dict() for _ in range(2)
-    )
+        MaskedLM(config(hidden_size=120, vocab_size=997)).state_dict() for _ in range(2))
     assert all(torch.equal(t, again[name]) for name, t in mlm.state_dict().items())
     assert not torch.equal(again["head.dense.weight"], other["head.dense.weight"])
 
 
-@pytest.mark.parametrize("form", [attend, attend_fast])
-def test_a_row_that_is_all_padding_harms_nobody(form):
-    """Its output is 0, and no gradient is NaN, in the written-out form as in the fused one."""
-    q, k, v = (torch.randn(B, H, T, 12, requires_grad=True) for _ in range(3))
-    mask = (torch.arange(T) < torch.tensor([13, 0, 8, 12, 9])[:, None])[:, None, None, :]
-    output = form(q, k, v, mask)
-    assert torch.all(output[1] == 0)
-    for gradient in torch.autograd.grad(output.square().sum(), (q, k, v)):
-        assert torch.isfinite(gradient).all() and torch.all(gradient[1] == 0)
+@pytest.mark.parametrize("model_class", [Encoder, MaskedLM, PairedMaskedLM, SequenceClassifier])
+def test_position_vectors_begin_as_sines_and_cosines(model_class, inputs):
+    """As in 1706.03762, with 2.5 × initializer_range as root mean square, whatever the seed.
+
+    Unlike those of that paper they are trained.
+    """
+    model = model_class(config(initializer_range=0.03))
+    encoder = getattr(model, "encoder", model)
+    weight = encoder.embeddings.position.weight
+    assert weight.square().mean().sqrt().item() == pytest.approx(2.5 * 0.03, rel=1e-5)
+    waves = weight.detach() / weight[0, 1].item()  # cos 0 = 1
+    for position in (0, 1, 7, 36):
+        for i in range(C // 2):
+            angle = position / 10_000 ** (2 * i / C)
+            wave = [math.sin(angle), math.cos(angle)]
+            assert waves[position, 2 * i : 2 * i + 2].tolist() == pytest.approx(wave, abs=1e-5)
+    model(inputs[0]).square().sum().backward()
+    assert (weight.grad[:T].abs().sum(1) > 0).all()

@@ -3,16 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from helpers import config
 
-from mini_undivided.model import BertConfig, MaskedLM
+from mini_undivided.model import MaskedLM
 from mini_undivided.optim import (
-    Muon,
-    adamw,
-    muon_and_adamw,
-    orthogonalise,
-    scale_learning_rates,
-    warmup_decay,
-)
+    Muon, adamw, muon_and_adamw, orthogonalise, scale_learning_rates, warmup_decay)
+from mini_undivided.pairs import PairedMaskedLM
 
 
 def test_the_learning_rate_rises_and_falls_in_lines():
@@ -30,12 +26,8 @@ def test_the_learning_rate_rises_and_falls_in_lines():
 
 @pytest.mark.parametrize("ffn_layers", [None, []])
 def test_no_decay_on_biases_and_norms(ffn_layers):
-    """Every parameter is in exactly one group.
-
-    The ones with decay are the matrices, and all of them.
-    """
-    sizes = {"vocab_size": 99, "hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 3}
-    mlm = MaskedLM(BertConfig(**sizes, ffn_layers=ffn_layers))
+    """Every parameter is in exactly one group; those with decay are all the matrices."""
+    mlm = MaskedLM(config(ffn_layers=ffn_layers))
     groups = adamw(mlm.parameters(), lr=0.1, weight_decay=0.3).param_groups
     decayed, kept = ({id(p) for p in group["params"]} for group in groups)
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
@@ -45,10 +37,11 @@ def test_no_decay_on_biases_and_norms(ffn_layers):
     assert len(decayed) + len(kept) == len(list(mlm.parameters()))
 
 
-def test_a_step_is_adamws():
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_a_step_is_adamws(scale):
     """Three steps move a weight exactly as torch.optim.AdamW moves it, decay included.
 
-    A frozen weight does not move at all.
+    So they do where gradients are as small as BERT's epsilon of 1e-6. A frozen weight stays.
     """
     ours, theirs = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
@@ -56,60 +49,70 @@ def test_a_step_is_adamws():
     ours.bias.requires_grad_(False)
     optimizer = adamw(ours.parameters(), lr=0.5, weight_decay=0.1)
     reference = torch.optim.AdamW(
-        [theirs.weight], lr=0.05, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.1
-    )
+        [theirs.weight], lr=0.05, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.1)
     scale_learning_rates([optimizer], 0.1)
     for i in range(3):
         x = torch.full((7, 5), float(i + 1))
         for layer, by in ((ours, optimizer), (theirs, reference)):
             by.zero_grad()
-            layer(x).square().mean().backward()
+            (scale * layer(x).square().mean()).backward()
             by.step()
     torch.testing.assert_close(ours.weight, theirs.weight)
     assert torch.equal(ours.bias, frozen)
 
 
-def model(ffn_layers=None):
-    """A small model whose width, FFN and vocabulary differ."""
-    sizes = {"vocab_size": 99, "hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 3}
-    return MaskedLM(BertConfig(**sizes, intermediate_size=41, ffn_layers=ffn_layers))
-
-
 def test_the_learning_rate_reaches_every_group():
     """Each group gets the factor times its own peak."""
-    optimizers = muon_and_adamw(model(), muon_lr=0.3, lr=0.1)
+    optimizers = muon_and_adamw(MaskedLM(config()), muon_lr=0.3, lr=0.1)
     scale_learning_rates(optimizers, 0.25)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     assert rates == [[0.075] * 3, [0.025, 0.025]]  # Muon's groups: of one shape each
 
 
-@pytest.mark.parametrize("ffn_layers, matrices", [(None, 3 * 6 + 1), ([], 3 * 4 + 1)])
-def test_muon_has_the_matrices_inside_and_adamw_the_rest(ffn_layers, matrices):
-    """Muon moves the linear layers' weights, the head's dense layer included; each moves once.
+@pytest.mark.parametrize("ffn_layers, count", [(None, 4 * 6 + 2), ([], 4 * 4 + 2)])
+def test_muon_has_the_matrices_inside_and_adamw_the_rest(ffn_layers, count):
+    """Muon moves the weights of the layers, of the head's dense layer and of the pooler.
 
-    Embeddings, biases and LayerNorms are AdamW's.
+    Embeddings, biases, LayerNorms and the matrix onto two classes are AdamW's; each moves once.
+    Where a gradient is 0, both take lr × 0.01 of each matrix away, and nothing of a vector.
     """
-    mlm = model(ffn_layers)
+    model = PairedMaskedLM(config(ffn_layers=ffn_layers))
+    optimizers = muon_and_adamw(model, 0.2, 0.1)
     muon, other = ([p for group in each.param_groups for p in group["params"]]
-                   for each in muon_and_adamw(mlm, 0.02, 2e-3))
-    names = {id(p): name for name, p in mlm.named_parameters()}
-    assert len(muon) == matrices and len(muon) + len(other) == len(names)
+                   for each in optimizers)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert len(muon) == count and len(muon) + len(other) == len(names)
     assert {id(p) for p in [*muon, *other]} == names.keys()
-    assert all(p.dim() == 1 or "embeddings" in names[id(p)] for p in other)
+    assert {names[id(p)] for p in muon} >= {"head.dense.weight", "pooler.weight"}
+    assert {names[id(p)] for p in other if p.dim() == 2} == {"next.weight", *(
+        f"encoder.embeddings.{table}.weight" for table in ("word", "position", "token_type"))}
+    before = [p.detach().clone() for p in [*muon, *other]]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    for i, (old, new) in enumerate(zip(before, [*muon, *other], strict=True)):
+        decay = 0.01 * (0.2 if i < count else 0.1) * (new.dim() == 2)
+        torch.testing.assert_close(new.detach(), old * (1 - decay))
 
 
 @pytest.mark.parametrize("shape", [(29, 13), (13, 29), (17, 17)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_orthogonalise_keeps_directions_and_evens_out_their_lengths(shape, dtype):
-    """Singular values from 0.05 to 1 end between 0.6 and 1.3, and U and V stay, as an SVD says."""
+    """Singular values from 0.05 to 1 end between 0.6 and 1.3, and U and V stay, as an SVD says.
+
+    So they do for each matrix of a group, however much larger another one is.
+    """
     rows, columns = shape
     U, _, Vh = torch.linalg.svd(torch.randn(rows, columns), full_matrices=False)
     S = torch.linspace(0.05, 1, min(shape))
-    y = orthogonalise((U * S @ Vh)[None].to(dtype))[0].float()
-    inside = U.T @ y @ Vh.T  # diagonal, if the directions are those of x
-    diagonal = inside.diagonal()
-    assert 0.6 < diagonal.min() and diagonal.max() < 1.3
-    assert (inside - torch.diag(diagonal)).abs().max() < (0.05 if dtype == torch.bfloat16 else 1e-4)
+    x = U * S @ Vh
+    for y in orthogonalise(torch.stack([x, 1000 * x, 0.001 * x]).to(dtype)).float():
+        inside = U.T @ y @ Vh.T  # diagonal, if the directions are those of x
+        diagonal = inside.diagonal()
+        assert 0.6 < diagonal.min() and diagonal.max() < 1.3
+        error = (inside - torch.diag(diagonal)).abs().max()
+        assert error < (0.05 if dtype == torch.bfloat16 else 1e-4)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has it from 2.9 on")

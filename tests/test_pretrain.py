@@ -5,31 +5,25 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import B, T, V, saved_by_them, torchrun
+from helpers import B, T, V, losses, torchrun
+from torch._dynamo.testing import CompileCounter
+from torch.nn import functional as F
 
-from mini_undivided import data, pretrain
-from mini_undivided.model import BertConfig, MaskedLM, PairedMaskedLM, flops_per_token
-from mini_undivided.optim import adamw
+from mini_undivided import data
+from mini_undivided.model import MaskedLM, flops_per_token
+from mini_undivided.pretrain import masked_loss
 from mini_undivided.report.training import train
-from mini_undivided.support import checkpoint, run_directory
-from mini_undivided.support.checkpoint import read_pooler
+from mini_undivided.run import pretrain
+from mini_undivided.support import run_directory
+from mini_undivided.support.checkpoint import read_weights
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json
 from mini_undivided.support.machine import Machine
-from mini_undivided.tokenizer import load_tokenizer, save_tokenizer
-
-
-def weights(out):
-    """The tensors that a run wrote."""
-    return checkpoint.read_weights(out)
-
-
-def losses(out):
-    """step → loss, from the log."""
-    return {row["step"]: row["loss"] for row in run_directory.read_log(out) if "loss" in row}
+from mini_undivided.tokenizer import load_tokenizer
 
 
 def identical(a, b):
@@ -38,33 +32,22 @@ def identical(a, b):
 
 
 def test_a_run_writes_a_whole_run_directory(options):
-    """A run leaves all the files of a run directory.
-
-    If it has all its FFNs, Hugging Face opens it.
-    """
+    """A run leaves all the files of a run directory; with all its FFNs, Hugging Face opens it."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     train(replace(options, ffn_layers=None))
-    record = read_json(Path(options.out) / "train.json")
-    names = {
-        "config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "training_state.pt",
-        "train.json",
-        "log.jsonl",
-        "loss.png",
-    }
     out = Path(options.out)
-    assert {path.name for path in out.iterdir()} == names
+    record = read_json(out / "train.json")
+    assert {path.name for path in out.iterdir()} == {
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "training_state.pt", "train.json", "log.jsonl", "loss.png"}
     assert record["status"] == "finished"
     assert record["options"]["seq_len"] == 19 and record["corpus"]["documents"] == 160
     state = torch.load(out / "training_state.pt", weights_only=True)
     assert state["step"] == 12 and {"optimizer", "random", "model"} <= state.keys()
-    row = run_directory.read_log(out)[0]
-    assert {"step", "tokens", "loss", "lr", "tokens_per_second"} <= row.keys()
-    assert row["tokens"] == 7 * 16
+    rows = [row for row in run_directory.read_log(out) if "loss" in row]
+    assert {"step", "tokens", "loss", "lr", "tokens_per_second"} <= rows[1].keys()
+    assert [row["tokens"] for row in rows] == [6 * 19 * step for step in range(1, 13)]
 
     theirs, info = AutoModelForMaskedLM.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -73,12 +56,14 @@ def test_a_run_writes_a_whole_run_directory(options):
     torch.testing.assert_close(ours(ids), theirs.eval()(ids).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_an_untrained_model_knows_nothing_and_a_trained_one_much(options):
+@pytest.mark.parametrize("ffn_layers", [None, []])
+def test_an_untrained_model_knows_nothing_and_a_trained_one_much(options, ffn_layers):
     """The first loss is about ln(vocabulary), and training brings it down.
 
-    After 400 steps the loss is far below that of the best model without context.
+    After 400 steps the loss is far below that of the best model without context, with FFNs and
+    without.
     """
-    record = pretrain.pretrain(replace(options, steps=400, seed=1))
+    record = pretrain(replace(options, steps=400, seed=1, ffn_layers=ffn_layers))
     vocabulary = load_tokenizer(options.out).get_vocab_size()
     assert abs(losses(options.out)[1] - math.log(vocabulary)) < 0.25
     result = record["result"]
@@ -86,236 +71,117 @@ def test_an_untrained_model_knows_nothing_and_a_trained_one_much(options):
     assert result["validation_accuracy"] > 0.6
 
 
-def test_a_small_model_overfits_one_batch():
-    """40 steps on one batch bring its loss from ln V to nearly 0, with and without FFNs."""
-    machine = Machine.start("cpu", "float32")
-    for ffn_layers in (None, []):
-        config = BertConfig(
-            vocab_size=61,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=51,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            ffn_layers=ffn_layers,
-        )
-        model = MaskedLM(config)
-        optimizers = [adamw(model.parameters(), 1e-2)]
-        batch = data.MaskedBatch(
-            torch.randint(5, 61, (3, 17)),
-            torch.tensor([[1, 5], [2, 9], [3, 16]]),
-            torch.tensor([[7, 8], [9, data.IGNORE], [11, 12]]),
-        )
-        first = pretrain.train_step(model, optimizers, [batch], 5, machine) / 5
-        for _ in range(40):
-            last = pretrain.train_step(model, optimizers, [batch], 5, machine) / 5
-        assert abs(first - math.log(61)) < 0.4 and last < 0.02
-
-
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_accumulation_equals_one_large_batch(options, tmp_path, monkeypatch, optimizer):
-    """6 sequences at once or 2 at a time give the same losses and weights.
-
-    They agree to float tolerance, with uneven masks too.
-    """
-    monkeypatch.setenv("MINI_UNDIVIDED_CPU", "plain")  # Muon in float32
-    options = replace(options, optimizer=optimizer)
-    pretrain.pretrain(replace(options, micro_batch=6))
-    pretrain.pretrain(replace(options, micro_batch=2, out=str(tmp_path / "split")))
-    a, b = losses(options.out), losses(tmp_path / "split")
-    assert a.keys() == b.keys() and all(abs(a[step] - b[step]) < 1e-4 for step in a)
-    for name, tensor in weights(options.out).items():
-        torch.testing.assert_close(weights(tmp_path / "split")[name], tensor, atol=1e-3, rtol=1e-3)
-
-
-def test_the_loss_of_pairs_is_that_of_transformers(tmp_path):
-    """Over the number of masked places, it is the loss of BertForPreTraining: a mean of each kind.
-
-    Where as many are masked in each sequence, micro-batches change nothing.
-    """
-    torch.manual_seed(0)
-    reference, folder = saved_by_them(tmp_path, "BertForPreTraining")
-    ids, places = torch.randint(5, V, (B, T)), torch.tensor([[1, 5, 12]] * B)
-    segments = (torch.arange(T) > 6).long().expand(B, T)
+def test_the_loss_is_taken_in_float32():
+    """A model under autocast returns bfloat16 logits: their loss is that of the same in float32."""
+    logits = 5 * torch.randn(B, 3, V).bfloat16()
     batch = data.MaskedBatch(
-        ids, places, torch.randint(5, V, (B, 3)), segments, torch.randint(0, 2, (B,)))
-    labels = torch.full((B, T), -100).scatter(1, places, batch.labels)
-    wanted = reference(ids, torch.ones_like(ids), segments, labels=labels,
-                       next_sentence_label=batch.is_random).loss
-    model, parts = PairedMaskedLM.from_pretrained(folder), list(batch.micro_batches(2))
-    losses = [sum(pretrain.paired_loss(model, part) for part in each).item() / (3 * B)
-              for each in ([batch], parts)]
-    assert losses == pytest.approx([wanted.item()] * 2, rel=1e-5)
+        torch.zeros(B, T, dtype=torch.long), torch.zeros(B, 3, dtype=torch.long),
+        torch.randint(V, (B, 3)))
+    loss = masked_loss(lambda input_ids, positions: logits, batch)
+    rows, labels = logits.flatten(0, 1), batch.labels.flatten()
+    assert torch.equal(loss, F.cross_entropy(rows.float(), labels, reduction="sum"))
+    assert loss.item() != F.cross_entropy(rows, labels, reduction="sum").item()
 
 
-def test_pairs_are_learned(options, tmp_path):
-    """With --next-sentence a run learns whether parts belong together, and keeps the head.
+def test_a_step_moves_each_tensor_once(options, monkeypatch, before_train_step):
+    """Three copies to the device a step, however many micro-batches it has."""
+    moved, counts, to_device = [], [], Machine.to_device
+    monkeypatch.setattr(
+        Machine, "to_device", lambda *each: moved.append(each) or to_device(*each))
+    monkeypatch.setattr("mini_undivided.pretrain.quick_validation", lambda *_: None)
+    before_train_step(lambda model, optimizers, batches, *_: counts.append(
+        (len(batches), len(moved))))
+    pretrain(replace(options, micro_batch=2, steps=5))
+    assert counts == [(3, 3 * step) for step in range(1, 6)]
 
-    Documents of the corpus say one word each (some pairs span two). Fine-tuning begins with the
-    pooler of such a run, and a run with one sequence a batch is refused.
+
+@pytest.fixture
+def counter(monkeypatch):
+    """Counts the graphs of torch.compile, which here raises an error at a graph break."""
+    counter, compile = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **settings: compile(
+        model, backend=counter, fullgraph=True, **settings))
+    return counter
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_run_is_one_graph(options, tmp_path, counter, pairs):
+    """A compiled run has one graph, the loss within it, and trains as one that is not compiled.
+
+    So has each of three models in one process, where PyTorch compiles no function more than so many
+    times.
     """
-    run = replace(options, next_sentence=True, seq_len=33, batch_tokens=33 * 16, steps=500)
-    record = pretrain.pretrain(run)
-    tokenizer = load_tokenizer(run.out)
-    corpus = pretrain.setup.open_corpus(run.corpus, None)
-    tokens = pretrain.setup.tokenize(corpus, tokenizer)
-    pairs = data.TrainingData(data.Sequences(tokens.train, 33, tokenizer, 0.4), 200, 9, pairs=True)
-    model, batch = PairedMaskedLM.from_pretrained(run.out), pairs.batch(0)
-    with torch.no_grad():
-        _, logits = model(batch.input_ids, None, batch.token_type_ids, positions=batch.positions)
-    assert (logits.argmax(1) == batch.is_random).float().mean() > 0.75
-    assert record["result"]["pair_accuracy"] > 0.6  # of few pairs, a part of which span documents
-    assert record["parameters"] == sum(p.numel() for p in model.parameters())
-    assert torch.equal(read_pooler(run.out, model.config)["weight"], model.pooler.weight)
-    with pytest.raises(UserError, match="--next-sentence takes the parts of a pair from two"):
-        pretrain.pretrain(replace(run, batch_tokens=33, out=str(tmp_path / "one")))
-
-
-def test_the_loss_of_a_step_is_over_all_its_masked_places():
-    """Each masked place counts the same, not each micro-batch.
-
-    The two micro-batches have 1 and 5 masked places.
-    """
-    machine = Machine.start("cpu", "float32")
-    config = BertConfig(
-        vocab_size=31,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=9,
-    )
-    model = MaskedLM(config).eval()
-    ids, positions = torch.randint(5, 31, (2, 11)), torch.arange(1, 6).expand(2, 5)
-    labels = torch.tensor([[7] + [data.IGNORE] * 4, [8, 9, 10, 11, 12]])
-    logits = model(ids)
-    expected = torch.nn.functional.cross_entropy(logits[0, 1:2], labels[0, :1], reduction="sum")
-    expected = (
-        expected + torch.nn.functional.cross_entropy(logits[1, 1:6], labels[1], reduction="sum")
-    ) / 6
-    gradient = torch.autograd.grad(expected, model.head.bias)[0]
-    seen = {}
-
-    class Spy(torch.optim.SGD):
-        def step(self):
-            seen["gradient"] = model.head.bias.grad.clone()
-
-    parts = list(data.MaskedBatch(ids, positions, labels).micro_batches(1))
-    total = pretrain.train_step(model, [Spy(model.parameters(), lr=0.0)], parts, 6, machine)
-    assert total / 6 == pytest.approx(expected.item(), rel=1e-5)
-    # train_step clips to norm 1: the direction is what must agree
-    torch.testing.assert_close(
-        seen["gradient"] / seen["gradient"].norm(), gradient / gradient.norm(), atol=1e-5, rtol=0
-    )
+    options = replace(options, micro_batch=2, steps=3, next_sentence=pairs)
+    pretrain(options)
+    assert counter.frame_count == 0
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for number, width in enumerate((24, 36, 48), 1):
+            out = str(tmp_path / str(width))
+            pretrain(replace(options, compile=True, hidden_size=width, out=out))
+            assert counter.frame_count == number
+    assert losses(tmp_path / "24") == pytest.approx(losses(options.out), abs=1e-5)
 
 
 def test_the_same_seed_gives_the_same_run_and_zero_is_a_seed(options, tmp_path):
-    """Equal seeds give equal weights bit for bit, dropout included.
-
-    Seed 0 and seed 1 give different ones.
-    """
-    options = replace(options, dropout=0.1, steps=5)
-    results = []
+    """Equal seeds give equal weights bit for bit, dropout included; seeds 0 and 1 do not."""
+    options, results = replace(options, dropout=0.1, steps=5), []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        pretrain.pretrain(replace(options, seed=seed, out=str(tmp_path / name)))
-        results.append(weights(tmp_path / name))
+        pretrain(replace(options, seed=seed, out=str(tmp_path / name)))
+        results.append(read_weights(tmp_path / name))
     assert identical(results[0], results[1]) and not identical(results[0], results[2])
 
 
-def test_a_run_begins_with_short_sequences(options, monkeypatch):
-    """Half of a run is on 16 tokens, which then double in equal shares up to --seq-len.
-
-    Tokens are counted as they are.
-    """
-    shapes, step = [], pretrain.train_step
-
-    def spy(model, optimizer, batches, *rest):
-        shapes.append(
-            (sum(len(batch.input_ids) for batch in batches), batches[0].input_ids.size(1))
-        )
-        return step(model, optimizer, batches, *rest)
-
-    monkeypatch.setattr(pretrain, "train_step", spy)
-    pretrain.pretrain(replace(options, seq_len=70, batch_tokens=150, short_first=0.5))
-    assert shapes == [(9, 16)] * 6 + [(4, 32)] * 2 + [(2, 64)] * 2 + [(2, 70)] * 2
-    tokens = [row["tokens"] for row in run_directory.read_log(options.out) if "loss" in row]
-    assert tokens == [sum(rows * length for rows, length in shapes[:i]) for i in range(1, 13)]
-    shapes.clear()
-    pretrain.pretrain(replace(options, short_first=0.0, out=options.out + "-long"))
-    assert shapes == [(6, 19)] * 12
+def stop(optimizers):
+    """A signal, as Ctrl-C sends it: the run saves and ends after this step."""
+    os.kill(os.getpid(), 15)
 
 
-@pytest.mark.parametrize("dropout, optimizer", [(0.0, "muon"), (0.1, "muon"), (0.1, "adamw")])
+def crash(optimizers):
+    """An end that no handler sees, two steps after the last checkpoint."""
+    raise SystemError("power cut")
+
+
+@pytest.mark.parametrize("optimizer, ends", [("muon", stop), ("adamw", stop), ("muon", crash)])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-        options, tmp_path, monkeypatch, dropout, optimizer):
-    """A run stopped by a signal and resumed equals an uninterrupted one, bit for bit.
+        options, tmp_path, before_train_step, optimizer, ends):
+    """A run that is stopped by a signal, or killed between two checkpoints, loses nothing.
 
-    It is stopped after step 7; weights, optimiser and log are the same.
+    Resumed, it equals an uninterrupted one bit for bit: weights, optimizers and log.
     """
-    options = replace(options, dropout=dropout, optimizer=optimizer)
-    pretrain.pretrain(options)
-    stopped = replace(options, out=str(tmp_path / "stopped"))
-    step = pretrain.train_step
+    options = replace(options, dropout=0.1, optimizer=optimizer)
+    pretrain(options)
+    stopped, steps = replace(options, out=str(tmp_path / "stopped")), []
 
-    def interrupted(*arguments):
-        interrupted.calls += 1
-        if interrupted.calls == 7:
-            os.kill(os.getpid(), 15)
-        return step(*arguments)
+    def end_the_seventh(model, optimizers, *_):
+        steps.append(len(steps) + 1)
+        if steps[-1] == 7:
+            ends(optimizers)
 
-    interrupted.calls = 0
-    monkeypatch.setattr(pretrain, "train_step", interrupted)
-    assert pretrain.pretrain(stopped)["status"] == "interrupted"
-    assert run_directory.read_state(stopped.out)["step"] == 7
-    monkeypatch.setattr(pretrain, "train_step", step)
+    before_train_step(end_the_seventh)
+    if ends is stop:
+        assert pretrain(stopped)["status"] == "interrupted"
+        assert run_directory.read_state(stopped.out)["step"] == 7
+    else:
+        with pytest.raises(SystemError):
+            pretrain(stopped)
+        assert run_directory.read_state(stopped.out)["step"] < 7
     torch.manual_seed(99)  # whatever happened in between
-    assert pretrain.pretrain(stopped, resume=True)["status"] == "finished"
+    assert pretrain(stopped, resume=True)["status"] == "finished"
 
-    assert identical(weights(options.out), weights(stopped.out))
+    assert identical(read_weights(options.out), read_weights(stopped.out))
     a, b = run_directory.read_state(options.out), run_directory.read_state(stopped.out)
     for one, other in zip(a["optimizer"], b["optimizer"], strict=True):
         assert one["state"].keys() == other["state"].keys() != set()
         assert all(identical(entry, other["state"][i]) for i, entry in one["state"].items())
-    assert losses(options.out) == losses(stopped.out)
-    validation = [
-        [row for row in run_directory.read_log(out) if "loss" not in row]
-        for out in (options.out, stopped.out)
-    ]
-    assert validation[0] == validation[1]
-
-
-def test_a_kill_between_two_checkpoints_costs_only_the_steps_since(options, tmp_path, monkeypatch):
-    """A run killed hard and resumed still ends with the same weights.
-
-    At step 9, where no handler runs, it goes back to the last checkpoint.
-    """
-    pretrain.pretrain(options)
-    killed = replace(options, out=str(tmp_path / "killed"))
-    step = pretrain.train_step
-
-    def dies(*arguments):
-        dies.calls += 1
-        if dies.calls == 9:
-            raise SystemError("power cut")
-        return step(*arguments)
-
-    dies.calls = 0
-    monkeypatch.setattr(pretrain, "train_step", dies)
-    with pytest.raises(SystemError):
-        pretrain.pretrain(killed)
-    monkeypatch.setattr(pretrain, "train_step", step)
-    pretrain.pretrain(killed, resume=True)
-    assert identical(weights(options.out), weights(killed.out))
-    assert losses(options.out) == losses(killed.out)
+    logs = [[{**row, "tokens_per_second": 0} for row in run_directory.read_log(each.out)]
+            for each in (options, stopped)]
+    assert logs[0] == logs[1]
 
 
 def test_the_checkpoint_before_survives_a_kill_while_saving(options, monkeypatch):
-    """If writing the new weights fails midway, the old ones are still there, intact.
-
-    No temporary file is left over.
-    """
-    record = pretrain.pretrain(options)
-    before = weights(options.out)
+    """If writing new weights fails midway, the old ones are still there, and nothing temporary."""
+    pretrain(replace(options, steps=1))
+    before = read_weights(options.out)
 
     def half(tensors, path, metadata):
         Path(path).write_bytes(b"half a file")
@@ -324,176 +190,127 @@ def test_the_checkpoint_before_survives_a_kill_while_saving(options, monkeypatch
     monkeypatch.setattr("safetensors.torch.save_file", half)
     with pytest.raises(SystemError):
         MaskedLM.from_pretrained(options.out).save_pretrained(options.out)
-    assert identical(weights(options.out), before) and record["status"] == "finished"
+    assert identical(read_weights(options.out), before)
     assert not list(Path(options.out).glob(".*"))
 
 
-def test_minutes_end_the_run_on_the_clock_with_the_schedule_at_its_end(options, monkeypatch):
-    """With --minutes, the run stops when the time is up.
+def test_minutes_and_speed_leave_out_the_first_step_of_a_process(
+        options, monkeypatch, before_train_step):
+    """With --minutes a run ends when its time is up, its learning rate then near 0.
 
-    By then, the learning rate has come down to nearly 0.
+    The first step of each process, which may compile, counts neither there nor in tokens a second.
     """
-    record = pretrain.pretrain(replace(options, steps=None, minutes=0.05))
-    rates = [row["lr"] for row in run_directory.read_log(options.out) if "loss" in row]
-    assert record["status"] == "finished" and 3.0 <= record["result"]["seconds"] < 6.0
-    assert max(rates) > 0.9 * options.lr and rates[-1] < 0.05 * options.lr
-    assert rates.index(max(rates)) < 0.5 * len(rates)
+    clock, steps = [0.0], []
+
+    def tick(*_):
+        steps.append(len(steps) + 1)
+        clock[0] += 1000 if steps[-1] in (1, 12) else 1  # seconds
+        if steps[-1] == 11:
+            stop(None)
+
+    monkeypatch.setattr(
+        "mini_undivided.pretrain.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    before_train_step(tick)
+    options = replace(options, steps=None, minutes=20 / 60)
+    assert pretrain(options)["status"] == "interrupted"
+    record = pretrain(options, resume=True)
+    assert record["status"] == "finished" and record["result"]["seconds"] == 20
+    assert record["result"]["tokens_per_second"] == 6 * 19
+    rows = [row for row in run_directory.read_log(options.out) if "loss" in row]
+    assert [row.get("tokens_per_second") for row in rows] == [
+        None, *[114] * 10, None, *[114] * 10]
+    rates = [row["lr"] / options.lr for row in rows]
+    begins = [0, *range(11), *range(10, 20)]  # seconds of the run at which each step began
+    assert rates == pytest.approx([s / 2 if s < 2 else (20 - s) / 18 for s in begins])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(options, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run(options, before_train_step):
     """A loss of NaN is an error that names the step and the learning rate.
 
     The checkpoint before it stays as it was.
     """
-    step = pretrain.train_step
+    steps = []
 
-    def breaks(model, optimizer, *arguments):
-        breaks.calls += 1
-        return step(model, optimizer, *arguments) * (float("nan") if breaks.calls == 8 else 1.0)
+    def breaks(model, *_):
+        steps.append(model)
+        if len(steps) == 8:
+            model.model.head.bias.data.fill_(math.nan)
 
-    breaks.calls = 0
-    monkeypatch.setattr(pretrain, "train_step", breaks)
+    before_train_step(breaks)
     with pytest.raises(
-        UserError, match=r"loss became nan at step 8 with a learning rate of \d.*--lr"
-    ):
-        pretrain.pretrain(options)
+            UserError, match=r"loss became nan at step 8 with a learning rate of \d.*--lr"):
+        pretrain(options)
     assert run_directory.read_state(options.out)["step"] < 8
-    assert all(torch.isfinite(tensor).all() for tensor in weights(options.out).values())
+    assert all(torch.isfinite(tensor).all() for tensor in read_weights(options.out).values())
 
 
 def test_a_run_ends_at_its_flops(options, tmp_path):
     """--flops makes a run as long as the steps do whose FLOPs these are, and says so in its record.
 
-    A model with fewer of them a token sees more tokens.
+    A model with fewer of them per token sees more tokens.
     """
-    options = replace(options, short_first=0.0)
-    by_steps = pretrain.pretrain(options)["result"]
-    length = 6 * 19
+    by_steps = pretrain(options)["result"]
     cost = flops_per_token(MaskedLM.from_pretrained(options.out).config, 19, 7)  # 7 of 17 are 40 %
-    assert by_steps["flops"] == pytest.approx(12 * length * cost)
+    assert by_steps["flops"] == pytest.approx(12 * 6 * 19 * cost)
     changes = {"steps": None, "flops": by_steps["flops"], "out": str(tmp_path / "flops")}
-    by_flops = pretrain.pretrain(replace(options, **changes))["result"]
+    by_flops = pretrain(replace(options, **changes))["result"]
     assert by_flops["step"] == 12
     assert by_flops["validation_loss"] == pytest.approx(by_steps["validation_loss"], abs=1e-5)
-    with pytest.raises(UserError, match="a run has one length"):
-        pretrain.pretrain(replace(options, steps=None))
     changes |= {"ffn_layers": [], "out": str(tmp_path / "light")}
-    assert pretrain.pretrain(replace(options, **changes))["result"]["step"] > 12
+    assert pretrain(replace(options, **changes))["result"]["step"] > 12
+
+
+def first_moments(state):
+    """What Muon keeps of its first parameter."""
+    return state["optimizer"][0]["state"][0]
 
 
 DAMAGES = {
-    "a name": lambda state: state["optimizer"][0]["state"][0].update(
-        m=state["optimizer"][0]["state"][0].pop("momentum")),
+    "a name": lambda state: first_moments(state).update(m=first_moments(state).pop("momentum")),
     "a parameter": lambda state: state["optimizer"][1]["state"].pop(0),
     "Muon's state": lambda state: state["optimizer"][0]["state"].clear(),
     "AdamW's state": lambda state: state["optimizer"][1]["state"].clear(),
-    "a type": lambda state: state["optimizer"][0]["state"][0].update(
-        momentum=state["optimizer"][0]["state"][0]["momentum"].bfloat16()),
+    "a type": lambda state: first_moments(state).update(
+        momentum=first_moments(state)["momentum"].bfloat16()),
     "an optimizer": lambda state: state["optimizer"].pop(),
     "the progress": lambda state: state.update(progress=0.25),
     "the step": lambda state: state.update(step=1_000_000)}
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_checkpoint_that_does_not_fit_together_is_refused(options, damage):
+def test_a_checkpoint_that_does_not_fit_together_is_refused(options):
     """What a resumed run would lose or misread in its checkpoint is an error naming the file."""
     options = replace(options, steps=3, optimizer="muon")
-    pretrain.pretrain(options)
-    state = run_directory.read_state(options.out)
-    DAMAGES[damage](state)
-    run_directory.write_state(options.out, state)
-    with pytest.raises(UserError, match="training_state.pt: "):
-        pretrain.pretrain(options, resume=True)
+    pretrain(options)
+    whole = Path(options.out, "training_state.pt").read_bytes()
+    for name, damage in DAMAGES.items():
+        Path(options.out, "training_state.pt").write_bytes(whole)
+        state = run_directory.read_state(options.out)
+        damage(state)
+        run_directory.write_state(options.out, state)
+        with pytest.raises(UserError, match="training_state.pt: "):
+            pretrain(options, resume=True)
+            pytest.fail(f"{name} was not missed")
 
 
-def test_held_out_text_without_words_to_hide_is_refused(options, tmp_path):
-    """Sequences so full of [SEP] that 15 % of their words are none cannot validate a run."""
-    path = tmp_path / "one.jsonl"
-    path.write_text("".join(json.dumps({"text": f"ant{i % 9}"}) + "\n" for i in range(900)))
-    with pytest.raises(UserError, match="no sequence with words enough to hide one"):
-        pretrain.pretrain(replace(options, corpus=[str(path)], seq_len=8, batch_tokens=64))
-
-
-def test_init_starts_from_a_run_with_its_ffns_kept_or_cut(options, tmp_path):
-    """With --init, the first loss is the old run's last, far below ln V.
-
-    FFNs can be cut out of the weights on the way.
-    """
-    pretrain.pretrain(replace(options, steps=100))
-    old = losses(options.out)[100]
-    further = replace(
-        options,
-        init=options.out,
-        ffn_layers=None,
-        steps=3,
-        lr=1e-9,
-        muon_lr=1e-9,
-        out=str(tmp_path / "more"),
-    )
-    pretrain.pretrain(further)
-    assert abs(losses(further.out)[1] - old) < 0.5 < losses(options.out)[1] - old
-    cut = replace(further, ffn_layers=[], out=str(tmp_path / "cut"))
-    pretrain.pretrain(cut)
-    assert not [name for name in weights(cut.out) if "intermediate" in name]
-    assert [name for name in weights(further.out) if "intermediate" in name]
-    name = "bert.encoder.layer.1.attention.self.query.weight"
-    torch.testing.assert_close(
-        weights(cut.out)[name], weights(options.out)[name], atol=1e-6, rtol=1e-5
-    )
-
-
-def test_init_from_hugging_face(options, tmp_path):
-    """--init starts from a directory that `transformers` wrote.
-
-    The weights are the same, and the tokenizer is its own.
-    """
-    from transformers import BertConfig as TheirConfig
-    from transformers import BertForMaskedLM
-
-    pretrain.pretrain(replace(options, steps=1))
-    size = load_tokenizer(options.out).get_vocab_size()
-    theirs = BertForMaskedLM(
-        TheirConfig(
-            vocab_size=size,
-            hidden_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=3,
-            intermediate_size=41,
-            max_position_embeddings=37,
-        )
-    )
-    theirs.save_pretrained(tmp_path / "theirs")
-    save_tokenizer(load_tokenizer(options.out), tmp_path / "theirs")
-    start = replace(
-        options,
-        init=str(tmp_path / "theirs"),
-        ffn_layers=None,
-        steps=1,
-        lr=1e-12,
-        muon_lr=1e-12,
-        out=str(tmp_path / "ours"),
-    )
-    pretrain.pretrain(start)
-    query = theirs.state_dict()["bert.encoder.layer.0.attention.self.query.weight"]
-    torch.testing.assert_close(
-        weights(start.out)["bert.encoder.layer.0.attention.self.query.weight"], query
-    )
-    with pytest.raises(UserError, match="--seq-len 38 is longer than the model's 37 positions"):
-        pretrain.pretrain(replace(start, seq_len=38, out=str(tmp_path / "long")))
-
+# Several processes.
 
 SCRIPT = """
 import gc, json, pathlib, sys
+import torch
 from torch import distributed as dist
+from torch._dynamo.testing import CompileCounter
 from torch.nn.parallel import DistributedDataParallel
 from mini_undivided.report.training import train
 from mini_undivided.support.options import PretrainOptions
-destroy = dist.destroy_process_group
+destroy, compile, counter = dist.destroy_process_group, torch.compile, CompileCounter()
 def after_ddp():
     assert not [thing for thing in gc.get_objects() if type(thing) is DistributedDataParallel]
     destroy()
 dist.destroy_process_group = after_ddp
-train(PretrainOptions(**json.loads(sys.argv[1])))
+torch.compile = lambda *args, **kw: compile(*args, **kw, backend=counter, fullgraph=True)
+options = PretrainOptions(**json.loads(sys.argv[1]))
+train(options)
+assert counter.frame_count == bool(options.compile), counter.frame_count
 # none if there is no /proc
 threads = [file.read_text() for file in pathlib.Path("/proc/self/task").glob("*/comm")]
 assert not any("gloo" in name for name in threads), threads
@@ -511,29 +328,28 @@ def test_an_error_of_the_first_process_ends_both(tmp_path):
 def test_two_processes_equal_one(options, tmp_path, monkeypatch, pairs):
     """Two gloo processes under torchrun have the losses of one with the same batch.
 
-    So they have the same accuracy on pairs. There is one log and one bar.
+    So they have the same validation, over a batch for each, and the same accuracy on pairs; without
+    pairs they compile, to one graph. There is one log and one bar.
 
     DDP goes before the group (else both processes sometimes wait for each other), and gloo's
     threads are gone when `pretrain` returns (else they sometimes abort the interpreter as it ends).
     """
     monkeypatch.setenv("MINI_UNDIVIDED_CPU", "plain")  # Muon in float32, as rounding is amplified
-    # an even number of sequences of 16 and of 19
-    options = replace(options, micro_batch=1, batch_tokens=128, next_sentence=pairs)
-    pretrain.pretrain(options)
+    options = replace(options, seq_len=8, batch_tokens=64, micro_batch=2, next_sentence=pairs)
+    one = pretrain(options)["result"]
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    together = replace(options, out=str(tmp_path / "two"))
+    together = replace(options, out=str(tmp_path / "two"), compile=not pairs)
     done = torchrun(script, json.dumps(vars(together)))
     assert done.returncode == 0, done.stderr
-    a, b = losses(options.out), losses(together.out)
-    assert a.keys() == b.keys() and all(abs(a[step] - b[step]) < 1e-4 for step in a)
+    assert losses(together.out) == pytest.approx(losses(options.out), abs=1e-4)
     assert len(run_directory.read_log(together.out)) == len(run_directory.read_log(options.out))
-    for name, tensor in weights(options.out).items():
-        torch.testing.assert_close(weights(together.out)[name], tensor, atol=1e-3, rtol=1e-3)
-    results = [
-        read_json(Path(out) / "train.json")["result"] for out in (options.out, together.out)
-    ]
-    for name in ["validation_loss", *["pair_accuracy"] * pairs]:
-        assert results[0][name] == pytest.approx(results[1][name], abs=1e-4)
+    for name, tensor in read_weights(options.out).items():
+        torch.testing.assert_close(
+            read_weights(together.out)[name], tensor, atol=1e-3, rtol=1e-3)
+    two = read_json(Path(together.out) / "train.json")["result"]
+    for name in ["validation_loss", "validation_accuracy", "accuracy_at_mask",
+                 *["pair_accuracy"] * pairs]:
+        assert one[name] == pytest.approx(two[name], abs=1e-4)
     assert done.stdout.count("corpus ") == 1
     assert done.stderr.count("  0 %|") == 1  # each bar starts there once

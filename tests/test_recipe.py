@@ -13,24 +13,22 @@ import pytest
 import scipy.stats
 import torch
 import transformers
-from helpers import SIZES, L, T, V, config, torchrun
+from helpers import SIZES, L, T, V, config, losses, unchanged, write_corpus
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from mini_undivided import data, glue, pretrain, probe
+from mini_undivided import data, glue, probe
 from mini_undivided.corpus import open_corpus
 from mini_undivided.model import BertConfig, MaskedLM, SequenceClassifier
+from mini_undivided.pretrain import WithLoss, train_step
 from mini_undivided.report import finetuning
-from mini_undivided.support import run_directory, token_files
+from mini_undivided.run import check_sequences, pretrain
+from mini_undivided.support import run_directory
 from mini_undivided.support.files import read_json
 from mini_undivided.support.machine import Machine
 from mini_undivided.support.options import FinetuneOptions, PretrainOptions
-from mini_undivided.tokenizer import (
-    load_tokenizer,
-    save_tokenizer,
-    special_ids,
-    train_tokenizer,
-)
+from mini_undivided.tokenizer import load_tokenizer, save_tokenizer, special_ids, train_tokenizer
+from mini_undivided.tokens import tokenize
 
 WORDS = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole newt owl pig".split()
 RARE = "quail rook seal toad".split()  # in the second half of the held-out documents only
@@ -53,9 +51,7 @@ def text(tmp_path_factory):
     for i in range(160):
         words = RARE if i % 20 == 10 and i > 80 else WORDS
         rows.append(" ".join(rng.choice(words, rng.integers(61, 152))))
-    path = tmp_path_factory.mktemp("text") / "zoo.jsonl"
-    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    return str(path)
+    return write_corpus(tmp_path_factory.mktemp("text"), "zoo.jsonl", rows)
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +59,13 @@ def short_text(tmp_path_factory):
     """A corpus of 31 short documents, which a run of a few steps passes several times."""
     rng = np.random.default_rng(1)
     rows = [" ".join(rng.choice(WORDS, 23)) for _ in range(31)]
-    path = tmp_path_factory.mktemp("text") / "short.jsonl"
-    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    return str(path)
+    return write_corpus(tmp_path_factory.mktemp("text"), "short.jsonl", rows)
 
 
 def pretrain_options(text, out, **changes):
     """A run of a second: 3 layers, an FFN in the second only, 6 sequences of 19 tokens a step."""
     sizes = {"layers": 3, "hidden_size": 24, "heads": 2, "ffn_size": 41, "ffn_layers": [1]}
-    batches = {"vocab_size": 120, "seq_len": 19, "batch_tokens": 19 * 6, "short_first": 0.0}
+    batches = {"vocab_size": 120, "seq_len": 19, "batch_tokens": 19 * 6}
     steps = {"steps": 5, "lr": 1e-2, "optimizer": "adamw"}
     options = {**sizes, **batches, **steps, "device": "cpu", **changes}
     return PretrainOptions(out=str(out), corpus=[text], **options)
@@ -102,8 +96,7 @@ def data_dir(tmp_path_factory):
     for part, count in (("train", TASK_ROWS), ("dev", 13)):
         rows = [
             f"{i} {' '.join(rng.choice(WORDS, rng.integers(1, 20)))}\t{rng.integers(2)}"
-            for i in range(count)
-        ]
+            for i in range(count)]
         (folder / "SST-2" / f"{part}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     return folder
 
@@ -147,15 +140,15 @@ def norm(tensors):
 
 def unmasked(batch):
     """The sequences of a batch as they were before masking."""
-    counted = batch.labels != data.IGNORE
+    counted = batch.labels != data.IGNORE_INDEX
     shown = batch.input_ids.gather(1, batch.positions)
     return batch.input_ids.scatter(1, batch.positions, torch.where(counted, batch.labels, shown))
 
 
-def masked_places(batch):
-    """For each sequence of a batch the set of its masked places."""
+def masked_positions(batch):
+    """For each sequence of a batch the set of its masked positions."""
     rows = zip(batch.positions.tolist(), batch.labels.tolist(), strict=True)
-    return [{p for p, label in zip(*row, strict=True) if label != data.IGNORE} for row in rows]
+    return [{p for p, label in zip(*row, strict=True) if label != data.IGNORE_INDEX} for row in rows]
 
 
 # What a step sees.
@@ -163,21 +156,21 @@ def masked_places(batch):
 
 @pytest.fixture(scope="module")
 def visits(short_text, tmp_path_factory):
-    """{seed: (sequences, masked places)} of every visit of runs of several epochs, in order."""
-    seen, step = {}, pretrain.train_step
-    with pytest.MonkeyPatch.context() as patch:
-        for seed in (0, 1):
-            sequences, places = seen[seed] = [], []
+    """{seed: (sequences, masked positions)} of every visit of runs of several epochs, in order."""
+    seen = {}
+    for seed in (0, 1):
+        sequences, positions = seen[seed] = [], []
 
-            def spy(model, optimizer, batches, *rest, sequences=sequences, places=places):
-                for batch in batches:
-                    sequences += map(tuple, unmasked(batch).tolist())
-                    places += masked_places(batch)
-                return step(model, optimizer, batches, *rest)
+        def spy(model, optimizers, batches, *rest, sequences=sequences, positions=positions):
+            for batch in batches:
+                sequences += map(tuple, unmasked(batch).tolist())
+                positions += masked_positions(batch)
+            return train_step(model, optimizers, batches, *rest)
 
-            patch.setattr(pretrain, "train_step", spy)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mini_undivided.pretrain.train_step", spy)
             out = tmp_path_factory.mktemp("runs") / f"seed{seed}"
-            pretrain.pretrain(pretrain_options(short_text, out, steps=29, seed=seed))
+            pretrain(pretrain_options(short_text, out, steps=29, seed=seed))
     return seen
 
 
@@ -191,36 +184,34 @@ def test_each_epoch_has_an_order_of_its_own(visits):
     orders = [
         sequences[epoch * count : (epoch + 1) * count]
         for sequences, _ in visits.values()
-        for epoch in range(3)
-    ]
+        for epoch in range(3)]
     assert all(len(set(order)) == count for order in orders)
     for a, b in combinations(orders, 2):
         assert sum(x == y for x, y in zip(a, b, strict=True)) < 8
 
 
 def agreement(pairs):
-    """The masked places that the two of each pair share, relative to what chance gives."""
+    """The masked positions that the two of each pair share, relative to what chance gives."""
     width = 17  # the tokens between [CLS] and [SEP]
     shared = sum(len(a & b) for a, b in pairs)
     return shared / sum(len(a) * len(b) / width for a, b in pairs)
 
 
 def test_masks_are_drawn_at_each_visit(visits):
-    """Masks are drawn at each visit: no two visits have more places in common than by chance.
+    """Masks are drawn at each visit: no two visits have more positions in common than by chance.
 
     That holds for two visits of one sequence, for the same row of two batches, for neighbours in a
     batch, and for the same visit under another seed.
     """
     of_sequence = {}
-    for sequence, places in zip(*visits[0], strict=True):
-        of_sequence.setdefault(sequence, []).append(places)
-    places, others = visits[0][1], visits[1][1]
+    for sequence, masked in zip(*visits[0], strict=True):
+        of_sequence.setdefault(sequence, []).append(masked)
+    positions, others = visits[0][1], visits[1][1]
     kinds = {
         "sequence": [pair for each in of_sequence.values() for pair in pairwise(each)],
-        "row": list(zip(places, places[6:], strict=False)),
-        "batch": list(pairwise(places)),
-        "seed": list(zip(places, others, strict=True)),
-    }
+        "row": list(zip(positions, positions[6:], strict=False)),
+        "batch": list(pairwise(positions)),
+        "seed": list(zip(positions, others, strict=True))}
     for kind, pairs in kinds.items():
         assert len(pairs) > 100 and 0.6 < agreement(pairs) < 1.4, kind
 
@@ -228,54 +219,53 @@ def test_masks_are_drawn_at_each_visit(visits):
 # The gradient.
 
 
-def test_the_gradient_is_that_of_the_mean_loss(options, monkeypatch, before_step):
-    """Before clipping a step's gradient is d(mean loss)/dw over all its masked places, to scale.
+@pytest.mark.parametrize("micro_batch", [2, 6])
+def test_the_gradient_is_that_of_the_mean_loss(
+        options, monkeypatch, before_train_step, before_step, micro_batch):
+    """Before clipping a step's gradient is d(mean loss)/dw over all its masked positions, to scale.
 
-    Its three micro-batches do not have equally many places.
+    So the loss that is logged is the mean, and one batch is three micro-batches, though these do
+    not have equally many positions.
     """
-    wanted, seen, step = [], [], pretrain.train_step
+    wanted, means, uneven, seen = [], [], [], []
 
-    def spy(model, optimizer, batches, *rest):
-        losses, counts = 0.0, []
-        for batch in batches:
-            logits = model(batch.input_ids)  # (B, T, V), of which the masked places are picked
-            picked = logits[torch.arange(len(logits))[:, None], batch.positions].flatten(0, 1)
-            counted = batch.labels.flatten() != data.IGNORE
-            losses = losses + F.cross_entropy(
-                picked[counted], batch.labels.flatten()[counted], reduction="sum"
-            )
-            counts.append(int(counted.sum()))
+    def reference(model, optimizers, batches, *_):
+        batch = data.MaskedBatch(*map(torch.cat, zip(*batches, strict=True)))
+        logits = model.model(batch.input_ids)  # (B, T, V), of which the masked ones are gathered
+        gathered = logits[torch.arange(len(logits))[:, None], batch.positions].flatten(0, 1)
+        counted = batch.labels.flatten() != data.IGNORE_INDEX
+        mean = F.cross_entropy(gathered[counted], batch.labels.flatten()[counted])
         parameters = list(model.parameters())
-        mean = torch.autograd.grad(losses / sum(counts), parameters)
-        wanted.append((dict(zip(parameters, mean, strict=True)), counts))
-        return step(model, optimizer, batches, *rest)
+        wanted.append(dict(zip(parameters, torch.autograd.grad(mean, parameters), strict=True)))
+        means.append(mean.item())
+        uneven.append(len({int((b.labels != data.IGNORE_INDEX).sum()) for b in batches}) > 1)
 
-    monkeypatch.setattr(pretrain, "train_step", spy)
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_, **__: torch.zeros(()))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", unchanged)
+    before_train_step(reference)
     before_step(lambda optimizer: seen.append(gradients(optimizer)))
-    pretrain.pretrain(replace(options, micro_batch=2))
-    assert len(seen) == len(wanted) == 5
-    assert any(len(set(counts)) > 1 for _, counts in wanted)
-    for ours, (reference, counts) in zip(seen, wanted, strict=True):
-        assert ours.keys() == reference.keys() and len(counts) == 3
-        for parameter, gradient in reference.items():
+    pretrain(replace(options, micro_batch=micro_batch))
+    assert list(losses(options.out).values()) == pytest.approx(means, rel=1e-5)
+    assert len(seen) == len(wanted) == 5 and any(uneven) == (micro_batch == 2)
+    for ours, theirs in zip(seen, wanted, strict=True):
+        assert ours.keys() == theirs.keys()
+        for parameter, gradient in theirs.items():
             torch.testing.assert_close(ours[parameter], gradient, atol=1e-6, rtol=1e-3)
 
 
 def test_processes_average_to_the_gradient_of_the_mean_loss(monkeypatch, before_step):
     """The mean over two processes' gradients, which DDP takes, is the gradient of one process."""
     seen = []
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_, **__: torch.zeros(()))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", unchanged)
     before_step(lambda optimizer: seen.append(list(gradients(optimizer).values())))
-    model = MaskedLM(config()).eval()
+    model = WithLoss(MaskedLM(config()).eval())
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.0)]
-    labels = torch.tensor([[7, data.IGNORE, data.IGNORE], [8, 9, 11]])
+    labels = torch.tensor([[7, data.IGNORE_INDEX, data.IGNORE_INDEX], [8, 9, 11]])
     positions = torch.tensor([[1, 2, 4], [2, 5, 6]])
     whole = data.MaskedBatch(torch.randint(5, V, (2, T)), positions, labels)
-    for rank, part in enumerate(whole.micro_batches(1)):
-        machine = Machine(torch.device("cpu"), rank=rank, world=2)
-        pretrain.train_step(model, optimizers, [part], 4, machine)
-    pretrain.train_step(model, optimizers, [whole], 4, Machine(torch.device("cpu")))
+    for rank, local in enumerate(data.split(whole, 1)):
+        machine = Machine(torch.device("cpu"), rank=rank, world_size=2)
+        train_step(model, optimizers, [local], 4, machine)
+    train_step(model, optimizers, [whole], 4, Machine(torch.device("cpu")))
     for a, b, one in zip(*seen, strict=True):
         torch.testing.assert_close((a + b) / 2, one, atol=1e-6, rtol=1e-3)
 
@@ -307,7 +297,7 @@ def events(monkeypatch, before_step):
 
 def test_pretraining_clips_the_gradient_of_a_step(options, events):
     """A gradient is clipped to norm 1: once a step, after accumulation, before the optimizer."""
-    pretrain.pretrain(replace(options, micro_batch=2))
+    pretrain(replace(options, micro_batch=2))
     assert events == [*["backward"] * 3, ("clip", 1.0), ("step", 1.0)] * 5
 
 
@@ -321,74 +311,42 @@ def test_finetuning_clips_the_gradient_of_a_step(task_run, data_dir, events):
 
 
 def schedule(step, steps):
-    """The share of the peak in the middle of step 1, 2, …: up for a tenth of the run, then down."""
+    """The factor on the peak in the middle of step 1, 2, …: up for a tenth of the run, then down."""
     middle = (step - 0.5) / steps
     return middle / 0.1 if middle < 0.1 else (1 - middle) / 0.9
 
 
-def first_step(options, monkeypatch):
-    """What the first step of a run sees: its model, its optimizers and its batches."""
-    seen, step = [], pretrain.train_step
-
-    def spy(model, optimizers, batches, *rest):
-        if not seen:
-            weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-            seen.append((weights, optimizers, batches))
-        return step(model, optimizers, batches, *rest)
-
-    monkeypatch.setattr(pretrain, "train_step", spy)
-    pretrain.pretrain(options)
-    return seen[0]
-
-
-def test_berts_own_recipe_is_a_matter_of_options(options, monkeypatch):
+def test_berts_own_recipe_is_a_matter_of_options(options, before_train_step):
     """AdamW for all weights, 15 % masked, deviation 0.02 and dropout 0.1, each by its option.
 
     With our defaults in their place the first step sees something else.
     """
-    berts = replace(options, optimizer="adamw", mask_share=0.15, init_std=0.02, dropout=0.1,
+    berts = replace(options, optimizer="adamw", mlm_probability=0.15, init_std=0.02, dropout=0.1,
                     seq_len=42, batch_tokens=42 * 5, steps=1)
-    ours = replace(berts, optimizer="muon", mask_share=0.3, init_std=0.07, dropout=0.0,
+    ours = replace(berts, optimizer="muon", mlm_probability=0.3, init_std=0.07, dropout=0.0,
                    out=f"{options.out}-ours")
     for each, masked, kinds in ((berts, 6, ["AdamW"]), (ours, 12, ["Muon", "AdamW"])):
-        weights, optimizers, batches = first_step(each, monkeypatch)
-        assert [type(optimizer).__name__ for optimizer in optimizers] == kinds
-        assert [batch.labels.size(1) for batch in batches] == [masked] * len(batches)  # of 40
-        spread = torch.cat([w.flatten() for w in weights.values() if w.dim() == 2]).std().item()
-        assert spread == pytest.approx(each.init_std, rel=0.03)
-    valid = pretrain.setup.check_sequences(
+
+        def check(model, optimizers, batches, *_, each=each, masked=masked, kinds=kinds):
+            assert [type(optimizer).__name__ for optimizer in optimizers] == kinds
+            assert {batch.labels.size(1) for batch in batches} == {masked}  # of 40
+            weights = [w.flatten() for name, w in model.named_parameters()
+                       if w.dim() == 2 and "position" not in name]
+            assert torch.cat(weights).std().item() == pytest.approx(each.init_std, rel=0.03)
+
+        before_train_step(check)
+        pretrain(each)
+    valid = check_sequences(
         SimpleNamespace(train=np.arange(80) + 5, valid=np.arange(80) + 5), 42,
         load_tokenizer(ours.out))
-    assert valid.num_masked == 6  # whatever the share in training
-
-
-@pytest.mark.parametrize("change", [
-    {"next_sentence": True}, {"optimizer": "muon"}, {"init_std": 0.05}, {"mask_share": 0.3},
-    {"dropout": 0.1},
-    {"lr": 2e-2}, {"short_first": 0.5, "seq_len": 33}], ids=lambda change: next(iter(change)))
-def test_each_part_of_the_recipe_changes_the_weights(options, change):
-    """A run with one of these options changed ends with other weights."""
-    results = [pretrain.pretrain(each)["result"]["validation_loss"]
-               for each in (options, replace(options, out=f"{options.out}-other", **change))]
-    assert results[0] != results[1]
-
-
-def test_muon_has_a_learning_rate_of_its_own(options):
-    """Of a run by Muon, another --muon-lr changes the weights."""
-    muon = replace(options, optimizer="muon")
-    results = [pretrain.pretrain(replace(muon, muon_lr=rate, out=f"{options.out}-{rate}"))["result"]
-               for rate in (0.02, 0.03)]
-    assert results[0]["validation_loss"] != results[1]["validation_loss"]
+    assert valid.num_masked == 6  # whatever --mlm-probability is
 
 
 def test_pretraining_follows_its_schedule(options, before_step):
-    """The rate of each step is the schedule's in its middle: in the log, and in the optimizer.
-
-    A tenth of the run leads up, nine tenths lead down; stages of short sequences change nothing.
-    """
+    """The rate of each step is the schedule's in its middle: in the log, and in the optimizer."""
     used = []
     before_step(lambda optimizer: used.append({g["lr"] for g in optimizer.param_groups}))
-    pretrain.pretrain(replace(options, steps=23, lr=0.0123, seq_len=33, short_first=0.5))
+    pretrain(replace(options, steps=23, lr=0.0123))
     wanted = [0.0123 * schedule(step, 23) for step in range(1, 24)]
     rows = [row for row in run_directory.read_log(options.out) if "lr" in row]
     assert [row["step"] for row in rows] == list(range(1, 24))
@@ -421,7 +379,7 @@ def test_the_default_rate_of_finetuning_falls_with_the_width():
 def validation_set(options):
     """The validation sequences of a finished run, and its tokens."""
     tokenizer = load_tokenizer(options.out)
-    tokens = token_files.tokenize(open_corpus(options.corpus), tokenizer)
+    tokens = tokenize(open_corpus(options.corpus), tokenizer)
     return data.Sequences(tokens.valid, options.seq_len, tokenizer), tokens
 
 
@@ -437,22 +395,22 @@ def test_validation_is_without_dropout_and_training_with_it(options, monkeypatch
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(MaskedLM, "forward", spy)
-    result = pretrain.pretrain(replace(options, dropout=0.5))["result"]
+    result = pretrain(replace(options, dropout=0.5))["result"]
     assert modes.count((True, True)) == 5 and set(modes) == {(True, True), (False, False)}
     assert modes.index((False, False)) < 4  # some training comes after a validation
 
     model, (sequences, _) = MaskedLM.from_pretrained(options.out).eval(), validation_set(options)
-    losses = right = places = 0
+    loss = correct = positions = 0
     for batch in data.validation_batches(sequences, len(sequences)):
         with torch.no_grad():
             logits = model(batch.input_ids, positions=batch.positions)
-        counted = batch.labels != data.IGNORE
+        counted = batch.labels != data.IGNORE_INDEX
         logits, labels = logits[counted], batch.labels[counted]
-        losses += F.cross_entropy(logits, labels, reduction="sum").item()
-        right += (logits.argmax(-1) == labels).sum().item()
-        places += len(labels)
-    assert result["validation_loss"] == pytest.approx(losses / places, rel=1e-4)
-    assert result["validation_accuracy"] == pytest.approx(right / places)
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        correct += (logits.argmax(-1) == labels).sum().item()
+        positions += len(labels)
+    assert result["validation_loss"] == pytest.approx(loss / positions, rel=1e-4)
+    assert result["validation_accuracy"] == pytest.approx(correct / positions)
 
 
 def entropies(record):
@@ -464,7 +422,7 @@ def entropies(record):
 
 def test_the_unigram_entropy_is_that_of_the_validation_part(options):
     """The baseline of the validation loss comes from the validation part's own words."""
-    record = pretrain.pretrain(options)
+    record = pretrain(options)
     tokenizer = load_tokenizer(options.out)
     rows = Path(options.corpus[0]).read_text().splitlines()
     held_out = [json.loads(row)["text"] for i, row in enumerate(rows) if i % 20 == 10]
@@ -474,50 +432,6 @@ def test_the_unigram_entropy_is_that_of_the_validation_part(options):
     written = entropies(record)
     assert written and written == pytest.approx([wanted] * len(written))
     assert len(counts) > len(WORDS) + len(RARE)  # rare words are cut into pieces
-
-
-@pytest.mark.parametrize(("count", "limit"), [(211, 97), (211, 70), (97, 211)])
-def test_validation_is_spread_over_the_file(task_run, count, limit):
-    """A validation of fewer sequences than there are takes them at even distances, to the end."""
-    tokenizer = load_tokenizer(task_run)
-    rng, low = np.random.default_rng(0), 1 + max(special_ids(tokenizer))
-    tokens = rng.integers(low, tokenizer.get_vocab_size(), count * 11).astype(np.uint16)
-    sequences = data.Sequences(tokens, 13, tokenizer)
-    number = {tuple(row): i for i, row in enumerate(sequences.read(np.arange(count)).tolist())}
-    assert len(number) == count
-    batches = data.validation_batches(sequences, limit)
-    chosen = sorted(number[tuple(row)] for batch in batches for row in unmasked(batch).tolist())
-    assert len(set(chosen)) == len(chosen) == min(count, limit)
-    gaps = np.diff(chosen)
-    assert max(gaps) - min(gaps) <= 1
-    assert chosen[0] <= max(gaps) and chosen[-1] + max(gaps) + 1 >= count
-
-
-SCRIPT = """
-import json, sys
-from mini_undivided.pretrain import pretrain
-from mini_undivided.support.options import PretrainOptions
-pretrain(PretrainOptions(**json.loads(sys.argv[1])))
-"""
-
-
-def test_two_processes_validate_as_one_does(options, tmp_path):
-    """Over two processes, with a batch for each, every figure of the validation is that of one.
-
-    The batches are so different that neither is like the whole.
-    """
-    options = replace(options, steps=2)
-    one = pretrain.pretrain(options)["result"]
-    sequences, _ = validation_set(options)
-    assert 64 < len(sequences) <= 128  # two batches
-    script, together = tmp_path / "script.py", replace(options, out=str(tmp_path / "two"))
-    script.write_text(SCRIPT)
-    done = torchrun(script, json.dumps(vars(together)))
-    assert done.returncode == 0, done.stderr
-    two = read_json(Path(together.out) / "train.json")["result"]
-    names = [name for name in one if name.startswith("validation_")]
-    assert {"validation_loss", "validation_accuracy"} <= set(names)
-    assert [two[name] for name in names] == pytest.approx([one[name] for name in names], abs=1e-4)
 
 
 # Dropout.
@@ -545,8 +459,7 @@ def dropouts(monkeypatch):
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(MaskedLM, "BertForMaskedLM"), (SequenceClassifier, "BertForSequenceClassification")],
-)
+    [(MaskedLM, "BertForMaskedLM"), (SequenceClassifier, "BertForSequenceClassification")])
 def test_dropout_acts_where_transformers_has_it(inputs, dropouts, ours, theirs):
     """In training the same dropouts act in the same order, and none in evaluation.
 
@@ -577,10 +490,10 @@ def test_pretraining_is_without_dropout_unless_it_is_asked_for(options, dropouts
     Whatever it is, the config that is saved has BERT's 0.1 for fine-tuning.
     """
     assert options.dropout == 0
-    pretrain.pretrain(options)
+    pretrain(options)
     assert dropouts == []
     further = replace(options, dropout=0.23, out=options.out + "-dropout")
-    pretrain.pretrain(further)
+    pretrain(further)
     sites = 1 + 3 * 2 + 1  # the embeddings, two in each attention sublayer, one in the only FFN
     assert [p for _, p in dropouts] == [0.23] * (5 * sites)
     for run in (options, further):
@@ -622,10 +535,8 @@ def test_finetuning_shuffles_its_examples_in_each_epoch(task_run, data_dir, monk
     for a, b in combinations(epochs, 2):
         assert a != b and set(map(frozenset, a)) != set(map(frozenset, b))
     rises = [
-        max(map(len, after)) > max(map(len, before))
-        for epoch in epochs
-        for before, after in pairwise(epoch)
-    ]
+        max(map(len, after)) > max(map(len, before)) for epoch in epochs
+        for before, after in pairwise(epoch)]
     assert 0.25 < np.mean(rises) < 0.75
 
 
@@ -657,8 +568,7 @@ def test_a_fifth_of_the_documents_is_for_scoring(monkeypatch, key):
     sentence = "Text {} has one sentence with the number {}."
     documents = [
         (("python", "numpy", "torch")[i % 3], " ".join(sentence.format(i, j) for j in range(8)))
-        for i in range(35)
-    ]
+        for i in range(35)]
     monkeypatch.setattr(glue, "held_out_docs", lambda: documents)
     splits = glue.read_task(key)
     numbers = {p: {int(texts[0].split()[1]) for texts in s.texts} for p, s in splits.items()}
@@ -708,8 +618,7 @@ def test_control_tags_have_the_shares_of_the_training_tags():
     labels = {
         "train": rng.choice(4, counts["train"], p=[0.62, 0.27, 0.11, 0.0]),
         "valid": np.full(counts["valid"], 2),
-        "test": np.full(counts["test"], 3),
-    }
+        "test": np.full(counts["test"], 3)}
     wanted = np.bincount(labels["train"], minlength=4) / counts["train"]
     task = probe.ProbeTask("tags", texts, labels, per_word=True)
     for seed in (0, 1):
@@ -739,7 +648,7 @@ def test_a_first_run_makes_the_folder_of_all_runs(text, task_run, data_dir, tmp_
     for name in ("train", "save", "tokenizer", "tune"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "train")
-    pretrain.pretrain(pretrain_options(text, "runs/first", steps=2))
+    pretrain(pretrain_options(text, "runs/first", steps=2))
     assert Path("runs/first/model.safetensors").exists() and Path("runs/first/log.jsonl").exists()
     monkeypatch.chdir(tmp_path / "save")
     MaskedLM(config()).save_pretrained("runs/first")
@@ -759,8 +668,7 @@ def test_the_commonest_characters_are_kept():
     characters = [chr(0x4E00 + i) for i in range(1049)]
     frequency = {char: 2 + (7 * i) % 1049 // 40 for i, char in enumerate(characters)}
     documents = [
-        " ".join(char for char in characters if frequency[char] > number) for number in range(28)
-    ]
+        " ".join(char for char in characters if frequency[char] > number) for number in range(28)]
     tokenizer = train_tokenizer(documents, 1100)
     unknown = {c for c in characters if "[UNK]" in tokenizer.encode(c).tokens}
     assert 0 < len(unknown) < 100

@@ -3,7 +3,6 @@
 Letters: M masked positions in a sentence, V words in the vocabulary.
 """
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mini_undivided.report.tables import plus_minus
 from mini_undivided.run import pretrain
 from mini_undivided.support.errors import UserError, is_first_process
 from mini_undivided.support.files import read_json, remove_temporaries
+from mini_undivided.support.launcher import launcher
 from mini_undivided.support.options import (
     MAY_CHANGE,
     PretrainOptions,
@@ -75,7 +75,7 @@ def usual_losses(options):
 
 def train_seeds(typed):
     """Train replicates, seeds 0 to N - 1, as train.py's options say → whether all are finished."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a process group cannot be joined twice
+    if launcher().world_size > 1:  # a process group cannot be joined twice
         raise UserError("--seeds does not work under torchrun: start each seed with --seed")
     count, losses = typed["seeds"], []
     for seed in range(count):

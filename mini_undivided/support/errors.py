@@ -6,6 +6,8 @@ import signal
 import sys
 from contextlib import contextmanager
 
+from mini_undivided.support.launcher import launcher
+
 PLAIN = {"×": "x", "±": "+-", "–": "-", "…": "...", "→": "->",
          "“": '"', "”": '"', "‘": "'", "’": "'"}
 
@@ -18,7 +20,7 @@ class UserError(ValueError):
 def command_line():
     """Context for a command line: a sentence instead of a traceback, if that says it all.
 
-    Status 2 after a UserError, a file that cannot be written, or when the GPU's memory is full; 130
+    Status 2 after a UserError, a file that cannot be written, or when memory is full; 130
     after Ctrl-C and SIGTERM.
     """
     codecs.register_error("plain", plain_letters)
@@ -37,10 +39,11 @@ def command_line():
         if error.filename is None:
             raise
         fail(f"{error.filename}: {error.strerror}")
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's; an import would delay --help
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        fail("the GPU is out of memory; a smaller --micro-batch or --batch-tokens needs less")
+        fail("out of memory: a smaller model or smaller batches need less (train.py "
+             "--micro-batch, finetune.py --batch-size)")
     except KeyboardInterrupt:
         sys.stdout.flush()
         print("interrupted", file=sys.stderr, flush=True)
@@ -49,6 +52,12 @@ def command_line():
         signal.signal(signal.SIGTERM, before)
         for name, stream in streams.items():
             setattr(sys, name, stream)
+
+
+def is_out_of_memory(error):
+    """Whether an error says so: PyTorch's for a GPU, its plain RuntimeError for a CPU, Python's."""
+    name = type(error).__name__  # an import of PyTorch would delay --help
+    return name in ("OutOfMemoryError", "MemoryError") or "DefaultCPUAllocator" in str(error)
 
 
 def fail(sentence):
@@ -60,7 +69,7 @@ def fail(sentence):
 
 def is_first_process():
     """Whether this is the first, or only, of the processes that torchrun started."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return launcher().rank == 0
 
 
 def plain_letters(error):

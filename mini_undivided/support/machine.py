@@ -4,10 +4,12 @@ import os
 import re
 import shutil
 import sys
+import sysconfig
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mini_undivided.support import cpu
 from mini_undivided.support.errors import UserError
+from mini_undivided.support.launcher import launcher
 
 # Dense bfloat16 peaks in FLOP/s, from the data sheets; the first name within the GPU's own counts.
 PEAK_FLOPS = {
@@ -22,12 +25,14 @@ PEAK_FLOPS = {
     "H100": 989e12, "A100": 312e12,
     "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12,
     "RTX 5090": 210e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+QUICK_WIDTH = 128  # hidden size from which bfloat16 is quicker on a CPU with instructions for it
 
 
 @dataclass(frozen=True)
 class Machine:
     """A device, the autocast type `dtype`, and this process's `rank` of torchrun's `world_size`.
 
+    On each of several computers ("nodes") one process has `local_rank` 0.
     `matmul` names the library that multiplies matrices: two of them differ by rounding, and
     rounding has turned the sign of a small difference between runs.
     """
@@ -37,36 +42,37 @@ class Machine:
     rank: int = 0
     world_size: int = 1
     matmul: str = "PyTorch"
+    local_rank: int = 0
 
     @classmethod
-    def start(cls, device="auto", dtype="auto"):
+    def start(cls, device="auto", dtype="auto", width=0):
         """Choose device (auto, cpu, cuda, mps) and precision (auto, float32, bfloat16) → Machine.
 
-        "auto" takes CUDA, else the CPU, and bfloat16 only on a GPU that supports it. An Apple GPU
-        is used on request: nothing was measured there. On CUDA, float32 matrix multiplications use
-        TF32.
+        "auto" takes CUDA, else the CPU, and bfloat16 where the device multiplies matrices in it; on
+        a CPU only for models of a `width` that makes it quicker. An Apple GPU is used on request:
+        nothing was measured there. On CUDA, float32 matrix multiplications use TF32.
         Joins torchrun's process group. Raises UserError if the machine lacks what was asked for.
         """
-        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        mps = torch.backends.mps.is_available() and world_size == 1
+        rank, world_size, local_rank = launcher()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
             advice = "use --device cpu, or install a CUDA build"
             raise UserError(f"--device cuda: this PyTorch sees no CUDA GPU; {advice}")
-        if device == "mps" and not mps:
+        if device == "mps" and (world_size > 1 or not torch.backends.mps.is_available()):
             raise UserError("--device mps: this PyTorch sees no Apple GPU, or torchrun has started "
                             "several processes, which cannot share one; use --device cpu")
-        native = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         if dtype == "auto":
+            native = (device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+                      or device == "cpu" and width >= QUICK_WIDTH and cpu.multiplies_bfloat16())
             dtype = "bfloat16" if native else "float32"
 
         matmul = {"cuda": "cuBLAS", "mps": "MPS"}.get(device) or cpu.speed_up()
         if device == "cuda":
-            number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-            if number >= count:
+            count = torch.cuda.device_count()
+            if local_rank >= count:
                 raise UserError(f"this machine has {count} GPU(s): start no more processes on it")
-            device = f"cuda:{number}"
+            device = f"cuda:{local_rank}"
             torch.cuda.set_device(device)
             torch.set_float32_matmul_precision("high")
         if world_size > 1 and not dist.is_initialized():
@@ -77,14 +83,18 @@ class Machine:
             # gloo carries the few numbers that the CPU needs every step: no waiting for the GPU.
             backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
             dist.init_process_group(backend, timeout=timedelta(hours=4))
-        return cls(torch.device(device), getattr(torch, dtype), rank, world_size, matmul)
+        return cls(torch.device(device), getattr(torch, dtype), rank, world_size, matmul,
+                   local_rank)
 
     def __str__(self):
         name = torch.cuda.get_device_name(self.device) if self.on_gpu else self.device.type
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
         processes = f", {self.world_size} processes" if self.world_size > 1 else ""
         precision = str(self.dtype).removeprefix("torch.")
-        return f"{name}{threads}{processes}, {precision}, matrix multiplication by {self.matmul}"
+        apple = self.device.type == "cpu" and torch.backends.mps.is_available()
+        advice = "; --device mps would use the Apple GPU" * (apple and self.world_size == 1)
+        return (f"{name}{threads}{processes}, {precision}, matrix multiplication by "
+                f"{self.matmul}{advice}")
 
     # One device.
 
@@ -99,14 +109,23 @@ class Machine:
 
     @property
     def compiles(self):
-        """Whether torch.compile works on the GPU: with Triton and a C compiler, from 2017 on."""
-        builds = find_spec("triton") is not None and any(map(shutil.which, ("gcc", "cc", "clang")))
-        return self.on_gpu and builds and torch.cuda.get_device_capability(self.device) >= (7, 0)
+        """Whether torch.compile works on the GPU, which has to be of 2017 or later.
+
+        Triton, which writes the kernels, needs a C compiler and Python's headers.
+        """
+        builds = (find_spec("triton") is not None
+                  and (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
+                  and Path(sysconfig.get_path("include"), "Python.h").exists())
+        return (self.on_gpu and bool(builds)
+                and torch.cuda.get_device_capability(self.device) >= (7, 0))
 
     @property
     def quick_dtype(self):
         """The type in which the device multiplies matrices fastest, where rounding is harmless."""
-        quick = cpu.multiplies_bfloat16() if self.device.type == "cpu" else self.on_gpu
+        if self.on_gpu:
+            quick = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            quick = self.device.type == "cpu" and cpu.multiplies_bfloat16()
         return torch.bfloat16 if quick else torch.float32
 
     def to_device(self, tensor):
@@ -120,16 +139,25 @@ class Machine:
         return type(batch)(*map(self.to_device, batch))
 
     def compile(self, model):
-        """torch.compile for a run whose shapes never change: one graph."""
+        """torch.compile for a run whose shapes never change: one graph.
+
+        For several processes, `distribute` what it returns: PyTorch then cuts the graph where
+        gradients are ready to travel.
+        """
         torch.compiler.reset()  # PyTorch stops compiling after eight graphs of one function
         return torch.compile(model, dynamic=False)
 
-    @property
-    def tokens_at_once(self):
-        """The tokens of a micro-batch that fit: those of BERT-Base take 1 GB a thousand at most."""
+    def tokens_at_once(self, config):
+        """The tokens of a micro-batch that fit beside a model of this BertConfig in training.
+
+        The bytes of a token are an estimate, rather too high: 1.1 million of BERT-Base, so that
+        65,536 tokens fit in 80 GB.
+        """
         if not self.on_gpu:
             return 4096
-        return max(4096, torch.cuda.get_device_properties(self.device).total_memory // 2**30 * 820)
+        width = config.num_hidden_layers * config.hidden_size
+        token = 100 * width + 6 * config.vocab_size
+        return torch.cuda.get_device_properties(self.device).total_memory // token
 
     def peak_flops(self):
         """The GPU's dense bfloat16 peak in FLOP/s by its name, or None if it is not known."""
@@ -191,25 +219,39 @@ class Machine:
         dist.all_gather(everyone, tensor)
         return everyone
 
+    def gather_objects(self, value):
+        """A list of every process's value."""
+        if self.world_size == 1:
+            return [value]
+        everyone = [None] * self.world_size
+        dist.all_gather_object(everyone, value)
+        return everyone
+
     def in_main(self, work):
         """Do `work` in the main process, rank 0 → its result there, elsewhere None.
 
-        A UserError ends all processes.
+        A UserError is raised in all processes.
         """
+        return self.do_if(self.is_main, work)
+
+    def main_first(self, work):
+        """Do `work` in a machine's first process, then in its others, which find it cached."""
+        first = self.local_rank == 0
+        result = self.do_if(first, work)
+        return result if first else work()
+
+    def do_if(self, chosen, work):
+        """Do `work` where it is `chosen` → its result there, elsewhere None, when all are done."""
         result = error = None
-        if self.is_main:
+        if chosen:
             try:
                 result = work()
             except UserError as its:
                 error = its
-        if self.all_reduce(torch.tensor(float(error is not None))):
-            raise error or UserError("the main process ended with an error")
+        for sentence in self.gather_objects(error and str(error)):
+            if sentence is not None:
+                raise error or UserError(sentence)
         return result
-
-    def main_first(self, work):
-        """Do `work` in the main process, then in the others, which find it cached → its result."""
-        result = self.in_main(work)
-        return result if self.is_main else work()
 
     def distribute(self, model):
         """The model under DDP, which averages gradients over the processes."""

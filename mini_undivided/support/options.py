@@ -37,7 +37,8 @@ DOCS_TASKS = "docs-library docs-next"
 DEVICES, DTYPES = ("auto", "cpu", "cuda", "mps"), ("auto", "float32", "bfloat16")
 RUN_HELP = "a run directory, a Hugging Face BERT, or its id on the hub"
 PRESET = "the preset's"  # what --help says of a default
-PRECISION = "of matrix multiplications; auto: bfloat16 on GPUs that support it"
+PRECISION = ("of matrix multiplications; auto: bfloat16 on GPUs that support it, and for pretraining "
+             "on CPUs that do")
 
 
 # How an option is defined.
