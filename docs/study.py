@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mini_undivided.glue import mean_and_std  # noqa: E402
+from mini_undivided.metrics import mean_and_std  # noqa: E402
 from mini_undivided.report.figures import figure  # noqa: E402
 from mini_undivided.report.replicates import difference, in_brackets  # noqa: E402
 from mini_undivided.report.tables import plus_minus, spread, table  # noqa: E402

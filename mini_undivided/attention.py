@@ -1,25 +1,29 @@
-"""Who looks at whom: a model's attention weights, and five numbers that sum them up.
+"""Who looks at whom: attention weights, five numbers that sum them up, and rank collapse.
 
-Letters: B texts in a batch, T tokens in the longest, L layers, H heads.
+Shapes: B texts in a batch, T tokens in the longest, C hidden size, L layers, H heads.
 
 Each token i spreads a weight of 1 over the tokens j of its text; row i of a head's (T, T) weights
 says how. Without FFNs these weights are all that a layer can learn, apart from linear maps, so they
-are the place to look for what FFNs were doing. (A weight says where a head looks, not what that
+are where to look for what FFNs were doing. (A weight says where a head looks, not what that
 changes: the value that it finds there may be small.)
+
+What attention does to a text's tokens is to average them. Averaged often enough, they become equal:
+rank collapse (Dong et al. 2021, 2103.03404), which residual connections and FFNs work against.
 """
 
 from contextlib import ExitStack
 
 import torch
+from torch.nn import functional as F
 
 from mini_undivided.model import attention
 
 STATISTICS = {
     "entropy": "entropy of a token's weights (nats)",
     "distance": "mean distance attended to (tokens)",
-    "self": "share on the token itself",
-    "[CLS]": "share on [CLS]",
-    "[SEP]": "share on [SEP]"}
+    "self": "weight on the token itself",
+    "[CLS]": "weight on [CLS]",
+    "[SEP]": "weight on [SEP]"}
 
 
 @torch.inference_mode()
@@ -59,3 +63,20 @@ def attention_sums(weights, real, is_sep):
         weights[..., 0],
         torch.einsum("lbhij,bj->lbhi", weights, is_sep.to(weights.dtype))))  # (5, L, B, H, T)
     return torch.einsum("slbhi,bi->slh", rows, real.to(rows.dtype))
+
+
+def collapse(layers, mask):
+    """How far attention has made the tokens of a text alike, layer by layer.
+
+    layers: a list of (B, T, C); mask (B, T) → (L, 2, B): the distance of the token vectors from
+    their mean, relative to their norm, and the mean cosine of two different tokens ([CLS] and [SEP]
+    count). Fully collapsed: distance 0, cosine 1.
+    """
+    x = torch.stack(layers) * mask[..., None]  # (L, B, T, C), padding 0
+    count = mask.sum(1)  # (B,)
+    mean = x.sum(2) / count[:, None]  # (L, B, C)
+    deviation = (x - mean[:, :, None]) * mask[..., None]  # (L, B, T, C)
+    distance = (deviation.square().sum((2, 3)) / x.square().sum((2, 3))).sqrt()  # (L, B)
+    unit = F.normalize(x, dim=-1).sum(2)  # (L, B, C)
+    cosine = (unit.square().sum(-1) - count) / (count * (count - 1)).clamp(min=1)  # pairs i ≠ j
+    return torch.stack([distance, cosine], dim=1)

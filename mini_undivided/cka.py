@@ -1,10 +1,10 @@
 """How alike are two layers? Debiased centred kernel alignment (CKA; Kornblith 2019, 1905.00414).
 
-Letters: B texts in a batch, T tokens in the longest, C width and L number of layers, n rows in a
+Shapes: B texts in a batch, T tokens in the longest, C width and L number of layers, n rows in a
 minibatch; K and G are two layers' Gram matrices.
 
 A layer is a matrix X (n, C) with a row for each token (or text). Its Gram matrix K = X Xᵀ says
-which rows are alike in the eyes of this layer, and CKA is the correlation of two Gram matrices:
+which rows are similar according to this layer, and CKA is the correlation of two Gram matrices:
 
     CKA(K, G) = HSIC(K, G) / √(HSIC(K, K) HSIC(G, G))
 
@@ -26,12 +26,21 @@ from contextlib import ExitStack
 
 import torch
 
+from mini_undivided.attention import collapse
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.machine import in_float64
 
 OUTPUTS = ("attention", "block")  # of a layer: after its attention sublayer, and after all of it
-LEAST = 4  # rows: the estimator divides by n - 3
-SHUFFLED = 8  # minibatches whose rows are shuffled together, so that none is one text's tokens
+MIN_ROWS = 4  # in a minibatch: the estimator divides by n - 3
+BUFFERED = 8  # minibatches whose rows are shuffled together, so that none is one text's tokens
+
+
+# The formula, for two arrays.
+
+def cka(a, b):
+    """CKA of two layers: rows (n, C_A) and (n, C_B), in the same order → a number."""
+    K, G = (centre(x.double()[None]) for x in (a, b))
+    return (hsic(K, G) / (hsic(K, K) * hsic(G, G)).sqrt()).item()
 
 
 def centre(x):
@@ -51,6 +60,8 @@ def hsic(a, b):
     n = a.size(1)
     return a.flatten(1) @ b.flatten(1).T / (n * (n - 3))
 
+
+# The same for all layers of two encoders, over minibatches.
 
 class CKA:
     """CKA of every layer of A with every layer of B, summed over equal minibatches in float64."""
@@ -72,13 +83,6 @@ class CKA:
         return (self.ab / (self.aa[:, None] * self.bb).sqrt()).cpu()
 
 
-def cka(a, b):
-    """CKA of single layers: rows (n, C_A) and (n, C_B), in the same order → a number."""
-    sums = CKA()
-    sums.add(*(centre(x.double()[None]) for x in (a, b)))
-    return sums.value().item()
-
-
 def layer_outputs(encoder, ids, mask=None, segments=None):
     """One forward pass → {"attention": layers, "block": embeddings and layers}, each (B, T, C).
 
@@ -94,28 +98,6 @@ def layer_outputs(encoder, ids, mask=None, segments=None):
     return {"attention": attention, "block": block}
 
 
-def text_means(x, mask):
-    """The mean over each text's real tokens: x (L, B, T, C), mask (B, T) → (L, B, C)."""
-    return torch.einsum("lbtc,bt->lbc", x, mask / mask.sum(1, keepdim=True))
-
-
-def collapse(layers, mask):
-    """How far attention has made the tokens of a text alike, layer by layer.
-
-    layers: a list of (B, T, C); mask (B, T) → (L, 2, B): the distance of the token vectors from
-    their mean, relative to their norm (Dong et al. 2021, 2103.03404), and the mean cosine of two
-    different tokens ([CLS] and [SEP] count). Fully collapsed: distance 0, cosine 1.
-    """
-    x = torch.stack(layers) * mask[..., None]  # (L, B, T, C), padding 0
-    count = mask.sum(1)  # (B,)
-    mean = x.sum(2) / count[:, None]  # (L, B, C)
-    apart = (x - mean[:, :, None]) * mask[..., None]  # (L, B, T, C)
-    distance = (apart.square().sum((2, 3)) / x.square().sum((2, 3))).sqrt()  # (L, B)
-    unit = torch.nn.functional.normalize(x, dim=-1).sum(2)  # (L, B, C)
-    cosine = (unit.square().sum(-1) - count) / (count * (count - 1)).clamp(min=1)  # pairs i ≠ j
-    return torch.stack([distance, cosine], dim=1)
-
-
 @torch.inference_mode()
 def compare(encoders, batches, pairs, per_text=False, n=256):
     """CKA of pairs of encoders, and the rank collapse of each encoder.
@@ -126,65 +108,71 @@ def compare(encoders, batches, pairs, per_text=False, n=256):
     → {(a, b): {"attention": (L_A, L_B), "block": (L_A + 1, L_B + 1)}}, {name: (L + 1, 2)}, and the
     number of rows. Raises UserError if the rows do not fill one minibatch.
     """
-    if n < LEAST:
-        raise UserError(f"CKA needs at least {LEAST} rows in a minibatch, not {n}")
+    if n < MIN_ROWS:
+        raise UserError(f"CKA needs at least {MIN_ROWS} rows in a minibatch, not {n}")
     sums = {pair: {output: CKA() for output in OUTPUTS} for pair in pairs}
-    shapes = {name: [] for name in encoders}
-    pool = Pool(n)
+    collapses = {name: [] for name in encoders}
+    buffer = ShuffleBuffer(n)
     for ids, mask, segments in batches:
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         for name, encoder in encoders.items():
             outputs = layer_outputs(encoder, ids, mask, segments)
-            shapes[name].append(collapse(outputs["block"], real))
+            collapses[name].append(collapse(outputs["block"], real))
             for output, layers in outputs.items():
                 x = torch.stack(layers)  # (L, B, T, C)
-                pool.add((name, output), text_means(x, real) if per_text else x[:, real])
-        for minibatch in pool.take(SHUFFLED * n):
-            add_minibatch(sums, minibatch)
-    for minibatch in pool.take(n):
-        add_minibatch(sums, minibatch)
-    rows = max((each["block"].rows for each in sums.values()), default=0)
+                buffer.add((name, output), text_means(x, real) if per_text else x[:, real])
+        add_minibatches(sums, buffer.take(BUFFERED * n))
+    add_minibatches(sums, buffer.take(n))
+    rows = max((outputs["block"].rows for outputs in sums.values()), default=0)
     if pairs and not rows:
-        kind = "texts" if per_text else "tokens"
+        unit = "texts" if per_text else "tokens"
         advice = "give more text or more --examples"
-        raise UserError(f"CKA needs {n} {kind} at least, but there are {pool.size}: {advice}")
-    values = {pair: {output: each.value() for output, each in outputs.items()}
+        raise UserError(f"CKA needs {n} {unit} at least, but there are {buffer.size}: {advice}")
+    values = {pair: {output: total.value() for output, total in outputs.items()}
               for pair, outputs in sums.items()}
-    return values, {name: torch.cat(s, dim=2).mean(2).cpu() for name, s in shapes.items()}, rows
+    return values, {name: torch.cat(c, dim=2).mean(2).cpu() for name, c in collapses.items()}, rows
 
 
-def add_minibatch(sums, minibatch):
-    """Add a minibatch {(name, output): rows (L, n, C)} to the sums; each Gram is computed once."""
-    grams = {key: centre(rows) for key, rows in minibatch.items()}
-    for (a, b), outputs in sums.items():
-        for output, each in outputs.items():
-            each.add(grams[a, output], grams[b, output])
+# Not needed at first reading: rows and minibatches.
+
+def text_means(x, mask):
+    """The mean over each text's real tokens: x (L, B, T, C), mask (B, T) → (L, B, C)."""
+    return torch.einsum("lbtc,bt->lbc", x, mask / mask.sum(1, keepdim=True))
 
 
-class Pool:
-    """Rows of all encoders, waiting to be shuffled alike and cut into minibatches."""
+def add_minibatches(sums, minibatches):
+    """Add {(name, output): rows (L, n, C)} of each to the sums; each Gram is computed once."""
+    for minibatch in minibatches:
+        grams = {key: centre(rows) for key, rows in minibatch.items()}
+        for (a, b), outputs in sums.items():
+            for output, total in outputs.items():
+                total.add(grams[a, output], grams[b, output])
+
+
+class ShuffleBuffer:
+    """Rows of all encoders, waiting to be shuffled alike and cut into minibatches of n."""
 
     def __init__(self, n):
-        self.n, self.parts = n, {}
+        self.n, self.rows = n, {}  # {key: list of rows}
         self.generator = torch.Generator().manual_seed(0)
 
     @property
     def size(self):
         """Rows that wait."""
-        return sum(part.size(1) for part in next(iter(self.parts.values()), []))
+        return sum(rows.size(1) for rows in next(iter(self.rows.values()), []))
 
     def add(self, key, rows):
         """Add rows (L, number, C) of an output of one encoder."""
-        self.parts.setdefault(key, []).append(rows)
+        self.rows.setdefault(key, []).append(rows)
 
-    def take(self, least):
-        """Yield minibatches {key: (L, n, C) in float64} once `least` rows wait; keep the rest."""
-        if self.size < least:
+    def take(self, at_least):
+        """Yield minibatches {key: (L, n, C) in float64} if `at_least` rows wait; keep the rest."""
+        if self.size < at_least:
             return
         order = torch.randperm(self.size, generator=self.generator)
-        whole = {key: torch.cat(parts, dim=1) for key, parts in self.parts.items()}
+        whole = {key: torch.cat(rows, dim=1) for key, rows in self.rows.items()}
         used = len(order) // self.n * self.n
         for chosen in order[:used].split(self.n):
             yield {key: in_float64(rows[:, chosen.to(rows.device)]) for key, rows in whole.items()}
         rest = order[used:]
-        self.parts = {key: [rows[:, rest.to(rows.device)]] for key, rows in whole.items()}
+        self.rows = {key: [rows[:, rest.to(rows.device)]] for key, rows in whole.items()}

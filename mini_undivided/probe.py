@@ -1,16 +1,14 @@
 """Linear probes: what can be read off a layer by a linear classifier trained on frozen features?
 
-Letters: L layers, the embeddings' output included, N examples, C hidden size, K classes, B texts,
-T tokens.
+Shapes: L layers with the embeddings, N examples, C hidden size, K classes, B texts, T tokens.
 
 A probe minimises  mean loss(W x + b, label) + λ/2 |W|²,  with the encoder left as it is. Its score
 alone says little, so beside it stand controls: the majority class; the same probe on the untrained
 encoder; the embeddings' layer; and, for tags of words, a control task with random tags (Hewitt &
-Liang 2019, 1909.03368), which only a probe that learns words by heart can solve.
+Liang 2019, 1909.03368), which only a probe that memorises words can solve.
 """
 
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,31 +16,33 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mini_undivided.cka import text_means
-from mini_undivided.glue import METRICS, collate, mean_and_std
+from mini_undivided.glue import collate
+from mini_undivided.metrics import METRICS, best_constant, mean_and_std
 from mini_undivided.tokenizer import encode
 
-STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # λ, strongest first: each fit starts from the one before
-PARTS = ("train", "valid", "test")
-SHARE = 0.8  # of the training examples that a seed draws
+L2_PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # λ, strongest first: a fit starts from the last one
+SPLITS = ("train", "valid", "test")
+DRAWN = 0.8  # of the training examples, by each seed
 BATCH = 32  # texts in a forward pass
+BAR = {"leave": False, "disable": None}  # None: no progress bar without a terminal
 
 
-# The probe.
+# The probe, on given features.
 
-def fit(features, labels, classes, strengths=STRENGTHS, steps=200):
+def fit(features, labels, classes, strengths=L2_PENALTIES, steps=200):
     """Fit linear probes on all layers at once → for each λ (W (L, C, K), b (L, 1, K)).
 
-    features (L, N, C); labels (N,): numbers of classes, or, with classes = 0 for a regression,
-    floats. The loss is the mean cross entropy, or half the mean squared error; L-BFGS minimises it
-    until no part of the gradient is above 1e-4, the loss stands still, or `steps` are over.
+    features (L, N, C); labels (N,): class indices, or, with classes = 0 for a regression, floats.
+    The loss is the mean cross entropy, or half the mean squared error; L-BFGS minimises it until no
+    part of the gradient is above 1e-4, the loss stands still, or `steps` are over.
     """
     L, _, C = features.shape
     W = torch.zeros(L, C, max(1, classes), device=features.device, requires_grad=True)
     b = torch.zeros(L, 1, max(1, classes), device=features.device, requires_grad=True)
     fits = []
-    settings = {"max_iter": steps, "tolerance_grad": 1e-4, "tolerance_change": 1e-9}
     for strength in strengths:
-        optimizer = torch.optim.LBFGS([W, b], line_search_fn="strong_wolfe", **settings)
+        optimizer = torch.optim.LBFGS(
+            [W, b], max_iter=steps, tolerance_grad=1e-4, line_search_fn="strong_wolfe")
 
         def closure(strength=strength, optimizer=optimizer):
             optimizer.zero_grad()
@@ -66,37 +66,34 @@ def losses(logits, labels, classes):
 def probe(features, labels, classes, metric="accuracy"):
     """Train on "train", choose λ on "valid", score on "test", each layer by itself.
 
-    features {part: (L, N, C)}, standardised by their statistics on "train"; labels {part: array}.
+    features {split: (L, N, C)}, standardised by their statistics on "train"; labels {split: array}.
     → {"valid": L scores, "test": L scores}.
     """
     train = features["train"]
     mean, deviation = train.mean(1, keepdim=True), train.std(1, keepdim=True)
-    scaled = {part: (x - mean) / deviation.clamp(min=1e-6) for part, x in features.items()}
+    scaled = {split: (x - mean) / deviation.clamp(min=1e-6) for split, x in features.items()}
     targets, offset = torch.as_tensor(labels["train"]), 0.0
     if not classes:  # a regression starts from the mean
         offset = targets.mean().item()
         targets = (targets - offset).float()
-    fits = fit(scaled["train"], targets.to(mean.device), classes)
-    scores = {part: [] for part in ("valid", "test")}  # by strength, then by layer
-    for W, b in fits:
-        for part in scores:
-            logits = torch.baddbmm(b, scaled[part], W)  # (L, N, K)
+    scores = {"valid": [], "test": []}  # by λ, then by layer
+    for W, b in fit(scaled["train"], targets.to(mean.device), classes):
+        for split in scores:
+            logits = torch.baddbmm(b, scaled[split], W)  # (L, N, K)
             predictions = (logits.argmax(-1) if classes else logits[..., 0] + offset).cpu().numpy()
-            scores[part].append([METRICS[metric](layer, labels[part]) for layer in predictions])
-    best = np.argmax(scores["valid"], axis=0)  # (L,): of equally good strengths the strongest
-    chosen = list(enumerate(best))
-    return {part: [table[i][layer] for layer, i in chosen] for part, table in scores.items()}
+            scores[split].append([METRICS[metric](layer, labels[split]) for layer in predictions])
+    best = np.argmax(scores["valid"], axis=0)  # (L,): of equally good λ the strongest
+    return {split: [table[i][layer] for layer, i in enumerate(best)]
+            for split, table in scores.items()}
 
-
-# What is probed for.
 
 @dataclass
 class ProbeTask:
     """What a probe has to predict.
 
-    texts: {part: list of tuples of one or two strings}; labels: {part: array}.
+    texts: {split: list of tuples of one or two strings}; labels: {split: array}.
     per_word: a text is a list of words, and there is a label for each word of the texts in turn.
-    Integer labels are classes; with float labels the task is a regression.
+    Integer labels are class indices; with float labels the task is a regression.
     """
 
     name: str
@@ -108,150 +105,130 @@ class ProbeTask:
     @property
     def classes(self):
         """The number of classes; 0 for a regression."""
-        parts = self.labels.values()
-        if any(labels.dtype.kind == "f" for labels in parts):
-            return 0
-        return 1 + max(int(labels.max()) for labels in parts)
+        labels = np.concatenate([*self.labels.values()])
+        return 0 if labels.dtype.kind == "f" else 1 + int(labels.max())
 
     def control(self, seed):
         """Labels of the control task: every occurrence of a word gets the same random tag.
 
         Tags are drawn for the words in sorted order, as frequent as the real ones in training. A
-        probe can solve this task only by learning words by heart, so that the score on the real
-        tags minus that on these, the selectivity, says what the layer itself makes easy.
+        probe can solve this task only by memorising words, so that the score on the real tags minus
+        that on these, the selectivity, says what the layer itself makes easy.
         """
-        rng = np.random.default_rng(seed)
-        texts = self.texts.items()
-        kinds = sorted({word for _, part in texts for text in part for word in text})
-        tags = dict(zip(kinds, rng.choice(self.labels["train"], len(kinds)), strict=True))
-        return {name: np.array([tags[w] for text in part for w in text]) for name, part in texts}
-
-
-# Features.
-
-@torch.inference_mode()
-def text_features(encoder, texts, tokenizer, machine, length, cls=False, bar=None):
-    """Features of texts: a text's mean over its tokens, or with `cls` its [CLS] → (L, N, C)."""
-    rows = encode(texts, tokenizer, length)
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))  # longest first: the rest fits
-    L, C = encoder.config.num_hidden_layers + 1, encoder.config.hidden_size
-    features = torch.empty(L, len(rows), C)
-    for i in range(0, len(order), BATCH):
-        chosen = order[i : i + BATCH]
-        ids, mask, segments = collate([rows[j] for j in chosen], machine)
-        _, layers = encoder(ids, mask, segments, output_hidden_states=True)
-        x = torch.stack(layers)  # (L, B, T, C)
-        x = x[:, :, 0] if cls else text_means(x, torch.ones_like(ids) if mask is None else mask)
-        features[:, chosen] = x.cpu()
-        if bar:
-            bar.update(len(chosen))
-    return features
-
-
-@torch.inference_mode()
-def word_features(encoder, texts, tokenizer, machine, length, bar=None):
-    """Features of the words of texts: each word's first sub-word → (L, N, C), numbers of the words.
-
-    texts: lists of words. A word is dropped if it lies beyond `length` tokens, or holds nothing
-    that the tokenizer keeps.
-    """
-    encodings = tokenizer.encode_batch(texts, is_pretokenized=True)
-    starts = np.cumsum([0, *map(len, texts)])
-    features, kept = [], []
-    for i in range(0, len(texts), BATCH):
-        batch = encodings[i : i + BATCH]
-        cut = [(encoding.ids[:length], encoding.type_ids[:length]) for encoding in batch]
-        ids, mask, segments = collate(cut, machine)
-        rows, columns = [], []
-        for row, encoding in enumerate(batch):
-            first = {}
-            for column, word in enumerate(encoding.word_ids[:length]):
-                if word is not None:
-                    first.setdefault(word, column)
-            rows += [row] * len(first)
-            columns += first.values()
-            kept += [starts[i + row] + word for word in first]
-        _, layers = encoder(ids, mask, segments, output_hidden_states=True)
-        features.append(torch.stack([layer[rows, columns] for layer in layers]).cpu())
-        if bar:
-            bar.update(len(batch))
-    return torch.cat(features, dim=1), np.array(kept)
-
-
-def task_features(encoder, tasks, tokenizer, machine, length, cls=False):
-    """Features of all tasks, each different text seen once → a list of ({part: (L, N, C)}, kept).
-
-    `kept`: {part: numbers of the examples that have features}, for words perhaps not all.
-    """
-    words = sum(len(part) for task in tasks if task.per_word for part in task.texts.values())
-    parts = (part for task in tasks if not task.per_word for part in task.texts.values())
-    place = {text: i for i, text in enumerate(dict.fromkeys(chain.from_iterable(parts)))}
-    results, total = [], len(place) + words
-    with tqdm(total=total, desc="features", unit=" texts", leave=False, mininterval=0.3) as bar:
-        if place:
-            every = text_features(encoder, list(place), tokenizer, machine, length, cls, bar)
-        for task in tasks:
-            features, kept = {}, {}
-            for part, texts in task.texts.items():
-                if task.per_word:
-                    features[part], kept[part] = word_features(
-                        encoder, texts, tokenizer, machine, length, bar)
-                else:
-                    features[part] = every[:, [place[text] for text in texts]]
-                    kept[part] = np.arange(len(texts))
-            results.append((features, kept))
-    return results
-
-
-# All of it.
-
-def draw(features, labels, seed):
-    """The share of the training examples that a seed trains on; the other parts are kept whole."""
-    count = features["train"].size(1)
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(count)[: max(1, round(SHARE * count))]
-    drawn = {**features, "train": features["train"][:, torch.from_numpy(chosen)]}
-    return drawn, {**labels, "train": labels["train"][chosen]}
+        rng, texts = np.random.default_rng(seed), self.texts.items()
+        word_types = sorted({word for _, split in texts for text in split for word in text})
+        tags = dict(zip(word_types, rng.choice(self.labels["train"], len(word_types)), strict=True))
+        return {name: np.array([tags[w] for text in split for w in text]) for name, split in texts}
 
 
 def run_probes(encoder, untrained, tasks, tokenizer, machine, length, seeds=3, cls=False):
-    """Probe an encoder and its untrained twins on tasks.
+    """Probe an encoder and its untrained counterparts on tasks.
 
     untrained: a function, seed → Encoder with fresh weights. A seed draws the training examples,
     the untrained weights, and the tags of the control task. → {task: {"metric", "majority",
     "examples", "trained", "untrained", for tags "control": {"mean": [L], "std": [L]} over seeds}}.
     """
-    trained = task_features(encoder, tasks, tokenizer, machine, length, cls)
-    scores = [{"trained": [], "untrained": [], "control": []} for _ in tasks]
-    total = seeds * sum(3 if task.per_word else 2 for task in tasks)
-    with tqdm(total=total, desc="probes", leave=False) as bar:
-        for seed in range(seeds):
-            fresh = task_features(untrained(seed), tasks, tokenizer, machine, length, cls)
-            for i, task in enumerate(tasks):
-                jobs = {"trained": (trained[i], task.labels), "untrained": (fresh[i], task.labels)}
-                if task.per_word:
-                    jobs["control"] = (trained[i], task.control(seed))
-                for name, ((features, kept), labels) in jobs.items():
-                    labels = {part: each[kept[part]] for part, each in labels.items()}
-                    drawn, labels = draw(features, labels, seed)
-                    drawn = {part: x.to(machine.device) for part, x in drawn.items()}
-                    scores[i][name].append(probe(drawn, labels, task.classes, task.metric))
-                    bar.update()
-    return {task.name: summary(task, each) for task, each in zip(tasks, scores, strict=True)}
+    settings = tokenizer, machine, length, cls
+    scores = {task.name: {"trained": [], "untrained": [], "control": []} for task in tasks}
+    classes = {task.name: task.classes for task in tasks}  # a control may lack a rare tag
+    trained = task_features(encoder, tasks, *settings)
+    for seed in range(seeds):
+        controls = [replace(task, labels=task.control(seed)) for task in tasks if task.per_word]
+        examples = {"trained": trained, "control": task_features(encoder, controls, *settings),
+                    "untrained": task_features(untrained(seed), tasks, *settings)}
+        for name, of_tasks in examples.items():
+            for task, features, labels in tqdm(of_tasks, f"seed {seed}, {name}", **BAR):
+                features, labels = draw(features, labels, seed)
+                features = {split: x.to(machine.device) for split, x in features.items()}
+                scores[task.name][name].append(
+                    probe(features, labels, classes[task.name], task.metric))
+    return {task.name: summary(task, scores[task.name]) for task in tasks}
+
+
+# Features and their labels.
+
+@torch.inference_mode()
+def text_features(encoder, texts, tokenizer, machine, length, cls=False):
+    """Features of texts: a text's mean over its tokens, or with `cls` its [CLS] → (L, N, C)."""
+    examples = encode(texts, tokenizer, length)
+    order = sorted(range(len(texts)), key=lambda i: -len(examples[i][0]))  # the longest must fit
+    L, C = encoder.config.num_hidden_layers + 1, encoder.config.hidden_size
+    features = torch.empty(L, len(texts), C)
+    for i in batch_starts(texts):
+        chosen = order[i : i + BATCH]
+        ids, mask, segments = collate([examples[j] for j in chosen], machine)
+        _, layers = encoder(ids, mask, segments, output_hidden_states=True)
+        x = torch.stack(layers)  # (L, B, T, C)
+        x = x[:, :, 0] if cls else text_means(x, torch.ones_like(ids) if mask is None else mask)
+        features[:, chosen] = x.cpu()
+    return features
+
+
+@torch.inference_mode()
+def word_features(encoder, texts, labels, tokenizer, machine, length):
+    """Features of words: each one's first sub-word → (L, N, C), and these words' labels (N,).
+
+    texts: lists of words; labels: an array, for each word of the texts in turn. A word is left out
+    if it lies beyond `length` tokens, or holds nothing that the tokenizer keeps.
+    """
+    encodings, features = tokenizer.encode_batch(texts, is_pretokenized=True), []
+    spans = [(row, encoding.word_to_tokens(word)) for row, encoding in enumerate(encodings)
+             for word in range(len(texts[row]))]  # a word's tokens: None, or from and to
+    kept = [i for i, (_, span) in enumerate(spans) if span and span[0] < length]
+    rows, columns = np.array([(spans[i][0], spans[i][1][0]) for i in kept]).T
+    for i in batch_starts(texts):
+        batch = [(e.ids[:length], e.type_ids[:length]) for e in encodings[i : i + BATCH]]
+        _, layers = encoder(*collate(batch, machine), output_hidden_states=True)
+        here = (i <= rows) & (rows < i + BATCH)
+        first = rows[here] - i, columns[here]  # of each word's tokens
+        features.append(torch.stack([layer[first] for layer in layers]).cpu())
+    return torch.cat(features, dim=1), labels[kept]
+
+
+# Not needed at first reading: features read once, examples drawn, scores summed up.
+
+def batch_starts(texts):
+    """Where batches of texts begin, with a progress bar."""
+    return tqdm(range(0, len(texts), BATCH), "features", unit=" batches", **BAR)
+
+
+def task_features(encoder, tasks, tokenizer, machine, length, cls=False):
+    """Features of tasks, each different text read once → a list of (task, features, labels).
+
+    features {split: (L, N, C)}; labels {split: array}, without those of words without features.
+    """
+    different = dict.fromkeys(text for task in tasks if not task.per_word
+                              for split in task.texts.values() for text in split)
+    index = {text: i for i, text in enumerate(different)}
+    every = text_features(encoder, list(index), tokenizer, machine, length, cls)
+    results = []
+    for task in tasks:
+        features, labels = {}, dict(task.labels)
+        for split, texts in task.texts.items():
+            if task.per_word:
+                features[split], labels[split] = word_features(
+                    encoder, texts, labels[split], tokenizer, machine, length)
+            else:
+                features[split] = every[:, [index[text] for text in texts]]
+        results.append((task, features, labels))
+    return results
+
+
+def draw(features, labels, seed):
+    """The training examples that a seed trains on; the other splits are kept whole."""
+    order = np.random.default_rng(seed).permutation(len(labels["train"]))
+    chosen = order[: max(1, round(DRAWN * len(order)))]
+    features = {**features, "train": features["train"][:, chosen]}
+    return features, {**labels, "train": labels["train"][chosen]}
 
 
 def summary(task, scores):
-    """What is kept of a task's scores, lists over seeds of {"valid", "test": list over layers}.
-
-    "majority" is the best that one answer for all scores on the test part.
-    """
-    test = task.labels["test"]
-    answers = range(task.classes) if task.classes else [0.0]
-    constant = max(METRICS[task.metric](np.full(len(test), answer), test) for answer in answers)
-    result = {"metric": task.metric, "majority": constant,
-              "examples": {part: len(labels) for part, labels in task.labels.items()}}
+    """What is kept of a task's scores, lists over seeds of {"valid", "test": list over layers}."""
+    majority = best_constant(task.metric, task.labels["test"], task.classes)
+    result = {"metric": task.metric, "majority": majority,
+              "examples": {split: len(labels) for split, labels in task.labels.items()}}
     for name, seeds in scores.items():
         if seeds:
-            values, valid = ([seed[part] for seed in seeds] for part in ("test", "valid"))
-            result[name] = {**mean_and_std(values), "valid": np.mean(valid, axis=0).tolist()}
+            test, valid = ([seed[split] for seed in seeds] for split in ("test", "valid"))
+            result[name] = {**mean_and_std(test), "valid": np.mean(valid, axis=0).tolist()}
     return result

@@ -1,6 +1,6 @@
 """The tasks that probes are tried on: three made from sentences, parts of speech, and GLUE's.
 
-Examples come in three parts, "train", "valid" and "test".
+Examples come in three splits, "train", "valid" and "test".
 """
 
 from collections import Counter
@@ -8,22 +8,22 @@ from collections import Counter
 import numpy as np
 
 from mini_undivided.glue import read_task
-from mini_undivided.probe import PARTS, ProbeTask
+from mini_undivided.probe import SPLITS, ProbeTask
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.tasks import find_task
 from mini_undivided.support.treebank import read_treebank
 
 BINS = 6  # of sentence length, as in Conneau et al. 2018 (1805.01070)
-CONTENT_WORDS = 10  # that are asked for
+CONTENT_WORDS = 10  # to predict
 
 
 def split_examples(texts, labels):
     """Shuffle and cut: 60 % for training, 20 % each for validation and test → texts, labels."""
     order, labels = np.random.default_rng(0).permutation(len(texts)), np.asarray(labels)
     cuts = np.split(order, [len(order) * 3 // 5, len(order) * 4 // 5])
-    parts = dict(zip(PARTS, cuts, strict=True))
-    texts = {part: [texts[i] for i in cut] for part, cut in parts.items()}
-    return texts, {part: labels[cut] for part, cut in parts.items()}
+    splits = dict(zip(SPLITS, cuts, strict=True))
+    texts = {split: [texts[i] for i in cut] for split, cut in splits.items()}
+    return texts, {split: labels[cut] for split, cut in splits.items()}
 
 
 def text_tasks(sentences, examples):
@@ -61,12 +61,13 @@ def shift_task(sentences):
     rng, texts, labels = np.random.default_rng(0), [], []
     for sentence in sentences:
         words = sentence.split()
-        places = [i for i in range(1, len(words) - 2) if words[i].lower() != words[i + 1].lower()]
-        if not places:
+        inner = range(1, len(words) - 2)
+        positions = [i for i in inner if words[i].lower() != words[i + 1].lower()]
+        if not positions:
             continue
         labels.append(int(rng.random() < 0.5))
         if labels[-1]:
-            i = rng.choice(places)
+            i = rng.choice(positions)
             words[i], words[i + 1] = words[i + 1], words[i]
         texts.append((" ".join(words),))
     return ProbeTask("bigram shift", *split_examples(texts, labels))
@@ -80,24 +81,24 @@ def treebank_task(folder, examples):
     """
     rng, tags, texts, labels = np.random.default_rng(0), {}, {}, {}
     limits = {"train": examples, "valid": examples // 4, "test": examples}
-    for part, sentences in read_treebank(folder).items():
-        texts[part], labels[part] = [], []
+    for split, sentences in read_treebank(folder).items():
+        texts[split], labels[split] = [], []
         for i in rng.permutation(len(sentences)):
-            if len(labels[part]) >= limits[part]:
+            if len(labels[split]) >= limits[split]:
                 break
-            texts[part].append([word for word, _ in sentences[i]])
-            labels[part] += [tags.setdefault(tag, len(tags)) for _, tag in sentences[i]]
-    labels = {part: np.array(each) for part, each in labels.items()}
+            texts[split].append([word for word, _ in sentences[i]])
+            labels[split] += [tags.setdefault(tag, len(tags)) for _, tag in sentences[i]]
+    labels = {split: np.array(numbers) for split, numbers in labels.items()}
     return ProbeTask("part of speech", texts, labels, per_word=True)
 
 
 def glue_task(key, data_dir, examples):
-    """A task of GLUE: its dev part is the test, a tenth of its training part the validation."""
+    """A task of GLUE: its dev split is the test, a tenth of its training split the validation."""
     task, splits = find_task(key), read_task(key, data_dir)
     train, test = splits["train"], next(s for name, s in splits.items() if name.startswith("dev"))
     order = np.random.default_rng(0).permutation(len(train))[:examples]
     cuts = {"train": order[len(order) // 10 :], "valid": order[: len(order) // 10]}
-    texts = {part: [train.texts[i] for i in cut] for part, cut in cuts.items()}
-    labels = {part: train.labels[cut] for part, cut in cuts.items()}
+    texts = {split: [train.texts[i] for i in cut] for split, cut in cuts.items()}
+    labels = {split: train.labels[cut] for split, cut in cuts.items()}
     texts, labels = {**texts, "test": test.texts}, {**labels, "test": test.labels}
     return ProbeTask(task.name, texts, labels, task.metrics[0])

@@ -112,7 +112,7 @@ def test_a_group_is_its_pretrained_models_not_their_fine_tunings():
     looks = {"[CLS]": [[0.1, 0.3], [0.5, 0.7]]}
     assert replicates.measures(facts, looks, probes, {"tags": 2}) == {
         "validation loss": 4.0, "RTE accuracy": 0.6, "RTE accuracy, from scratch": 0.6,
-        "attention: share on [CLS]": pytest.approx(0.4), "probe: tags": 0.3}
+        "attention: weight on [CLS]": pytest.approx(0.4), "probe: tags": 0.3}
 
 
 def test_single_runs_make_no_table():

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from mini_undivided.attention import STATISTICS, attention_sums, attention_weights
 from mini_undivided.cka import OUTPUTS, compare
 from mini_undivided.corpus import held_out, open_corpus, sentences
-from mini_undivided.glue import collate, length_batches, mean_and_std
+from mini_undivided.glue import collate, length_batches
+from mini_undivided.metrics import mean_and_std
 from mini_undivided.costs import count_parameters
 from mini_undivided.model import BertConfig, Encoder
 from mini_undivided.probe import run_probes

@@ -1,13 +1,12 @@
 """Fine-tuning as people see it: a run is opened, trained on tasks, and its scores are kept."""
 
-import time
 from dataclasses import asdict
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mini_undivided import glue
+from mini_undivided.metrics import in_words, majority, mean_and_std
 from mini_undivided.model import BertConfig, Encoder, SequenceClassifier
 from mini_undivided.support.checkpoint import label_names, read_pooler
 from mini_undivided.support.errors import UserError
@@ -71,10 +70,9 @@ class Finetuner:
         splits = glue.read_task(key, options.data_dir, options.predict)
         train = splits["train"] = splits["train"].first(options.train_examples)
         rows = {part: self.encode(split) for part, split in splits.items()}
-        values, seconds = {}, []
+        values = {}
         for seed in range(options.seeds):
-            model, scores, took = self.train(key, rows, splits, seed)
-            seconds.append(took)
+            model, scores = self.train(key, rows, splits, seed)
             for name, value in scores.items():
                 values.setdefault(name, []).append(value)
             print(f"{key}, seed {seed}: {in_words(scores)}", flush=True)
@@ -92,38 +90,21 @@ class Finetuner:
             "options": {**asdict(options), "epochs": options.epochs or task.epochs, "lr": self.lr,
                         "max_length": self.max_length},
             "train_examples": len(train),
-            "scores": {name: {**glue.mean_and_std(v), "values": v} for name, v in values.items()},
-            "primary": next(iter(values)), "majority": glue.best_constant(task, splits),
-            "seconds_per_epoch": float(np.median(seconds))}
-        if key == "docs-next":
-            result["word_overlap"] = glue.word_overlap(splits)
+            "scores": {name: {**mean_and_std(v), "values": v} for name, v in values.items()},
+            "primary": next(iter(values)), "majority": majority(task, splits)}
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / f"{self.file_name(key)}.json", result)
         return result
 
     def train(self, key, rows, splits, seed):
-        """Fine-tune from one seed → model, {metric: value} on dev at the end, seconds an epoch."""
+        """Fine-tune from one seed → the model, and {metric: value} on dev at the end."""
         task, options = find_task(key), self.options
         torch.manual_seed(seed)
-        rng = np.random.default_rng(seed)
-        model = self.make_model(task)
-        train, labels = rows["train"], splits["train"].labels
-        plan = [glue.length_batches(train, options.batch_size, rng)
-                for _ in range(options.epochs or task.epochs)]
+        model, epochs = self.make_model(task), options.epochs or task.epochs
         if seed == 0:
-            print(self.describe(key, train, plan), flush=True)
-        dev, name = [part for part in rows if part.startswith("dev")], f"{key}, seed {seed}"
-        bar = tqdm(total=sum(map(len, plan)), desc=name, leave=False, dynamic_ncols=True,
-                   mininterval=0.3)
-        with bar:
-            seconds, started = 0.0, time.perf_counter()
-            for epoch in glue.fine_tune(model, train, labels, plan, self.lr, self.machine, bar):
-                seconds += time.perf_counter() - started
-                predictions = {part: glue.predict(model, rows[part], self.machine) for part in dev}
-                scores = glue.score(task, splits, predictions)
-                bar.write(f"{name}, epoch {epoch} of {len(plan)}: {in_words(scores)}")
-                started = time.perf_counter()
-        return model, scores, seconds / len(plan)
+            print(self.describe(key, rows["train"], epochs), flush=True)
+        return model, glue.fine_tune(
+            model, task, splits, rows, self.machine, epochs, options.batch_size, self.lr, seed)
 
     def make_model(self, task):
         """The run's encoder, or with --from-scratch a fresh one, under a fresh head."""
@@ -139,10 +120,12 @@ class Finetuner:
         """A split's texts as token ids and segment ids."""
         return encode(split.texts, self.tokenizer, self.max_length)
 
-    def describe(self, key, train, plan):
+    def describe(self, key, train, epochs):
         """What a task's training is going to be, as a line of text."""
-        padding = f"{glue.padding_share(train, plan[0]):.1%} padding"
-        epochs = f"{len(plan)} epochs of {len(plan[0]):,} batches of {self.options.batch_size}"
+        size = self.options.batch_size
+        batches = glue.length_batches(train, size, np.random.default_rng(0))
+        padding = f"{glue.padding_ratio(train, batches):.1%} padding"
+        epochs = f"{epochs} epochs of {len(batches):,} batches of {size}"
         return (f"{key}: {len(train):,} examples, {epochs}, learning rate up to {self.lr:g}, "
                 f"{padding}, {self.machine}")
 
@@ -160,8 +143,3 @@ class Finetuner:
         if task.labels:
             settings |= label_names(task.labels)
         write_json(out / "config.json", settings)
-
-
-def in_words(scores):
-    """Scores × 100, as a line of text."""
-    return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())

@@ -14,7 +14,7 @@ from math import exp, lgamma, pi, sqrt
 import numpy as np
 
 from mini_undivided.attention import STATISTICS
-from mini_undivided.glue import mean_and_std
+from mini_undivided.metrics import mean_and_std
 from mini_undivided.report.tables import plus_minus, table
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.options import PretrainOptions

@@ -10,7 +10,7 @@ import torch
 
 from mini_undivided.corpus import held_out, open_corpus, sentences
 from mini_undivided.costs import count_parameters
-from mini_undivided.glue import mean_and_std
+from mini_undivided.metrics import mean_and_std
 from mini_undivided.model import MaskedLM
 from mini_undivided.report.figures import plot_losses
 from mini_undivided.report.tables import plus_minus
