@@ -19,9 +19,31 @@ from mini_undivided.tokens import tokenize
 
 
 def pytest_addoption(parser):
-    """How thorough the slow checks are: 10,000 and 200 take an hour."""
+    """How thorough the slow checks are (10,000 and 200 take an hour), and --gpu."""
+    parser.addoption("--gpu", action="store_true", help="also the tests that need a CUDA GPU")
     parser.addoption("--fuzz", type=int, default=60, help="mutations of each kind of file")
     parser.addoption("--kills", type=int, default=3, help="kills of a run of train.py")
+
+
+def pytest_configure(config):
+    """The tests and what they start compute on the CPU, whatever the machine has."""
+    config.addinivalue_line("markers", "gpu: needs a CUDA GPU (run with --gpu)")
+    config.visible_gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config, items):
+    """Tests marked gpu are skipped without --gpu."""
+    for item in items:
+        if "gpu" in item.keywords and not config.getoption("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: run with --gpu"))
+
+
+@pytest.fixture
+def gpu_environment(pytestconfig):
+    """The environment of a process that may use the GPUs."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": pytestconfig.visible_gpus}
+    return {name: value for name, value in environment.items() if value is not None}
 
 
 @pytest.fixture(scope="session", autouse=True)

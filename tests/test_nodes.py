@@ -1,0 +1,84 @@
+"""Runs on several machines ("nodes"): two launches of torchrun that share no disk but the text."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(folder, node, port, text):
+    """Start one process of train.py as node `node` of two, in a folder and with a cache of its own."""
+    folder.mkdir()
+    launch = ["-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}",
+              "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    return run_training(folder, text, *launch)
+
+
+def run_training(folder, text, *launch):
+    """Start train.py in a folder, with a cache there."""
+    sizes = {"layers": 2, "hidden-size": 24, "heads": 3, "vocab-size": 150, "seq-len": 19,
+             "batch-tokens": 19 * 6, "steps": 7, "device": "cpu", "dtype": "float32", "out": "run"}
+    options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+                   "MINI_UNDIVIDED_CACHE": str(folder / "cache")}
+    return subprocess.Popen(
+        [sys.executable, *launch, str(ROOT / "train.py"), "--corpus", str(text), *options],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def free_port():
+    """A port that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def losses(folder):
+    """The losses of a run's steps."""
+    rows = map(json.loads, (folder / "run" / "log.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_two_machines_train_as_one_process(zoo, tmp_path):
+    """Two machines have the losses of one process with the same batch, to 1e-4.
+
+    Each prepares the text once, in its own cache; the first alone prints and writes the run.
+    """
+    (tmp_path / "alone").mkdir()
+    alone = run_training(tmp_path / "alone", zoo)
+    assert alone.wait() == 0, alone.stdout.read()
+    port = free_port()
+    nodes = [start(tmp_path / f"node{node}", node, port, zoo) for node in range(2)]
+    shown = [node.communicate()[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], shown
+    expected = losses(tmp_path / "alone")
+    assert losses(tmp_path / "node0") == pytest.approx(expected, abs=1e-4) and len(expected) == 7
+    for node in range(2):
+        assert len([*(tmp_path / f"node{node}" / "cache").glob("token-files-*")]) == 1
+    assert not (tmp_path / "node1" / "run").exists()
+    assert "validation loss" in shown[0] and "validation loss" not in shown[1]
+
+
+def test_machines_need_the_same_text(zoo, farm, tmp_path):
+    """Text that differs between machines is an error in one sentence; nothing was written."""
+    port = free_port()
+    nodes = [start(tmp_path / f"node{node}", node, port, text) for node, text in enumerate((zoo, farm))]
+    shown = "".join(node.communicate()[0] for node in nodes)
+    assert all(node.returncode for node in nodes)
+    assert shown.count("error: the machines do not have the same text") == 1
+    assert not (tmp_path / "node0" / "run").exists()
+
+
+def test_an_error_on_another_machine_is_told(zoo, tmp_path):
+    """If the text is missing on the second machine alone, the first says so."""
+    port = free_port()
+    nodes = [start(tmp_path / f"node{node}", node, port, text)
+             for node, text in enumerate((zoo, tmp_path / "nowhere.txt"))]
+    shown = [node.communicate()[0] for node in nodes]
+    assert "error: " in shown[0] and "nowhere.txt" in shown[0] and "Traceback" not in shown[0]
