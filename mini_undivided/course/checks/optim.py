@@ -48,4 +48,6 @@ def scaled_rates(optim, rng):
         "when every group is set to the first group's peak": second * np.full(3, 0.3),
         "when only the first optimizer is set": [*(second * peaks[:2]), 0.3],
         "when only the first group of each is set": [second * 0.3, 0.3, second * 1.1],
+        "when peak itself is changed": first * second * peaks,
+        "when the factor is not used": peaks, "when rates stay as they are": np.full(3, 0.3),
         "when the factor itself is set": np.full(3, second)})
