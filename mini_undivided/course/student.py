@@ -193,5 +193,5 @@ def bound(own):
             refused = path != os.devnull and (
                 arguments[2] & writing or not realpath(path).startswith(readable))
         if refused:
-            raise PermissionError(f"{event} {str(arguments[0])[:80]} is not allowed in grading")
+            raise PermissionError(f"{event}{str(arguments[:1])[:80]} is not allowed in grading")
     sys.addaudithook(refuse)

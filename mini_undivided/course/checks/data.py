@@ -88,6 +88,10 @@ def what_becomes_of_it(data, rng):
     others, rows = shown[is_random], np.nonzero(used)[0][is_random]
     require(not made.is_special[others].any(),
             "special tokens are among the random words: draw from self.ordinary")
+    front = positions[used] < ids.shape[1] / 2
+    first, last = (np.mean(shown[side] == made.mask_id) for side in (front, ~front))
+    require(abs(first - last) < 0.03, f"{first:.0%} become [MASK] in the front half of sequences, "
+            f"{last:.0%} in the back half: what a token becomes may not depend on its place")
     gone, stay = np.mean(shown == made.mask_id), np.mean(shown == original)
     chance, deviation = 0.1 / len(made.ordinary), 3 / len(shown) ** 0.5
     say = f"{gone:.1%} become [MASK], {stay:.1%} stay, {1 - gone - stay:.1%} are random: "
@@ -105,10 +109,6 @@ def what_becomes_of_it(data, rng):
     require(even(np.bincount(others, minlength=size)[made.ordinary],
                  1 - drawn[made.ordinary] / len(original)), "some random words are drawn far more "
             "often than others: draw evenly from all of self.ordinary, not from the text")
-    front = positions[used] < ids.shape[1] / 2
-    first, last = (np.mean(shown[side] == made.mask_id) for side in (front, ~front))
-    require(abs(first - last) < 0.03, f"{first:.0%} become [MASK] in the front half of sequences, "
-            f"{last:.0%} in the back half: what a token becomes may not depend on its place")
 
 
 def even(counts, weights=1.0):

@@ -1,5 +1,7 @@
 """Checks of 1 to 3: attention, the FFN and the block, parameters and FLOPs."""
 
+import itertools
+
 import numpy as np
 import torch
 from torch import nn
@@ -75,7 +77,7 @@ def attention_with_a_mask(model, rng):
     """No token looks where the mask is False."""
     q, k, v = attention_inputs(rng)
     mask = torch.from_numpy(rng.random((len(q), 1, 1, k.size(2))) < 0.5)
-    mask[..., :2], mask[..., 2:4] = True, False
+    mask[..., :2], mask[..., 2:4], mask[:1, ..., 1] = True, False, False
     column, few = mask.mT, mask.any(dim=0, keepdim=True)  # (B, 1, T, 1), (1, 1, 1, T)
     compare("the output with a mask", attend(q, k, v, mask), SDPA(q, k, v, mask), {
         "when the mask is inverted, or −∞ has the wrong sign: True is where one may look":
@@ -105,7 +107,7 @@ def attention_with_dropout(model, rng):
         "without the division by 1 - p": weights * kept,
         "when p is the share that is kept": weights * kept / p,
         "when they are divided by their sum afterwards":
-            weights * kept / (weights * kept).sum(-1, keepdim=True)})
+            2 * weights * kept / (weights * kept).sum(-1, keepdim=True)})
     require(abs(kept.double().mean() - 1 + p) < 0.06, f"dropout with p = {p:.2f} keeps "
             f"{kept.double().mean():.0%} of the weights: p is the share that becomes 0")
 
@@ -274,59 +276,48 @@ def some_sizes(rng, last=None):
 
 def weights_of(model_class, sizes, **changes):
     """The number of weights of a model that is built."""
-    return sum(p.numel() for p in model_class(BertConfig(**sizes | changes)).parameters())
+    with torch.device("meta"):
+        return sum(p.numel() for p in model_class(BertConfig(**sizes | changes)).parameters())
 
 
 @check(3, points=4)
 def number_of_parameters(model, rng):
     """count_parameters counts each weight of a model once."""
-    for last in (True, False):
-        sizes = some_sizes(rng, last)
-        C, L, V = sizes["hidden_size"], sizes["num_hidden_layers"], sizes["vocab_size"]
-        inner, biases = sizes["intermediate_size"], L * 4 * C
-        for model_class in (model.MaskedLM, model.Encoder):
-            right = weights_of(model_class, sizes)
-            head = C * C + 3 * C + V if model_class is model.MaskedLM else 0
-            compare(f"the number of parameters of {model_class.__name__}",
-                    model.count_parameters(BertConfig(**sizes), model_class), right, {
-                "with an FFN in every layer": weights_of(model_class, sizes, ffn_layers=None),
-                "without any FFN": weights_of(model_class, sizes, ffn_layers=[]),
-                "with an FFN in one layer alone": weights_of(model_class, sizes, ffn_layers=[0]),
-                "when the LayerNorm of an absent FFN is counted: it goes too":
-                    right + (L - 2) * 2 * C,
-                "when the output matrix is counted beside the word vectors: they are one (tied)":
-                    right + V * C,
-                "without the position vectors": right - 37 * C,
-                "without the segment vectors (token_type)": right - 3 * C,
-                "with two segment vectors: their number is type_vocab_size": right - C,
-                "without position and segment vectors": right - 40 * C,
-                "without the embeddings": right - (40 + V + 2) * C,
-                "without the word vectors": right - V * C,
-                "without the LayerNorm of the embeddings, or of the head": right - 2 * C,
-                "without the FFNs' LayerNorms": right - 4 * C,
-                "with one of an FFN's two matrices alone": right - 2 * inner * C,
-                "without attention's output map": right - L * (C * C + C),
-                "without attention's LayerNorms": right - L * 2 * C,
-                "without any LayerNorm": right - (L + 3 + bool(head)) * 2 * C,
-                "without the biases of attention": right - biases,
-                "without the biases of FFNs": right - 2 * (inner + C),
-                "without the biases of linear maps": right - biases - 2 * (inner + C)
-                    - bool(head) * (C + V),
-                "without the head": right - head if head else None,
-                "without the head's bias": right - V if head else None,
-                "without the head's dense layer": right - C * C - C if head else None,
-                "for a MaskedLM, whatever model_class says": weights_of(model.MaskedLM, sizes)})
+    for sizes, model_class in itertools.product(
+            (some_sizes(rng, True), some_sizes(rng, False)), (model.MaskedLM, model.Encoder)):
+        C, L, V, inner = (sizes[name] for name in (
+            "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"))
+        right, ffn = weights_of(model_class, sizes), 2 * C * inner + inner + 3 * C
+        head = {"the head": C * C + 3 * C + V, "the head's bias": V,
+                "the head's dense layer": C * C + C} if model_class is model.MaskedLM else {}
+        compare(f"the number of parameters of {model_class.__name__}",
+                model.count_parameters(BertConfig(**sizes), model_class), right, {
+            "with an FFN in every layer": right + (L - 2) * ffn,
+            "when the LayerNorm of an absent FFN is counted: it goes too": right + (L - 2) * 2 * C,
+            "when the output matrix is counted beside the word vectors: they are one (tied)":
+                right + V * C,
+            "with two segment vectors: their number is type_vocab_size": right - C,
+            "for a MaskedLM, whatever model_class says": weights_of(model.MaskedLM, sizes),
+            **{f"without {name}": right - size for name, size in {
+                "any FFN": 2 * ffn, "one of the FFNs: only one is counted": ffn,
+                "the position vectors": 37 * C, "the segment vectors (token_type)": 3 * C,
+                "position and segment vectors": 40 * C, "the word vectors": V * C,
+                "the LayerNorm of the embeddings, or of the head": 2 * C,
+                "the FFNs' LayerNorms": 4 * C, "attention's LayerNorms": L * 2 * C,
+                "the biases of attention": L * 4 * C, "the biases of FFNs": 2 * (inner + C),
+                "one of an FFN's two matrices": 2 * inner * C,
+                "attention's output map": L * (C * C + C), **head}.items()}})
 
 
 def library_flops(sizes, T, asked=None):
     """What PyTorch's counter says of PyTorch's layers, forward and twice that backward, a token."""
     C, L, inner = (sizes[n] for n in ("hidden_size", "num_hidden_layers", "intermediate_size"))
-    attention = nn.MultiheadAttention(C, sizes["num_attention_heads"], batch_first=True)
-    ffn = nn.Sequential(nn.Linear(C, inner), nn.Linear(inner, C))
-    head = nn.Sequential(nn.Linear(C, C), nn.Linear(C, sizes["vocab_size"]))
-    x = torch.zeros(1, T, C)
-    last = x[:, : asked or T]
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        attention = nn.MultiheadAttention(C, sizes["num_attention_heads"], batch_first=True)
+        ffn = nn.Sequential(nn.Linear(C, inner), nn.Linear(inner, C))
+        head = nn.Sequential(nn.Linear(C, C), nn.Linear(C, sizes["vocab_size"]))
+        x = torch.zeros(1, T, C)
+        last = x[:, : asked or T]
         for i in range(L):
             query = last if i == L - 1 else x
             attention(query, x, x)
@@ -341,44 +332,40 @@ def number_of_flops(model, rng):
     """flops_per_token is what PyTorch's FlopCounterMode counts."""
     for last, asked in ((True, None), (False, None), (True, int(rng.integers(2, 9))), (False, 5)):
         sizes, T = some_sizes(rng, last), int(rng.integers(11, 37))
-        C, L, V = sizes["hidden_size"], sizes["num_hidden_layers"], sizes["vocab_size"]
+        C, L, V, H, inner = (sizes[name] for name in (
+            "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads",
+            "intermediate_size"))
         right, share = library_flops(sizes, T, asked), (asked or T) / T
-        scores, word, dense = 6 * 2 * T * C * (L - 1 + share), 6 * V * C, 6 * C * C
-        inner, whole = 6 * 2 * C * sizes["intermediate_size"], library_flops(sizes, T)
-        every, none = ({**sizes, "ffn_layers": layers} for layers in (range(L), []))
-        what = f"flops_per_token(config, {T}{f', {asked}' if asked else ''})"
-        compare(what, model.flops_per_token(BertConfig(**sizes), T, asked), right, {
+        whole, word, dense, ffn = library_flops(sizes, T), 6 * V * C, 6 * C * C, 12 * C * inner
+        ffns, absent = (1 + share if last else 2) * ffn, (L - 2 if last else L - 3 + share) * ffn
+        queries, scores, less = L - 1 + share, 12 * T * C, 1 - share
+        compare(f"flops_per_token(config, {T}{f', {asked}' if asked else ''})",
+                model.flops_per_token(BertConfig(**sizes), T, asked), right, {
             "for the forward pass alone: backward costs twice as much again": right / 3,
             "when a multiply-add counts as one operation: it is two": right / 2,
             "when backward counts like forward, once: it is twice": right * 2 / 3,
-            "for the backward pass alone": right * 2 / 3,
             "for a whole sequence, not for each of its tokens": right * T,
             "for each of the asked positions: divide by seq_len": right / share,
-            "with an FFN in every layer": library_flops(every, T, asked),
-            "without the FFNs": library_flops(none, T, asked),
-            "with only one of the FFN's two products":
-                (right + library_flops(none, T, asked)) / 2,
-            "without Q Kᵀ and the product with V, which grow with T": right - scores,
-            "with only one of Q Kᵀ and the product with V": right - scores / 2,
+            "with an FFN in every layer": right + absent,
             "when Q Kᵀ and the product with V count for each head: heads share the width C":
-                right + scores * (sizes["num_attention_heads"] - 1),
-            "without the attention's output map": right - dense * (L - 1 + share),
-            "without the attention's four linear maps":
-                right - dense * (2 * L + 2 * (L - 1 + share)),
-            "with one of queries, keys and values alone": right - dense * (L + L - 1 + share),
-            "without the head's output matrix": right - share * word,
-            "without the head's dense layer": right - share * dense,
-            "without the head": right - share * (word + dense),
+                right + scores * queries * (H - 1),
             "when looking up word vectors counts: no product is computed there": right + word,
             "when asked is not used": whole,
-            "when asked is not used in the last layer": whole - (1 - share) * (word + dense),
-            "when asked is not used in the head": right + (1 - share) * (word + dense),
-            "when asked is not used in the last layer's FFN": right + (1 - share) * inner * last,
-            "when asked is not used in Q Kᵀ and the product with V":
-                right + (1 - share) * 6 * 2 * T * C,
-            "when Q Kᵀ and the product with V are between the asked positions alone":
-                right - share * (1 - share) * 6 * 2 * T * C,
-            "with the last layer's keys and values at the asked positions alone: they are computed "
-            "everywhere": right - (1 - share) * 2 * dense,
+            "when asked is not used in the last layer": whole - less * (word + dense),
+            "when asked is not used in the head": right + less * (word + dense),
+            "when asked is not used in the last layer's FFN": right + less * ffn * last,
+            "when asked is not used in Q Kᵀ and the product with V": right + less * scores,
             "when every layer, not only the last, is computed at the asked positions alone":
-                whole * share})
+                whole * share,
+            **{f"without {name}": right - flops for name, flops in {
+                "the FFNs": ffns, "one of the FFN's two products": ffns / 2,
+                "Q Kᵀ and the product with V, which grow with T": scores * queries,
+                "one of Q Kᵀ and the product with V": scores * queries / 2,
+                "the attention's output map": dense * queries,
+                "the attention's four linear maps": dense * (2 * L + 2 * queries),
+                "the head's output matrix": share * word, "the head's dense layer": share * dense,
+                "the head": share * (word + dense),
+                "keys for the last layer's positions that are not asked: only queries are fewer":
+                    share * less * scores,
+                "the last layer's keys and values elsewhere: they are computed everywhere":
+                    less * 2 * dense}.items()}})
