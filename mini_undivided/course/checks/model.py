@@ -336,7 +336,8 @@ def number_of_flops(model, rng):
             "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads",
             "intermediate_size"))
         right, share = library_flops(sizes, T, asked), (asked or T) / T
-        whole, word, dense, ffn = library_flops(sizes, T), 6 * V * C, 6 * C * C, 12 * C * inner
+        whole = library_flops(sizes, T) if asked else right
+        word, dense, ffn = 6 * V * C, 6 * C * C, 12 * C * inner
         ffns, absent = (1 + share if last else 2) * ffn, (L - 2 if last else L - 3 + share) * ffn
         queries, scores, less = L - 1 + share, 12 * T * C, 1 - share
         compare(f"flops_per_token(config, {T}{f', {asked}' if asked else ''})",

@@ -50,10 +50,6 @@ def fitted_probe(probe, rng):
                 "the loss is summed over examples: it is their mean": (strength / N,),
                 "λ |W|² is multiplied by the number of examples": (strength * N,),
                 "λ |W|² is divided by the number of its entries": (strength / W.numel(),),
-                "λ |W|² is a mean over the entries of a layer":
-                    (strength / W[0].numel(),),
-                "λ is squared": (strength**2,), "λ is divided by, not multiplied":
-                    (1 / strength,),
                 "the penalty on W is missing": (0.0,),
                 "b is penalised as well: only W is": (strength, 1.0)}
             causes |= {f"this W is that of λ = {other:g}: are `strengths` used, in their order?":
