@@ -337,7 +337,7 @@ HOSTILE = {
     "files": ("open('../evil', 'w')", "../evil"),
     "kill": ("import os; os.kill(os.getppid(), 9)", "os.kill"),
     "secret": ("import os; raise OSError(os.environ['SECRET'])", "KeyError"),
-    "lecturer": (f"exec(open({str(ROOT / 'mini_undivided/optim.py')!r}).read())", "not allowed"),
+    "reads": (f"exec(open({str(ROOT / 'mini_undivided/optim.py')!r}).read())", "not allowed"),
     "large": ("WARMUP = 0.1\ndef warmup_decay(*a): return 'x' * (1 << 27)", "too large"),
     "checks": ('''
 import gc, sys
