@@ -78,7 +78,7 @@ def attention_with_a_mask(model, rng):
     q, k, v = attention_inputs(rng)
     mask = torch.from_numpy(rng.random((len(q), 1, 1, k.size(2))) < 0.5)
     mask[..., :2], mask[..., 2:4], mask[:1, ..., 1] = True, False, False
-    column, few = mask.mT, mask.any(dim=0, keepdim=True)  # (B, 1, T, 1), (1, 1, 1, T)
+    column = mask.mT  # (B, 1, T, 1)
     compare("the output with a mask", attend(q, k, v, mask), SDPA(q, k, v, mask), {
         "when the mask is inverted, or −∞ has the wrong sign: True is where one may look":
             SDPA(q, k, v, ~mask),
@@ -89,8 +89,7 @@ def attention_with_a_mask(model, rng):
             SDPA(q, k, v * column),
         "when 0 and 1 are added to the scores: a forbidden one needs −∞":
             SDPA(q, k, v, mask.double()),
-        "when all sequences have the first one's mask": SDPA(q, k, v, mask[:1]),
-        "when the masks of all sequences are one": SDPA(q, k, v, few)})
+        "when all sequences have the first one's mask": SDPA(q, k, v, mask[:1])})
     with_large_scores(q, k, v[:1, :1], mask[:1])
 
 
@@ -301,7 +300,6 @@ def number_of_parameters(model, rng):
             **{f"without {name}": right - size for name, size in {
                 "any FFN": 2 * ffn, "one of the FFNs: only one is counted": ffn,
                 "the position vectors": 37 * C, "the segment vectors (token_type)": 3 * C,
-                "position and segment vectors": 40 * C, "the word vectors": V * C,
                 "the LayerNorm of the embeddings, or of the head": 2 * C,
                 "the FFNs' LayerNorms": 4 * C, "attention's LayerNorms": L * 2 * C,
                 "the biases of attention": L * 4 * C, "the biases of FFNs": 2 * (inner + C),
@@ -363,7 +361,6 @@ def number_of_flops(model, rng):
                 "Q Kᵀ and the product with V, which grow with T": scores * queries,
                 "one of Q Kᵀ and the product with V": scores * queries / 2,
                 "the attention's output map": dense * queries,
-                "the attention's four linear maps": dense * (2 * L + 2 * queries),
                 "the head's output matrix": share * word, "the head's dense layer": share * dense,
                 "the head": share * (word + dense),
                 "keys for the last layer's positions that are not asked: only queries are fewer":

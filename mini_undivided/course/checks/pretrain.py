@@ -164,8 +164,6 @@ def step_over_micro_batches(pretrain, rng):
             "when it is divided by machine.world, not multiplied": clipped(whole / num / world),
             "when the process's own places are counted, instead of num_masked":
                 clipped(world * whole / n),
-            "when the process's own places are counted, and machine.world is left out":
-                clipped(whole / n),
             "when the gradient is clipped after each micro-batch: do it once, at the end": within,
             "when each micro-batch's gradient is clipped by itself: do it once, at the end":
                 sum(clipped(scale * part) for part in parts),
@@ -175,7 +173,6 @@ def step_over_micro_batches(pretrain, rng):
                 torch.cat([clipped(pieces[0]), clipped(torch.cat(pieces[1:]))]),
             "from the last micro-batch alone: gradients have to add up":
                 clipped(scale * parts[-1]),
-            "from the first micro-batch alone": clipped(scale * parts[0]),
             "without the last micro-batch": clipped(scale * (whole - parts[-1])),
             "when the sum is also divided by the number of micro-batches":
                 clipped(scale * whole / len(parts)),
@@ -183,7 +180,6 @@ def step_over_micro_batches(pretrain, rng):
                 (scale * whole).clamp(-1, 1)}, {
             "when it is divided by num_masked": loss / num,
             "when it is multiplied by machine.world": world * loss,
-            "when both are done to it": scale * loss,
             "when it is divided by the micro-batches": loss / len(parts),
             "for the last micro-batch alone": losses[-1].sum()}))
         counts.append(num)
