@@ -101,12 +101,12 @@ def attend(q, k, v, mask=None, dropout=0.0):
     (4, "Sequences.mask", "rng.random(ids.shape, dtype=np.float32)[mine]",
      "np.random.random(ids.shape)[mine]", "rng and nothing else"),
     (4, "Sequences.mask", "rng.random(ids.shape, dtype=np.float32)[mine]",
-     "np.repeat(rng.random((1, ids.shape[1])), len(ids), 0)[mine]", "same places"),
+     "np.repeat(rng.random((1, ids.shape[1])), len(ids), 0)[mine]", "same positions"),
     (4, "Sequences.mask", "MaskedBatch(*map(torch.from_numpy, (ids, positions, labels)))",
      "ids, positions, labels", "MaskedBatch of three tensors"),
     (5, "masked_loss", 'reduction="sum"', 'reduction="mean"', "mean is taken"),
     (5, "masked_loss", 'ignore_index=IGNORE, reduction="sum")',
-     'ignore_index=IGNORE, reduction="sum") / labels.numel()', "all places"),
+     'ignore_index=IGNORE, reduction="sum") / labels.numel()', "all positions"),
     (5, "train_step", "machine.world / num_masked", "1 / batch.num_masked() / len(batches)",
      "micro-batch means"),
     (5, "train_step", "machine.world / num_masked", "machine.world",
@@ -489,7 +489,7 @@ MISTAKES_BY_HAND = [
      "-torch.log(logits.softmax(-1).gather(-1, batch.labels.clamp(min=0)[..., None]))"
      "[batch.labels >= 0]", "log of a softmax"),
     (5, "masked_loss", "batch.labels,", "batch.labels.clamp(min=0),", "IGNORE"),
-    (5, "masked_loss", "loss.sum()", "loss.mean()", "all places"),
+    (5, "masked_loss", "loss.sum()", "loss.mean()", "all positions"),
     (5, "masked_loss", "loss.sum()", "loss.sum().item()", "what your function returned"),
     (5, "train_step", _CLIP, "for o in optimizers:\n        torch.nn.utils.clip_grad_norm_("
      "o.param_groups[0]['params'], 1.0)", "each optimizer"),

@@ -1,4 +1,4 @@
-"""Assignments: make a student's copy, check an answer, grade submissions, make Gradescope's autograder.
+"""Assignments: make a student's copy, check an answer, grade, make Gradescope's autograder.
 
 Try: python -m mini_undivided.course copy ../homework
 """

@@ -124,7 +124,8 @@ def replace_bodies(source, bodies):
     """A module's source with other bodies, {qualified name: code}; docstrings stay."""
     lines = source.splitlines(keepends=True)
     nodes = find_functions(ast.parse(source))
-    for name in sorted(bodies.keys() & nodes.keys(), key=lambda name: -nodes[name].lineno):  # from the end upwards
+    known = bodies.keys() & nodes.keys()
+    for name in sorted(known, key=lambda name: -nodes[name].lineno):  # from the end upwards
         node = nodes[name]
         has_doc = ast.get_docstring(node) is not None
         first = node.body[0].end_lineno if has_doc else node.body[0].lineno - 1

@@ -59,9 +59,9 @@ def what_is_chosen(data, rng):
     found, wanted = used.sum(1), np.rint(made.mask_share * n)
     wrong = {"the share is taken of all tokens: n counts the ordinary ones of a sequence":
              np.minimum(np.rint(made.mask_share * ids.shape[1]), made.num_masked),
-             "the number of masked places is cut off: it should be rounded":
+             "the number of masked positions is cut off: it should be rounded":
              np.floor(made.mask_share * n),
-             "the number of masked places is rounded up: it should be rounded":
+             "the number of masked positions is rounded up: it should be rounded":
              np.minimum(np.ceil(made.mask_share * n), made.num_masked)}
     for cause, count in wrong.items():
         require((found == wanted).all() or not (found == count).all(), cause)
@@ -71,9 +71,10 @@ def what_is_chosen(data, rng):
     require(found[i] == wanted[i], f"a sequence with {n[i]} ordinary tokens has {found[i]} labels, "
             f"but should have round({made.mask_share:.3f} n) = {wanted[i]:.0f}")
     whole = positions[500:]  # of the sequences without special tokens inside
-    require(len(np.unique(np.sort(whole, 1), axis=0)) > 1900, "all sequences hide the same places")
+    require(len(np.unique(np.sort(whole, 1), axis=0)) > 1900,
+            "all sequences hide the same positions")
     require(even(np.bincount(whole.ravel(), minlength=ids.shape[1])[1:-1]),
-            "some places of a sequence are chosen more often than others")
+            "some positions of a sequence are chosen more often than others")
 
 
 @check(4, points=4)

@@ -83,7 +83,8 @@ def matthews_and_pearson(glue, rng):
 
 def signs(right):
     """Typical mistakes in a correlation."""
-    return {"without its sign, or with the opposite one": abs(right), "with the opposite sign": -right,
+    return {"without its sign, or with the opposite one": abs(right),
+            "with the opposite sign": -right,
             "for its square": right**2}
 
 

@@ -265,7 +265,7 @@ def block_without_ffn(model, rng):
 # 3: parameters and FLOPs.
 
 def some_sizes(rng, last=None):
-    """The sizes of a small model with FFNs in two of its layers, the last one or not (by chance)."""
+    """The sizes of a small model with FFNs in two of its layers, perhaps the last one."""
     H, D, inner, L, V = distinct(rng, 5, 3, 9)
     last = rng.random() < 0.5 if last is None else last
     return dict(vocab_size=1000 + V, hidden_size=H * D, num_hidden_layers=L, num_attention_heads=H,

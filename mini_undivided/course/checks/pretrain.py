@@ -31,7 +31,7 @@ class Tiny(nn.Module):
         """Nothing; `take_steps` sees here when the model is called."""
 
     def surprise(self, batch):
-        """-log p of each masked place of a batch, by definition."""
+        """-log p of each masked position of a batch, by definition."""
         used = batch.labels != -100
         logits = self(batch.input_ids, positions=batch.positions)[used]
         return -torch.distributions.Categorical(logits=logits).log_prob(batch.labels[used])
@@ -42,7 +42,7 @@ class Tiny(nn.Module):
 
 
 def tiny_batches(rng):
-    """A tiny model, and three micro-batches with unequal numbers of masked places."""
+    """A tiny model, and three micro-batches with unequal numbers of masked positions."""
     from mini_undivided.data import MaskedBatch
 
     V, T, M, B = distinct(rng, 4, 4, 11)
@@ -56,18 +56,18 @@ def tiny_batches(rng):
 
 @check(5, points=3)
 def loss_of_a_batch(pretrain, rng):
-    """masked_loss is the cross entropy in nats, summed over the masked places."""
+    """masked_loss is the cross entropy in nats, summed over the masked positions."""
     model, (batch, *_) = tiny_batches(rng)
     for what, scale in {"masked_loss": 1, "masked_loss with large logits": 100}.items():
         model.out.weight.data *= scale
         each = model.surprise(batch)
-        right, places = each.sum(), batch.labels.numel()
+        right, positions = each.sum(), batch.labels.numel()
         answer = pretrain.masked_loss(model, batch)
         require(scale == 1 or answer.isfinite(), "with logits of some thousands the loss is not "
                 "finite: use log_softmax or cross_entropy, not the log of a softmax")
         compare(what, answer, right, {
             "when the mean is taken: train_step divides, once": each.mean(),
-            "when the sum is divided by all places, the unused ones too": right / places,
+            "when the sum is divided by all positions, the unused ones too": right / positions,
             "when the sum is divided by the sequences": right / len(batch.labels),
             "when IGNORE is taken for a token: such labels do not count": model.surprise(
                 batch._replace(labels=batch.labels.clamp(min=0))).sum(),
@@ -162,7 +162,7 @@ def step_over_micro_batches(pretrain, rng):
             "without division by num_masked, or at norm 1 also if it is smaller": clipped(whole),
             "without the factor machine.world, which undoes DDP's average": clipped(whole / num),
             "when it is divided by machine.world, not multiplied": clipped(whole / num / world),
-            "when the process's own places are counted, instead of num_masked":
+            "when the process's own positions are counted, instead of num_masked":
                 clipped(world * whole / n),
             "when the gradient is clipped after each micro-batch: do it once, at the end": within,
             "when each micro-batch's gradient is clipped by itself: do it once, at the end":

@@ -35,7 +35,7 @@ def fitted_probe(probe, rng):
                 "W and b keep the graph alive: detach them")
         require(all(b.any() for _, b in fits), "b is 0: is it trained?")
         require(not all(torch.equal(fits[0][0], W) for W, _ in fits[1:]),
-                "all λ have the same W: are strengths used, and a copy of each kept, by detach().clone()?")
+                "all λ have the same W: are strengths used, and a copy of each kept (clone())?")
         for (W, b), strength in zip(fits, strengths, strict=True):
             found = largest_gradient(x, y, W, b, classes, strength)
             if found < limit:
