@@ -4,6 +4,8 @@ A mistake is (assignment, function, text of our solution, what stands there inst
 message has to say of its cause); without a text, the whole function.
 """
 
+from mini_undivided.course.assignments import ASSIGNMENTS
+
 _IDS = "special = self.is_special[ids]"
 _STEP = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)"
 _BACK = "(loss * (machine.world / num_masked)).backward()"
@@ -53,22 +55,6 @@ def attend(q, k, v, mask=None, dropout=0.0):
      "on the output"),
     (1, "attend", "F.dropout(weights, dropout)", "weights", "dropout unused"),
     (1, "attend", "F.dropout(weights, dropout)", "F.dropout(weights, 1 - dropout)", "is kept"),
-    (2, "FeedForward.forward", "x + self", "self", "residual is forgotten"),
-    (2, "FeedForward.forward", "self.norm(x + self.dropout(self.gelu_down(self.up(x))))",
-     "x + self.norm(self.dropout(self.gelu_down(self.up(x))))", "residual comes after the norm"),
-    (2, "FeedForward.forward", "self.norm(x + self.dropout(self.gelu_down(self.up(x))))",
-     "x + self.dropout(self.gelu_down(self.up(self.norm(x))))", "pre-norm"),
-    (2, "FeedForward.forward", "self.norm(x + self.dropout(self.gelu_down(self.up(x))))",
-     "x + self.dropout(self.gelu_down(self.up(x)))", "without the LayerNorm"),
-    (2, "FeedForward.gelu_down", "F.gelu(y)", "y", "without the GELU"),
-    (2, "FeedForward.gelu_down", "F.gelu(y)", "F.relu(y)", "ReLU"),
-    (2, "FeedForward.gelu_down", "F.gelu(y)", "F.gelu(y, approximate='tanh')", "tanh"),
-    (2, "FeedForward.forward", "self.gelu_down(self.up(x))", "self.down(F.gelu(self.up(x)))",
-     "does not call self.gelu_down"),
-    (2, "FeedForward.forward", "self.dropout(self.gelu_down(self.up(x)))",
-     "self.gelu_down(self.up(x))", "dropout unused"),
-    (2, "FeedForward.forward", "x + self.dropout(self.gelu_down(self.up(x)))",
-     "self.dropout(x + self.gelu_down(self.up(x)))", "dropout acts on x as well"),
     (2, "Block.forward", "x if self.ffn is None else self.ffn(x)", "self.ffn(x)", "always called"),
     (2, "Block.forward", "return x if", "return F.layer_norm(2 * x, x.shape[-1:]) if",
      "identity is not an absent"),
@@ -87,14 +73,14 @@ def attend(q, k, v, mask=None, dropout=0.0):
     (3, "count_parameters", "model_class(config)", "MaskedLM(config)", "whatever model_class"),
     (3, "flops_per_token", "6 * total", "2 * total", "forward pass alone"),
     (3, "flops_per_token", "6 * total", "3 * total", "it is two"),
-    (3, "flops_per_token", "2 * seq_len * C", "seq_len * C", "only one of Q Kᵀ"),
+    (3, "flops_per_token", "2 * seq_len * C", "seq_len * C", "one of Q Kᵀ"),
     (3, "flops_per_token", " + 2 * seq_len * C", "", "without Q Kᵀ"),
     (3, "flops_per_token", " if i in config.ffn_layers else 0.0", "", "FFN in every layer"),
     (3, "flops_per_token", " + V * C", "", "output matrix"),
     (3, "flops_per_token", "1.0 if asked is None else asked / seq_len", "1.0", "asked is not used"),
     (3, "flops_per_token", "share if i == L - 1 else 1.0", "1.0", "not used in the last layer"),
     (3, "flops_per_token", "2 * C * C + here * (2 * C * C", "here * (4 * C * C",
-     "last layer's keys and values"),
+     "last layer's keys"),
     (3, "flops_per_token", "(C * C + V * C)", "V * C", "head's dense layer"),
     (3, "flops_per_token", "share * (C * C + V * C)", "share * (C * C + V * C) + V * C",
      "no product is computed"),
@@ -115,12 +101,12 @@ def attend(q, k, v, mask=None, dropout=0.0):
     (4, "Sequences.mask", "rng.random(ids.shape, dtype=np.float32)[mine]",
      "np.random.random(ids.shape)[mine]", "rng and nothing else"),
     (4, "Sequences.mask", "rng.random(ids.shape, dtype=np.float32)[mine]",
-     "np.repeat(rng.random((1, ids.shape[1])), len(ids), 0)[mine]", "same places"),
+     "np.repeat(rng.random((1, ids.shape[1])), len(ids), 0)[mine]", "same positions"),
     (4, "Sequences.mask", "MaskedBatch(*map(torch.from_numpy, (ids, positions, labels)))",
      "ids, positions, labels", "MaskedBatch of three tensors"),
     (5, "masked_loss", 'reduction="sum"', 'reduction="mean"', "mean is taken"),
     (5, "masked_loss", 'ignore_index=IGNORE, reduction="sum")',
-     'ignore_index=IGNORE, reduction="sum") / labels.numel()', "all places"),
+     'ignore_index=IGNORE, reduction="sum") / labels.numel()', "all positions"),
     (5, "train_step", "machine.world / num_masked", "1 / batch.num_masked() / len(batches)",
      "micro-batch means"),
     (5, "train_step", "machine.world / num_masked", "machine.world",
@@ -191,13 +177,14 @@ def centre(x):
     (8, "hsic", "(n * (n - 3))", "(n * n)", "n² for"),
     (8, "hsic", "(n * (n - 3))", "(n * (n - 2))", "(n - 2) for (n - 3)"),
     (8, "hsic", " / (n * (n - 3))", "", "without the division"),
-    (8, "hsic", "a.flatten(1) @ b.flatten(1).T", "b.flatten(1) @ a.flatten(1).T", "shape"),
+    (8, "hsic", "a.flatten(1) @ b.flatten(1).T", "b.flatten(1) @ a.flatten(1).T", "B with A"),
     (9, "fit", "strength / 2", "strength", "not halved"),
     (9, "fit", "W.square().sum()", "(W.square().sum() + b.square().sum())", "b is penalised"),
     (9, "fit", "labels, classes).sum()", "labels, classes).mean()", "averaged over layers"),
     (9, "fit", "steps=200", "steps=1", "more steps"),
-    (9, "fit", "W.detach().clone(), b.detach().clone()", "W, b", "keep a copy"),
-    (9, "fit", "return fits", "return fits[::-1]", "order of strengths"),
+    (9, "fit", "W.detach().clone(), b.detach().clone()", "W.detach(), b.detach()",
+     "a copy of each"),
+    (9, "fit", "return fits", "return fits[::-1]", "in their order"),
     (9, "fit", "labels, classes).sum()", "labels, classes).sum() * len(labels)", "summed over"),
     (9, "ProbeTask.control", "tags[w] for text in part for w in text",
      "rng.choice(self.labels['train']) for text in part for w in text", "for each token"),
@@ -211,8 +198,439 @@ def centre(x):
     (9, "ProbeTask.control", "kinds = sorted(", "kinds = list(", "sorted order"),
 ]
 
+# Solutions as somebody writes them who has read the handout alone.
+BY_HAND = {"attend": """
+def attend(q, k, v, mask=None, dropout=0.0):
+    D = q.shape[-1]
+    scores = torch.matmul(q, k.transpose(-1, -2)) / D**0.5
+    if mask is not None:
+        scores = scores.masked_fill(mask == False, float("-inf"))
+    weights = torch.softmax(scores, dim=-1)
+    weights = F.dropout(weights, p=dropout)
+    return torch.matmul(weights, v)
+""", "FeedForward.forward": """
+def forward(self, x):
+    y = self.down(F.gelu(self.up(x)))
+    return self.norm(x + self.dropout(y))
+""", "Block.forward": """
+def forward(self, x, mask=None, positions=None):
+    x = self.attention(x, mask, positions)
+    if self.ffn is not None:
+        x = self.ffn(x)
+    return x
+""", "count_parameters": """
+def count_parameters(config, model_class=None):
+    C, I, V, L = (config.hidden_size, config.intermediate_size, config.vocab_size,
+                  config.num_hidden_layers)
+    total = V * C + config.max_position_embeddings * C + config.type_vocab_size * C
+    total += 2 * C
+    attention = 4 * (C * C + C) + 2 * C
+    ffn = 2 * C * I + I + C + 2 * C
+    total += L * attention + len(config.ffn_layers) * ffn
+    if model_class is not Encoder:
+        total += C * C + C
+        total += 2 * C + V
+    return total
+""", "flops_per_token": """
+def flops_per_token(config, seq_len, asked=None):
+    C, I, V, L, T = (config.hidden_size, config.intermediate_size, config.vocab_size,
+                     config.num_hidden_layers, seq_len)
+    M = T if asked is None else asked
+    total = 0
+    for layer in range(L):
+        Q = M if layer == L - 1 else T
+        total += 4 * T * C * C
+        total += 4 * Q * C * C
+        total += 4 * Q * T * C
+        if layer in config.ffn_layers:
+            total += 4 * Q * C * I
+    total += 2 * M * (C * C + C * V)
+    return 3 * total / T
+""", "Sequences.mask": """
+def mask(self, ids, rng, mine=slice(None)):
+    (B, T), M = ids.shape, self.num_masked
+    noise = rng.random((B, T))
+    special = self.is_special[ids]
+    noise[special] = np.inf
+    order = noise.argsort(1)[:, :M]
+    action = rng.random((B, M))
+    words = rng.choice(self.ordinary, size=(B, M))
+    n = (~special).sum(1)
+    used = np.arange(M) < np.round(self.mask_share * n)[:, None]
+    old = np.take_along_axis(ids, order, 1)
+    new = np.where(action < 0.8, self.mask_id, np.where(action < 0.9, words, old))
+    inputs = ids.copy()
+    np.put_along_axis(inputs, order, np.where(used, new, old), 1)
+    labels = np.where(used, old, IGNORE)
+    return MaskedBatch(*(torch.from_numpy(x[mine]) for x in (inputs, order, labels)))
+""", "masked_loss": """
+def masked_loss(model, batch):
+    logits = model(batch.input_ids, positions=batch.positions)
+    loss = F.cross_entropy(logits.transpose(1, 2), batch.labels, reduction="none")
+    return loss.sum()
+""", "train_step": """
+def train_step(model, optimizers, batches, num_masked, machine):
+    total = 0.0
+    for i, batch in enumerate(batches):
+        last = i + 1 == len(batches)
+        with machine.synchronise(model, now=last):
+            with machine.autocast():
+                loss = masked_loss(model, batch)
+            (loss * machine.world / num_masked).backward()
+        total = total + loss.detach()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return total
+""", "warmup_decay": """
+def warmup_decay(progress, warmup=WARMUP):
+    if progress < warmup:
+        return progress / warmup
+    return max(0.0, 1 - (progress - warmup) / (1 - warmup))
+""", "scale_learning_rates": """
+def scale_learning_rates(optimizers, factor):
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+""", "f1": """
+def f1(predicted, labels):
+    tp = np.sum((predicted == 1) & (labels == 1))
+    if tp == 0:
+        return 0.0
+    precision, recall = tp / np.sum(predicted == 1), tp / np.sum(labels == 1)
+    return 2 * precision * recall / (precision + recall)
+""", "pearson": """
+def pearson(predicted, labels):
+    x, y = predicted - np.mean(predicted), labels - np.mean(labels)
+    below = np.sqrt(np.sum(x**2) * np.sum(y**2))
+    if below == 0:
+        return 0.0
+    return np.sum(x * y) / below
+""", "matthews": """
+def matthews(predicted, labels):
+    tp = float(np.sum((predicted == 1) & (labels == 1)))
+    tn = float(np.sum((predicted == 0) & (labels == 0)))
+    fp = float(np.sum((predicted == 1) & (labels == 0)))
+    fn = float(np.sum((predicted == 0) & (labels == 1)))
+    below = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    if below == 0:
+        return 0.0
+    return (tp * tn - fp * fn) / below
+""", "ranks": """
+def ranks(values):
+    ordered = np.sort(values)
+    result = np.zeros(len(values))
+    for i, value in enumerate(values):
+        same = np.flatnonzero(ordered == value) + 1
+        result[i] = same.mean()
+    return result
+""", "spearman": """
+def spearman(predicted, labels):
+    return pearson(ranks(predicted), ranks(labels))
+""", "centre": """
+def centre(x):
+    n = x.shape[1]
+    K = x @ x.mT
+    K = K * (1 - torch.eye(n, dtype=K.dtype))
+    total = K.sum((1, 2), keepdim=True)
+    rows, columns = K.sum(2, keepdim=True), K.sum(1, keepdim=True)
+    K = K - rows / (n - 2) - columns / (n - 2) + total / ((n - 1) * (n - 2))
+    return K * (1 - torch.eye(n, dtype=K.dtype))
+""", "hsic": """
+def hsic(a, b):
+    n = a.shape[1]
+    return (a[:, None] * b[None]).sum((2, 3)) / (n * (n - 3))
+""", "fit": """
+def fit(features, labels, classes, strengths=STRENGTHS, steps=200):
+    (L, N, C), fits = features.shape, []
+    for strength in strengths:
+        W = torch.zeros(L, C, classes or 1, requires_grad=True)
+        b = torch.zeros(L, 1, classes or 1, requires_grad=True)
+        optimizer = torch.optim.LBFGS(
+            [W, b], max_iter=300, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+        def closure():
+            optimizer.zero_grad()
+            loss = losses(features @ W + b, labels, classes).sum()
+            loss = loss + strength / 2 * (W**2).sum()
+            loss.backward()
+            return loss
+        optimizer.step(closure)
+        fits.append((W.detach(), b.detach()))
+    return fits
+""", "ProbeTask.control": """
+def control(self, seed):
+    rng = np.random.default_rng(seed)
+    words = sorted({w for texts in self.texts.values() for text in texts for w in text})
+    tags = dict(zip(words, rng.choice(self.labels["train"], size=len(words))))
+    return {part: np.array([tags[w] for text in texts for w in text])
+            for part, texts in self.texts.items()}
+"""}
+_CLIP = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)"
+_SOFTMAX = "torch.softmax(scores, dim=-1)"
+_MASKING = 'scores.masked_fill(mask == False, float("-inf"))'
+_LOOP = "for layer in encoder.layers:\n        layer.ffn = encoder.layers[0].ffn"
+
+# Mistakes in them: (assignment, function, text of theirs, what stands there instead, cause).
+MISTAKES_BY_HAND = [
+    (1, "attend", "D = q.shape[-1]", "D = v.shape[-1]", "the last size of v"),
+    (1, "attend", "D = q.shape[-1]", "D = q.shape[-1] * q.shape[1]", "C = H D"),
+    (1, "attend", _SOFTMAX, "scores.exp() / scores.exp().sum(-1, keepdim=True)", "not finite"),
+    (1, "attend", _SOFTMAX, "torch.softmax(scores, dim=1)", "over the heads"),
+    (1, "attend", "dim=-1)\n", "dim=-1) / D**0.5\n", "√D"),
+    (1, "attend", "/ D**0.5", "* D**0.5", "multiplied by √D"),
+    (1, "attend", _MASKING, "scores.masked_fill(mask == False, -30.0)", "far below"),
+    (1, "attend", _MASKING, "scores.masked_fill(mask == False, -1e4)", "far below"),
+    (1, "attend", _MASKING, "scores.masked_fill(mask[:1] == False, -1e9)", "first one's mask"),
+    (1, "attend", "D = q.shape[-1]", "D = 1; q /= q.shape[-1] ** 0.5", "changes its input"),
+    (1, "attend", "p=dropout)", "p=dropout, training=False)", "dropout unused"),
+    (1, "attend", "F.dropout(weights, p=dropout)",
+     "weights * (torch.rand(weights.shape) > dropout)", "without the division"),
+    (1, "attend", "F.dropout(weights, p=dropout)",
+     "weights * (torch.rand(weights.shape) < dropout) / (1 - dropout)", "share that becomes 0"),
+    (1, "attend", "weights = F.dropout(weights, p=dropout)", "weights = torch.softmax("
+     "F.dropout(scores, p=dropout), dim=-1)", "no weight is 0"),
+    (1, "attend", "p=dropout)", "p=dropout); weights = weights / weights.sum(-1, keepdim=True)",
+     "by their sum"),
+    (2, "FeedForward.forward", "x + self", "self", "residual is forgotten"),
+    (2, "FeedForward.forward", "self.norm(x + self.dropout(y))", "x + self.norm(self.dropout(y))",
+     "residual comes after the norm"),
+    (2, "FeedForward.forward", "self.norm(x + self.dropout(y))", "x + self.dropout(y)",
+     "without the LayerNorm"),
+    (2, "FeedForward.forward", "self.up(x)))\n    return self.norm(x + self.dropout(y))",
+     "self.up(self.norm(x))))\n    return x + self.dropout(y)", "pre-norm"),
+    (2, "FeedForward.forward", "F.gelu(self.up(x))", "self.up(x)", "without the GELU"),
+    (2, "FeedForward.forward", "F.gelu(", "F.relu(", "ReLU"),
+    (2, "FeedForward.forward", "self.up(x)))", "self.up(x), approximate='tanh'))", "tanh"),
+    (2, "FeedForward.forward", "y = self.down(F.gelu(self.up(x)))",
+     "z = self.up(x); y = self.down(z * torch.sigmoid(1.702 * z))", "sigmoid"),
+    (2, "FeedForward.forward", "self.dropout(y)", "y", "dropout unused"),
+    (2, "FeedForward.forward", "x + self.dropout(y)", "self.dropout(x + y)", "on x as well"),
+    (2, "FeedForward.forward", "self.norm(x + self.dropout(y))", "self.dropout(self.norm(x + y))",
+     "on x as well"),
+    (2, "FeedForward.forward", "self.dropout(y)", "F.dropout(y, self.dropout.p)", "evaluation"),
+    (2, "FeedForward.forward", "x + self", "x + x + self", "x is added twice"),
+    (2, "FeedForward.forward", "self.down(F.gelu(self.up(x)))", "F.gelu(self.down(self.up(x)))",
+     "between the two"),
+    (2, "FeedForward.forward", "self.up(x)", "self.up(self.norm(x))", "normalised as well"),
+    (2, "FeedForward.forward", "self.norm(x + self.dropout(y))",
+     "self.norm(self.norm(x + self.dropout(y)))", "second LayerNorm"),
+    (2, "FeedForward.forward", "return self.norm(x + self.dropout(y))",
+     "x += self.dropout(y)\n    return self.norm(x)", "changes its input"),
+    (2, "FeedForward.forward", "F.gelu(self.up(x)))\n    return self.norm(x + self.dropout(y))",
+     "self.dropout(F.gelu(self.up(x))))\n    return self.norm(x + y)", "before W_down"),
+    (2, "Block.forward", "x = self.attention(", "x = x + self.attention(", "x is added"),
+    (2, "Block.forward", "x = self.ffn(x)", "x = x + self.ffn(x)", "attention's output is added"),
+    (2, "Block.forward", "x = self.ffn(x)\n", "return self.ffn(x)\n    x = None\n",
+     "is a return missing"),
+    (2, "Block.forward", "x = self.attention(x, mask, positions)\n    if self.ffn is not None:\n"
+     "        x = self.ffn(x)\n", "if self.ffn is not None:\n        x = self.ffn(x)\n"
+     "    x = self.attention(x, mask, positions)\n", "before attention"),
+    (2, "Block.forward", "x = self.attention(x, mask, positions)\n    if self.ffn is not None:\n"
+     "        x = self.ffn(x)\n", "y = self.attention(x, mask, positions)\n    x = y + self.ffn(x) "
+     "if self.ffn else y\n", "side by side"),
+    (3, "count_parameters", " + config.type_vocab_size * C", "", "segment vectors"),
+    (3, "count_parameters", "config.type_vocab_size * C", "2 * C", "number is type_vocab_size"),
+    (3, "count_parameters", "    total += 2 * C\n", "", "LayerNorm of the embeddings"),
+    (3, "count_parameters", "4 * (C * C + C)", "4 * C * C", "biases of attention"),
+    (3, "count_parameters", "(C * C + C) + 2 * C", "(C * C + C)", "attention's LayerNorms"),
+    (3, "count_parameters", "4 * (C * C + C)", "3 * (C * C + C)", "output map"),
+    (3, "count_parameters", " + I + C", "", "biases of FFNs"),
+    (3, "count_parameters", "2 * C * I", "C * I", "of an FFN's two"),
+    (3, "count_parameters", "2 * C + V", "2 * C", "head's bias"),
+    (3, "count_parameters", "2 * C + V", "V", "LayerNorm of the embeddings"),
+    (3, "count_parameters", "is not Encoder", "is None", "without the head"),
+    (3, "count_parameters", "len(config.ffn_layers) * ffn", "bool(config.ffn_layers) * ffn",
+     "only one is counted"),
+    (3, "flops_per_token", "4 * Q * T * C", "4 * Q * Q * C", "only queries are fewer"),
+    (3, "flops_per_token", "4 * Q * T * C", "4 * T * T * C", "not used in Q Kᵀ"),
+    (3, "flops_per_token", "4 * Q * C * I", "4 * T * C * I", "last layer's FFN"),
+    (3, "flops_per_token", "2 * M * (", "2 * T * (", "not used in the head"),
+    (3, "flops_per_token", "total / T", "total / M", "each of the asked"),
+    (3, "flops_per_token", "total / T", "total", "whole sequence"),
+    (3, "flops_per_token", "3 * total", "2 * total", "backward counts like forward"),
+    (3, "flops_per_token", "4 * Q * C * I", "2 * Q * C * I", "one of the FFN's"),
+    (3, "flops_per_token", "4 * Q * T * C", "4 * Q * T * C * config.num_attention_heads",
+     "for each head"),
+    (3, "flops_per_token", "if layer in config.ffn_layers", "if config.ffn_layers", "every layer"),
+    (3, "flops_per_token", "        total += 4 * Q * C * C\n", "        total += 2 * Q * C * C\n",
+     "output map"),
+    (4, "Sequences.mask", "rng.choice(self.ordinary,", "rng.choice(ids[~special],",
+     "from the text"),
+    (4, "Sequences.mask", "rng.choice(self.ordinary,", "rng.choice(self.ordinary[:40],", "evenly"),
+    (4, "Sequences.mask", "rng.choice(self.ordinary,", "rng.integers(len(self.is_special),",
+     "special tokens are among the random"),
+    (4, "Sequences.mask", "action = rng.random((B, M))", "order.sort(1); "
+     "action = np.sort(rng.random((B, M)), 1)", "depend on its place"),
+    (4, "Sequences.mask", "action = rng.random((B, M))", "action = rng.random((B, 1))",
+     "one draw for all"),
+    (4, "Sequences.mask", "action < 0.9", "action < 0.85", "one should stay"),
+    (4, "Sequences.mask", "action < 0.9", "action < 1", "one should stay"),
+    (4, "Sequences.mask", "self.mask_id", "self.cls_id", "special tokens are among the random"),
+    (4, "Sequences.mask", "noise = rng", "rng = np.random.default_rng(0); noise = rng",
+     "another rng gives the same"),
+    (4, "Sequences.mask", "np.round(", "np.ceil(", "rounded up"),
+    (4, "Sequences.mask", "self.mask_share * n", "0.15 * n", "round(0."),
+    (4, "Sequences.mask", "np.round(self.mask_share * n)[:, None]", "M + 0 * n[:, None]",
+     "of all tokens"),
+    (4, "Sequences.mask", "special = self.is_special[ids]",
+     "special = (ids == self.cls_id) | (ids == self.sep_id)", "special tokens are among"),
+    (4, "Sequences.mask", "np.where(used, old, IGNORE)",
+     "np.where(used & (action < 0.9), old, IGNORE)", "the token stays"),
+    (4, "Sequences.mask", "np.where(used, old, IGNORE)", "np.where(used, new, IGNORE)",
+     "read after the change"),
+    (4, "Sequences.mask", "labels = np.where(used, old, IGNORE)",
+     "labels = np.where(inputs == self.mask_id, ids, IGNORE)", "has the shapes"),
+    (4, "Sequences.mask", "np.where(used, old, IGNORE)", "old", "of all tokens"),
+    (4, "Sequences.mask", "x[mine]", "x", "mine is not used"),
+    (5, "masked_loss", 'reduction="none")', 'reduction="none") / len(batch.labels)',
+     "by the sequences"),
+    (5, "masked_loss", "F.cross_entropy(logits.transpose(1, 2), batch.labels, reduction=\"none\")",
+     "-torch.log(logits.softmax(-1).gather(-1, batch.labels.clamp(min=0)[..., None]))"
+     "[batch.labels >= 0]", "log of a softmax"),
+    (5, "masked_loss", "batch.labels,", "batch.labels.clamp(min=0),", "IGNORE"),
+    (5, "masked_loss", "loss.sum()", "loss.mean()", "all positions"),
+    (5, "masked_loss", "loss.sum()", "loss.sum().item()", "what your function returned"),
+    (5, "train_step", _CLIP, "for o in optimizers:\n        torch.nn.utils.clip_grad_norm_("
+     "o.param_groups[0]['params'], 1.0)", "each optimizer"),
+    (5, "train_step", _CLIP, "for p in model.parameters():\n        torch.nn.utils.clip_grad_norm_"
+     "(p, 1.0)", "each parameter"),
+    (5, "train_step", _CLIP, "norm = sum(p.grad.norm() ** 2 for p in model.parameters()) ** 0.5\n"
+     "    for p in model.parameters():\n        p.grad /= norm", "at norm 1"),
+    (5, "train_step", "loss.detach()", "loss.clone()", "keeps the graph"),
+    (5, "train_step", "            (loss * machine", "        (loss * machine", "stand outside"),
+    (5, "train_step", "with machine.synchronise(model, now=last):", "if True:", "synchronise gets"),
+    (5, "train_step", "now=last", "now=i == 0", "synchronise gets"),
+    (5, "train_step", "loss * machine.world / num", "loss / machine.world / num", "is divided by"),
+    (5, "train_step", "loss * machine.world / num_masked",
+     "loss * machine.world / batch.num_masked()", "micro-batch means"),
+    (5, "train_step", "world / num_masked)", "world / num_masked / len(batches))",
+     "number of micro-batches"),
+    (5, "train_step", "        optimizer.step()\n", "", "no optimizer takes a step"),
+    (5, "train_step", "return total", "return total / num_masked", "divided by num_masked"),
+    (5, "train_step", "return total", "return total * machine.world", "multiplied by"),
+    (5, "train_step", "return total\n", "", "return missing"),
+    (5, "train_step", "        optimizer.zero_grad()\n", "    optimizers[0].zero_grad()\n",
+     "zero_grad"),
+    (6, "warmup_decay", "1 - (progress - warmup) / (1 - warmup)", "0.5 + 0.5 * __import__('math')"
+     ".cos(3.14159265 * min(1, (progress - warmup) / (1 - warmup)))", "decay is not a straight"),
+    (6, "warmup_decay", "max(0.0, 1 - (progress - warmup) / (1 - warmup))", "1.0", "at the end"),
+    (6, "warmup_decay", "max(0.0, 1 - (progress - warmup) / (1 - warmup))",
+     "(warmup / progress) ** 0.5 if progress else 1.0", "at the end"),
+    (6, "warmup_decay", "if progress < warmup:\n        return progress / warmup",
+     "if progress <= warmup:\n        return progress / max(warmup, 1e-9)", "without a warm-up"),
+    (6, "warmup_decay", "return progress / warmup", "return 0.1 + 0.9 * progress / warmup",
+     "from nothing"),
+    (6, "warmup_decay", "return progress / warmup", "return (progress / warmup) ** 2",
+     "warm-up is not a straight"),
+    (6, "warmup_decay", "max(0.0, 1 - (progress - warmup) / (1 - warmup))",
+     "abs(1 - (progress - warmup) / (1 - warmup))", "after the end"),
+    (6, "warmup_decay", "1 - (progress - warmup) / (1 - warmup)", "1 - (progress - warmup)",
+     "divided by 1 - warmup"),
+    (6, "warmup_decay", "    if progress", "    warmup = WARMUP\n    if progress", "warm-up"),
+    (6, "scale_learning_rates", 'group["lr"] = group["peak"] * factor', 'group["lr"] *= factor',
+     "add up"),
+    (6, "scale_learning_rates", 'group["lr"] = group["peak"] * factor',
+     'group["peak"] *= factor; group["lr"] = group["peak"]', "peak itself"),
+    (6, "scale_learning_rates", '["peak"] * factor', '["peak"]', "factor is not used"),
+    (6, "scale_learning_rates", 'group["lr"]', 'optimizer.defaults["lr"]', "stay as they are"),
+    (6, "scale_learning_rates", "for group in optimizer.param_groups",
+     "for group in optimizer.param_groups[:1]", "first group of each"),
+    (7, "f1", "2 * precision * recall / (precision + recall)", "(precision + recall) / 2",
+     "arithmetic"),
+    (7, "f1", "2 * precision * recall / (precision + recall)", "(precision * recall) ** 0.5",
+     "geometric"),
+    (7, "f1", "return 2 * precision", "return precision", "factor 2"),
+    (7, "f1", "return 2 * precision * recall / (precision + recall)", "return precision",
+     "precision alone"),
+    (7, "f1", "    if tp == 0:\n        return 0.0\n", "", "division by 0"),
+    (7, "f1", "np.sum(labels == 1)", "np.sum(labels == 0)", "none of the usual"),
+    (7, "pearson", "np.sum(x * y) / below", "abs(np.sum(x * y)) / below", "without its sign"),
+    (7, "pearson", "np.sum(x * y) / below", "(np.sum(x * y) / below) ** 2", "square"),
+    (7, "pearson", "np.sum(x * y) / below", "np.cov(x, y)[0, 1] / (x.std() * y.std())", "n - 1"),
+    (7, "pearson", "np.sum(x * y) / below", "np.sum(x * y) / np.sum(x**2)", "slope"),
+    (7, "pearson", ", labels - np.mean(labels)", ", labels", "one side's mean"),
+    (7, "pearson", "if below == 0", "if predicted is labels", "one side constant"),
+    (7, "matthews", "(tp * tn - fp * fn) / below", "abs(tp * tn - fp * fn) / below", "its sign"),
+    (7, "matthews", "tp * tn - fp * fn", "fp * fn - tp * tn", "opposite sign"),
+    (7, "matthews", "np.sqrt((tp", "((tp", "square root"),
+    (7, "matthews", "(tp * tn - fp * fn) / below",
+     "2 * (tp * tn - fp * fn) / ((tp + fp) * (fp + tn) + (tp + fn) * (fn + tn))", "Cohen"),
+    (7, "ranks", "same.mean()", "same[0]", "least of their ranks"),
+    (7, "ranks", "ordered = np.sort(values)", "values.sort(); ordered = values",
+     "changes its input"),
+    (7, "ranks", "+ 1\n", "\n", "begin at 0"),
+    (7, "ranks", "np.zeros(len(values))", "np.zeros(len(values), int)", "cut off"),
+    (7, "ranks", "np.sort(values)", "np.sort(values)[::-1]", "greatest comes first"),
+    (7, "spearman", "ranks(labels)", "labels", "only one side"),
+    (7, "spearman", "return pearson(ranks(predicted), ranks(labels))", "n, d = len(labels), "
+     "ranks(predicted) - ranks(labels)\n    return 1 - 6 * np.sum(d**2) / (n * (n**2 - 1))",
+     "without ties"),
+    (7, "spearman", "pearson(", "pearson(-", "opposite"),
+    (8, "centre", "x @ x.mT", "x.mT @ x", "RuntimeError"),
+    (8, "centre", " + total / ((n - 1) * (n - 2))", "", "rows sum"),
+    (8, "centre", "+ total / ((n - 1) * (n - 2))", "- total / ((n - 1) * (n - 2))", "rows sum"),
+    (8, "centre", "total / ((n - 1) * (n - 2))", "total / (n * (n - 1))", "(n - 1) (n - 2)"),
+    (8, "centre", " - columns / (n - 2)", "", "rows sum"),
+    (8, "centre", "rows / (n - 2) - columns / (n - 2)", "rows / (n - 1) - columns / (n - 1)",
+     "n - 2"),
+    (8, "centre", "n = x.shape[1]", "n = x.shape[1]; x -= x.mean(1, keepdim=True)",
+     "changes its input"),
+    (8, "centre", "n = x.shape[1]", "n = x.shape[2]", "RuntimeError"),
+    (8, "centre", "x @ x.mT", "torch.cosine_similarity(x[:, None], x[:, :, None], dim=-1)",
+     "scaled"),
+    (8, "hsic", "a[:, None] * b[None]", "a[None] * b[:, None]", "B with A"),
+    (8, "hsic", "(a[:, None] * b[None]).sum((2, 3)) / (n * (n - 3))",
+     "a.sum((1, 2))[:, None] * b.sum((1, 2)) / (n * (n - 3))", "products of sums"),
+    (8, "hsic", ".sum((2, 3)) / (n * (n - 3))", ".mean((2, 3))", "n² for"),
+    (8, "hsic", "n * (n - 3)", "(n - 1) * (n - 3)", "(n - 1) (n - 3)"),
+    (8, "hsic", "n = a.shape[1]", "n = a.shape[0]", "number of layers"),
+    (8, "hsic", "(n * (n - 3))", "(a.flatten(1).norm(dim=1)[:, None] * b.flatten(1).norm(dim=1))",
+     "that is CKA"),
+    (9, "fit", "(W**2).sum()", "(W**2).sum() / L", "averaged over layers"),
+    (9, "fit", "strength / 2", "1.0 / 2", "are strengths used"),
+    (9, "fit", "in strengths", "in STRENGTHS", "shapes"),
+    (9, "fit", "(W**2).sum()", "(W**2).mean()", "number of its entries"),
+    (9, "fit", "strength / 2", "strength * N / 2", "number of examples"),
+    (9, "fit", "losses(features @ W + b, labels, classes)", "(losses(features @ W + b, labels, "
+     "classes) * (1 if classes else 2))", "squared error is not halved"),
+    (9, "fit", "max_iter=300", "max_iter=5", "more steps"),
+    (9, "fit", "features @ W + b", "features @ W + 0 * b", "is it trained"),
+    (9, "fit", "W.detach(), b.detach()", "W.clone(), b.clone()", "keep the graph"),
+    (9, "fit", "(W**2).sum()", "W.abs().sum()", "more steps|is it trained"),
+    (9, "ProbeTask.control", "for text in texts for w in text}", "for text in texts for w in map("
+     "str.lower, text)}", "KeyError"),
+    (9, "ProbeTask.control", "for w in text", "for w in map(str.lower, text)", "differ in case"),
+    (9, "ProbeTask.control", 'self.labels["train"]', "np.concatenate([*self.labels.values()])",
+     "from all parts"),
+    (9, "ProbeTask.control", "sorted({w for texts in self.texts.values() for text in texts for w "
+     "in text})", "list(dict.fromkeys(w for texts in self.texts.values() for text in texts for w "
+     "in text))", "sorted order"),
+    (9, "ProbeTask.control", "np.array([tags[w] for text in texts for w in text])",
+     "np.array([[tags[w] for w in text] for text in texts])", "tags for"),
+    (9, "ProbeTask.control", "np.array([tags[w] for text in texts for w in text])",
+     "[tags[w] for text in texts for w in text]", "no array"),
+    (9, "ProbeTask.control", "np.array([tags[w] for", "rng.permutation([tags[w] for",
+     "for each token"),
+    (9, "ProbeTask.control", 'self.labels["train"]', 'np.unique(self.labels["train"])', "evenly"),
+    (9, "ProbeTask.control", "in self.texts.items()}", "in [*self.texts.items()][:1]}",
+     "has the parts"),
+    (10, "shared_ffn", _LOOP, "for layer in encoder.layers:\n        layer.ffn = __import__('copy')"
+     ".deepcopy(layer.ffn)", "own copy"),
+    (10, "shared_ffn", _LOOP, "for layer in encoder.layers[1:]:\n        layer.ffn.load_state_dict("
+     "encoder.layers[0].ffn.state_dict())", "own copy"),
+    (10, "shared_ffn", "in encoder.layers:", "in encoder.layers[2:]:", "FFN of its own"),
+    (10, "shared_ffn", "layer.ffn = encoder.layers[0].ffn",
+     "layer.ffn.up = encoder.layers[0].ffn.up", "number of parameters is"),
+    (10, "shared_ffn", _LOOP, "encoder.layers[1].ffn = None", "some layer has no FFN"),
+    (10, "shared_ffn", "return encoder", "return encoder.layers", "return a model.Encoder"),
+    (10, "shared_ffn", "    return encoder\n", "", "return missing"),
+]
+
 # (name, assignment, {function: its code})
 RIGHT = [
+    *((f"by hand, {number}", number, {name: BY_HAND[name] for name in names})
+      for number, (_, chapter, names) in ASSIGNMENTS.items() if chapter != "project"),
     ("loops", 1, {"attend": """
 def attend(q, k, v, mask=None, dropout=0.0):
     B, H, M, D = q.shape
@@ -236,9 +654,10 @@ def attend(q, k, v, mask=None, dropout=0.0):
 """}),
     ("einsum, and an exponential written out", 1, {"attend": """
 def attend(q, k, v, mask=None, dropout=0.0):
-    weights = torch.einsum("bhmd,bhtd->bhmt", q, k).div(math.sqrt(q.size(-1))).exp()
+    scores = torch.einsum("bhmd,bhtd->bhmt", q, k).div(math.sqrt(q.size(-1)))
     if mask is not None:
-        weights = weights * mask
+        scores = scores - 1e12 * ~mask
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
     weights = F.dropout(weights / weights.sum(-1, keepdim=True), dropout)
     return weights @ v
 """}),
@@ -249,13 +668,12 @@ def attend(q, k, v, mask=None, dropout=0.0):
     return F.dropout(scores.softmax(-1), dropout).to(v.dtype) @ v
 """}),
     ("the error function, and an early return", 2, {
-        "FeedForward.gelu_down": """
-def gelu_down(self, y):
-    return F.linear(y * 0.5 * (1 + torch.erf(y / math.sqrt(2))), self.down.weight, self.down.bias)
-""", "FeedForward.forward": """
+        "FeedForward.forward": """
 def forward(self, x):
     residual = x
-    x = self.dropout(self.gelu_down(self.up(x)))
+    y = self.up(x)
+    y = y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
+    x = self.dropout(F.linear(y, self.down.weight, self.down.bias))
     return self.norm(residual + x)
 """, "Block.forward": """
 def forward(self, x, mask=None, positions=None):
@@ -461,3 +879,4 @@ def shared_ffn(config):
         layer.ffn = encoder.layers[0].ffn
     return encoder
 """
+BY_HAND["shared_ffn"] = PROJECT

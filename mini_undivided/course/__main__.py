@@ -1,9 +1,10 @@
-"""Assignments: make a student's copy, check an answer, grade submissions.
+"""Assignments: make a student's copy, check an answer, grade, make Gradescope's autograder.
 
 Try: python -m mini_undivided.course copy ../homework
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -21,15 +22,25 @@ def parser():
     copy.add_argument("folder", metavar="FOLDER", help="a new folder")
     check = commands.add_parser("check", help="check an assignment in this folder")
     check.add_argument("assignments", metavar="N", help="its number, several as 1,2, or all")
-    grade = commands.add_parser("grade", help="grade students' folders, for a lecturer")
-    grade.add_argument("submissions", metavar="SUBMISSION", nargs="+", help="a student's folder")
+    grade = commands.add_parser("grade", help="grade students' work, for a lecturer")
+    grade.add_argument("submissions", metavar="SUBMISSION", nargs="+",
+                       help="a student's folder or zip file")
     grade.add_argument("--json", metavar="FILE", help="write Gradescope's results.json")
-    for command in (copy, grade):
+    grade.add_argument("--out", metavar="FOLDER",
+                       help="write points.csv and each student's feedback there")
+    grade.add_argument("--jobs", type=natural, metavar="N", default=os.cpu_count(),
+                       help="submissions at a time (default: a core each)")
+    autograder = commands.add_parser("autograder", help="write what Gradescope runs")
+    autograder.add_argument("path", metavar="FILE", help="a zip file to upload")
+    for command in (copy, grade, autograder):
         command.add_argument(
             "--assignments", metavar="LIST", default="all", help="1,2,8 (default: all)")
-    for command in (check, grade):
+    for command in (check, grade, autograder):
         command.add_argument(
             "--seed", type=natural, default=0, help="of the random inputs (default: 0)")
+    for command in (grade, autograder):
+        command.add_argument("--timeout", type=natural, metavar="SECONDS", default=60,
+                             help="for the checks of an assignment (default: 60)")
     return made
 
 
@@ -40,24 +51,10 @@ def natural(text):
     return int(text)
 
 
-def table(tests):
-    """Points by assignment and in all, of Gradescope's tests."""
-    from mini_undivided.course.assignments import ASSIGNMENTS
-
-    lines = []
-    for number, (title, *_) in ASSIGNMENTS.items():
-        here = [test for test in tests if test["number"] == str(number)]
-        if here:
-            lines.append((f"{number:2d} {title}", here))
-    lines.append(("   all", tests))
-    return "\n".join(f"{title:<32} {sum(t['score'] for t in here):>3} of "
-                     f"{sum(t['max_score'] for t in here):>3}" for title, here in lines)
-
-
 def check(numbers, seed):
     """Print what the checks of some assignments find in this folder → whether all pass."""
     from mini_undivided.course.assignments import PACKAGE, results
-    from mini_undivided.course.grade import verdict
+    from mini_undivided.course.grade import table, verdict
 
     if not PACKAGE.parent.samefile("."):
         raise UserError(f"you are in {Path.cwd()}, but Python takes mini_undivided from "
@@ -74,24 +71,30 @@ def check(numbers, seed):
     return all(test["status"] == "passed" for test in tests)
 
 
-def grade(submissions, numbers, seed, path):
-    """Print a table of points for each submission, or write that of a single one to a file too."""
-    from mini_undivided.course.grade import grade as points
+def grade(typed, numbers):
+    """Print points and what is wrong for each submission, and write what files are asked for."""
+    from mini_undivided.course.grade import feedback, grade_class, points, write_class
 
-    if path and len(submissions) > 1:
+    names = [Path(submission).resolve().name for submission in typed.submissions]
+    if typed.json and len(names) > 1:
         raise UserError("--json holds the results of one submission: give one")
-    for submission in submissions:  # all of them before any work
-        if not Path(submission).is_dir():
-            raise UserError(f"{submission} is not a folder: give a student's copy")
-    if path:
-        check_writable(Path(path).parent)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    for submission in submissions:
-        tests = points(submission, numbers, seed)
-        lost = [f"  {t['name']}\n    {t['output']}" for t in tests if t["status"] == "failed"]
-        print("\n".join([submission, table(tests), *lost, ""]), flush=True)
-        if path:
-            write_json(path, {"score": sum(t["score"] for t in tests), "tests": tests})
+    if typed.out and len({*names}) < len(names):
+        raise UserError("two submissions have one name, which --out has to tell apart")
+    for submission in typed.submissions:  # all of them before any work
+        if not (Path(submission).is_dir() or submission.endswith(".zip")):
+            raise UserError(f"{submission} is no folder and no zip file: give a student's")
+    for folder in (typed.out, typed.json and Path(typed.json).parent):
+        if folder:
+            check_writable(folder)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+    graded = grade_class(typed.submissions, numbers, typed.seed, typed.timeout,
+                         max(1, typed.jobs))
+    for submission, tests in write_class(typed.out, graded, numbers) if typed.out else graded:
+        got, most = points(tests)
+        said = f"{got} of {most}" if typed.out else f"\n{feedback(tests)}\n"
+        print(submission, said, flush=True)
+        if typed.json:
+            write_json(typed.json, {"score": got, "tests": tests})
 
 
 def main():
@@ -108,8 +111,14 @@ def main():
             print(f"written to {Path(typed.folder)}: begin with its README.md")
         elif typed.command == "check":
             sys.exit(0 if check(numbers, typed.seed) else 1)
+        elif typed.command == "grade":
+            grade(typed, numbers)
         else:
-            grade(typed.submissions, numbers, typed.seed, typed.json)
+            from mini_undivided.course.copy import write_autograder
+
+            write_autograder(typed.path, f"--assignments {','.join(map(str, numbers))} "
+                             f"--seed {typed.seed} --timeout {typed.timeout}")
+            print(f"written to {typed.path}: upload it to Gradescope as the autograder")
 
 
 if __name__ == "__main__":

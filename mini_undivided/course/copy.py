@@ -6,11 +6,12 @@ Sources carry no markers: where a body begins and ends is read off their syntax 
 import ast
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
-from mini_undivided.course.assignments import ASSIGNMENTS
+from mini_undivided.course.assignments import ASSIGNMENTS, OWN
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import check_writable, write_text
+from mini_undivided.support.files import atomic, check_writable, write_text
 
 ROOT = Path(__file__).parents[2]
 # Tests hold a second solution of most functions; these do not.
@@ -20,6 +21,7 @@ FILES = ("train.py", "finetune.py", "analyze.py", "setup.cfg", "pyproject.toml",
 # Functions that say again what an assignment's function says: they call it instead, or are gone.
 TWINS = {
     1: {"attend_fast": "return attend(q, k, v, mask, dropout)"},
+    2: {"FeedForward.gelu_down": 'raise NotImplementedError("it is a part of forward")'},
     5: {"paired_loss": 'raise NotImplementedError("--next-sentence is not in the assignments")'},
     8: {"CKA.add": """self.ab = self.ab + hsic(a, b)
 self.aa = self.aa + hsic(a, a).diagonal()
@@ -48,6 +50,8 @@ Once 1 to 6 pass, `python train.py --no-ffn` trains a BERT.
 
 def make_copy(folder, numbers):
     """Write the project to a folder, without the bodies of the functions of some assignments."""
+    if not str(folder):
+        raise UserError("the name of the new folder is empty: name one")
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: name a new folder")
@@ -66,9 +70,7 @@ def make_copy(folder, numbers):
 
 def fill(folder, numbers):
     """Write the files of a copy to a new folder."""
-    package = [path.relative_to(ROOT) for kind in ("*.py", "*.json")
-               for path in (ROOT / "mini_undivided").rglob(kind)]
-    for name in (*FILES, *package):
+    for name in (*FILES, *package_files()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     rows = []
@@ -85,11 +87,45 @@ def fill(folder, numbers):
     write_text(folder / "README.md", README.format(first=numbers[0], rows="\n".join(rows)))
 
 
+def package_files():
+    """The paths of the package's files in the project."""
+    return [path.relative_to(ROOT) for kind in ("*.py", "*.json")
+            for path in (ROOT / "mini_undivided").rglob(kind)]
+
+
+def write_autograder(path, arguments):
+    """Write Gradescope's autograder as a zip file; arguments: of `grade`, as text."""
+    place, python = "/autograder/source", "/autograder/venv/bin/python"
+    scripts = {
+        "setup.sh": f"""#!/bin/bash
+set -e
+apt-get update && apt-get install -y python3-venv
+python3 -m venv /autograder/venv
+{python} -m pip install torch --index-url https://download.pytorch.org/whl/cpu
+{python} -m pip install -e '{place}[test]'
+""", "run_autograder": f"""#!/bin/bash
+cd {place}
+{python} -m mini_undivided.course grade /autograder/submission \
+  --json /autograder/results/results.json {arguments}
+"""}
+    own = [f"{OWN}.py"] if Path(f"{OWN}.py").exists() else []
+    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, text in scripts.items():
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o100755 << 16
+            archive.writestr(entry, text)
+        for name in ("README.md", *FILES, *package_files()):
+            archive.write(ROOT / name, name)
+        for name in own:
+            archive.write(name)
+
+
 def replace_bodies(source, bodies):
     """A module's source with other bodies, {qualified name: code}; docstrings stay."""
     lines = source.splitlines(keepends=True)
     nodes = find_functions(ast.parse(source))
-    for name in sorted(bodies, key=lambda name: -nodes[name].lineno):  # from the end upwards
+    known = bodies.keys() & nodes.keys()
+    for name in sorted(known, key=lambda name: -nodes[name].lineno):  # from the end upwards
         node = nodes[name]
         has_doc = ast.get_docstring(node) is not None
         first = node.body[0].end_lineno if has_doc else node.body[0].lineno - 1

@@ -1,88 +1,168 @@
-"""Grading: a student's chapters over a fresh copy, each assignment in a process of its own.
+"""Grading: a student's chapters over fresh copies of the project; one student, or a class.
 
-The checks are the lecturer's. A process says what its checks found behind a secret that it reads
-before any of the student's code runs, so that leaving early or printing gives no points.
+Each submission is judged in a process of its own, where the lecturer's checks run; the student's
+code runs in others (`student`), a new one in a new folder for each assignment.
 """
 
+import csv
 import json
 import os
-import secrets
-import shutil
-import signal
+import stat
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
-from pathlib import Path
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 
-from mini_undivided.course.assignments import ASSIGNMENTS, OWN, checks_of, results
-from mini_undivided.course.copy import make_copy
+from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, results
+from mini_undivided.course.copy import ROOT, make_copy
+from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import write_text
 
 LIMIT = 60  # seconds for the checks of an assignment
-CHILD = "from mini_undivided.course.grade import child; child()"
+LARGEST = 1 << 20  # bytes of a file that is handed in
+NAMES = {f"{chapter}.py" for _, chapter, _ in ASSIGNMENTS.values()}
+NOTHING = "no chapter (model.py, data.py, …) and no project.py was found"
 
 
-def child():
-    """In the process: run the checks of an assignment; a line of JSON after each."""
-    secret, number, seed = sys.stdin.readline().split()
-    out = os.fdopen(os.dup(1), "w")
-    for i, (_, message) in enumerate(results(int(number), int(seed))):
-        print(f"\n{secret} {json.dumps([i, message])}", file=out, flush=True)
+def python_files(submission):
+    """The Python files of a folder or zip file, {path within: first LARGEST bytes}; no links."""
+    if Path(submission).is_dir():
+        paths = [Path(folder, name) for folder, _, names in os.walk(submission) for name in names]
+        return {PurePosixPath(path.relative_to(submission).as_posix()):
+                path.open("rb").read(LARGEST) for path in paths
+                if path.suffix == ".py" and stat.S_ISREG(path.lstat().st_mode)}
+    try:
+        with zipfile.ZipFile(submission) as archive:
+            return {PurePosixPath(info.filename): archive.open(info).read(LARGEST)
+                    for info in archive.infolist() if info.filename.endswith(".py")}
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        raise UserError(f"{submission} cannot be opened: {error}") from None
 
 
-def grade(submission, numbers, seed):
-    """Check a submission's chapters → Gradescope's tests, {"name", "score", …} each."""
-    submission, tests = Path(submission), []
-    package = submission / "mini_undivided"
-    package = package if package.is_dir() else submission  # chapters may lie flat
-    handed_in = {"project.py": submission / "project.py"} | {
-        f"mini_undivided/{chapter}.py": package / f"{chapter}.py"
-        for _, chapter, _ in ASSIGNMENTS.values() if chapter != "project"}
-    handed_in = {name: path for name, path in handed_in.items() if path.is_file()}
-    if package == submission and not handed_in:
-        return [verdict(each, "no folder mini_undivided in the submission")
-                for number in numbers for each in checks_of(number)]
-    with tempfile.TemporaryDirectory() as folder:
-        project = Path(folder) / "project"
-        make_copy(project, list(ASSIGNMENTS))  # what is missing in a submission is not written
-        for name, path in handed_in.items():
-            shutil.copyfile(path, project / name)
-        if Path(f"{OWN}.py").exists():
-            shutil.copy(f"{OWN}.py", project)
-        for number in numbers:
-            tests += judge(project, number, seed)
-    return tests
+def handed_in(submission):
+    """The chapters, wherever they lie together, and modules of a student's own beside them.
+
+    → {path in the project: bytes}.
+    """
+    found = {path: text for path, text in python_files(submission).items()
+             if path.parent.name != "checks"}
+    folders = {path.parent for path in found if path.name in NAMES}
+    if not folders:
+        return {}
+    package = min(folders, key=lambda folder: (folder.name != "mini_undivided",
+                                               len(folder.parts), folder))
+    top = package.parent if package.name == "mini_undivided" else package
+    files = {}
+    for path, text in found.items():
+        if path.parent == package and path.name in NAMES - {"project.py"}:
+            files[f"mini_undivided/{path.name}"] = text
+        elif path.parent in (top, package):  # project.py and helpers
+            for name in (path.name, f"mini_undivided/{path.name}"):
+                if not (ROOT / name).exists():
+                    files[name] = text
+    return files
 
 
-def judge(project, number, seed):
-    """Run the checks of one assignment in a process → Gradescope's tests."""
-    secret, checks = secrets.token_hex(16), checks_of(number)
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", CHILD], cwd=project, text=True, stdin=subprocess.PIPE,
-            stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        process.stdin.write(f"{secret} {number} {seed}\n")
-        process.stdin.close()
-        try:
-            process.wait(LIMIT)
-            reason = f"the process ended early, with status {process.returncode}"
-        except subprocess.TimeoutExpired:
-            reason = f"it was stopped after {LIMIT} seconds: is there an endless loop?"
-        finally:
-            with suppress(ProcessLookupError, AttributeError):  # on Windows there is no killpg
-                os.killpg(process.pid, signal.SIGKILL)  # and what the student's code has started
-            process.kill()
-            process.wait()
-        output.seek(0)
-        said = [line[33:] for line in output if line.startswith(f"{secret} ")]
-    messages = dict(json.loads(line) for line in said)
-    return [verdict(each, messages.get(i, reason)) for i, each in enumerate(checks)]
+def judge(submission, numbers, seed, seconds):
+    """In a submission's process: print a line of JSON, a check's message, after each check."""
+    from mini_undivided.course.student import Student
+
+    files = handed_in(submission)
+    for number in numbers:
+        with tempfile.TemporaryDirectory() as folder:
+            project = Path(folder).resolve() / "project"
+            make_copy(project, list(ASSIGNMENTS))  # what was not handed in is not written
+            for name, text in files.items():
+                (project / name).write_bytes(text)
+            with Student(project, number, seconds):
+                for _, message in results(number, seed):
+                    print(json.dumps(message), flush=True)
+
+
+def grade(submission, numbers, seed, seconds=LIMIT):
+    """Check a submission, a folder or a zip file → Gradescope's tests, {"name", "score", …} each.
+
+    Raises UserError if it cannot be opened.
+    """
+    checks, reason = [each for number in numbers for each in checks_of(number)], NOTHING
+    messages = []
+    if handed_in(submission):
+        arguments = json.dumps([str(submission), numbers, seed, seconds])
+        done = subprocess.run([sys.executable, "-m", "mini_undivided.course.grade", arguments],
+                              stdout=subprocess.PIPE, text=True)
+        messages = [json.loads(line) for line in done.stdout.splitlines()]
+        reason = f"the grading ended early, with status {done.returncode}"
+    messages += [reason] * (len(checks) - len(messages))
+    return [verdict(*pair) for pair in zip(checks, messages, strict=True)]
 
 
 def verdict(check, message):
     """Gradescope's entry for a check: its points if the message is empty, else none."""
-    title = ASSIGNMENTS[check.assignment][0]
+    number, title = check.assignment, ASSIGNMENTS[check.assignment][0]
     claim = check.__doc__.strip().splitlines()[0]
-    return {"name": f"{check.assignment} {title}: {claim}", "number": str(check.assignment),
+    return {"name": f"{number} {title}: {claim}",
+            "number": f"{number}.{1 + checks_of(number).index(check)}",
             "score": 0 if message else check.points, "max_score": check.points,
-            "status": "failed" if message else "passed", "output": message or "passed"}
+            "status": "failed" if message else "passed", "output": message or "passed",
+            "visibility": check.visibility}
+
+
+def points(tests, number=None):
+    """The points of an assignment, or of all, and how many there are."""
+    here = [test for test in tests if number in (None, int(test["number"].split(".")[0]))]
+    return sum(test["score"] for test in here), sum(test["max_score"] for test in here)
+
+
+def table(tests):
+    """Points by assignment and in all."""
+    titles = {number: f"{number:2d} {title}" for number, (title, *_) in ASSIGNMENTS.items()}
+    rows = [(title, points(tests, number)) for number, title in {**titles, None: "   all"}.items()]
+    return "\n".join(f"{title:<32} {got:>3} of {most:>3}" for title, (got, most) in rows if most)
+
+
+def feedback(tests):
+    """Points, and a sentence for each check that failed; what all failed for is said once."""
+    failed = [test for test in tests if test["status"] == "failed"]
+    lines = [f"  {test['number']} {test['name'].partition(' ')[2]}\n    {test['output']}"
+             for test in failed]
+    if len({test["output"] for test in tests}) == 1 and failed:
+        lines = [f"  {failed[0]['output']}"]
+    return "\n".join([table(tests), *lines])
+
+
+def grade_class(submissions, numbers, seed, seconds, jobs):
+    """Grade submissions, some at a time → yields each one and its tests, in order."""
+    def work(submission):
+        try:
+            return grade(submission, numbers, seed, seconds)
+        except UserError as error:
+            return [verdict(each, str(error)) for number in numbers for each in checks_of(number)]
+
+    checks = [each for number in numbers for each in checks_of(number)]  # one import for all
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from zip(submissions, pool.map(work, submissions) if checks else [], strict=True)
+
+
+def write_class(folder, graded, numbers):
+    """Write points.csv, a row a student and a column an assignment, and each one's feedback.
+
+    The feedback says nothing of checks that are not visible.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "points.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["submission", *numbers, "all"])
+        for submission, tests in graded:
+            name = Path(submission).resolve().name
+            writer.writerow([name, *(points(tests, each)[0] for each in (*numbers, None))])
+            file.flush()
+            seen = [test for test in tests if test["visibility"] == "visible"]
+            write_text(folder / f"{name}.txt", f"{name}\n{feedback(seen)}\n")
+            yield submission, tests
+
+
+if __name__ == "__main__":
+    judge(*json.loads(sys.argv[1]))

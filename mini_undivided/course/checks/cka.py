@@ -13,6 +13,7 @@ from mini_undivided.course.assignments import (
     normal,
     require,
 )
+from mini_undivided.course.student import pure
 
 
 def brute_hsic(K, G):
@@ -37,15 +38,18 @@ def cycles(rng, count, n):
 @check(8, points=5)
 def centred_gram(cka, rng):
     """centre has a diagonal and row sums of 0, and differs from K = X Xᵀ by u_i + u_j."""
-    L, n, C = int(rng.integers(2, 4)), int(rng.integers(7, 10)), int(rng.integers(4, 7))
-    x = normal(rng, L, n, C) + 1
-    kept, answer, gram = x.clone(), cka.centre(x), x @ x.mT
+    for n in (int(rng.integers(7, 10)), 4):  # the least that the divisors allow
+        centred(normal(rng, int(rng.integers(2, 4)), n, int(rng.integers(5, 7))) + 1)
+
+
+def centred(x):
+    """Raise Wrong unless centre is right for layers x (L, n, C)."""
+    n, answer, gram = x.size(1), pure("cka", "centre", x), x @ x.mT
     require(answer is not None, "centre returns None: is a return missing?")
-    require(torch.equal(x, kept), "centre changes its input x: work on a new tensor")
     require(answer.shape == gram.shape, f"centre has the shape {tuple(answer.shape)}, but should "
             f"have {tuple(gram.shape)}: a matrix for each layer")
-    biased = gram - gram.mean(1, True)
-    biased = biased - biased.mean(2, True)
+    rows = x - x.mean(1, True)
+    biased = rows @ rows.mT
     for cause, value in {
             "X Xᵀ itself: nothing is subtracted": gram,
             "H K H, the biased form: leave the diagonal out, and divide by n - 2": biased,
@@ -67,14 +71,22 @@ def centred_gram(cka, rng):
 @check(8, points=5)
 def hsic_of_pairs(cka, rng):
     """hsic is the unbiased estimate for each pair of layers, as its definition has it."""
-    A, B, n = *distinct(rng, 2, 2, 4), int(rng.integers(6, 9))
-    a, b = cycles(rng, A, n), cycles(rng, B, n)
-    right = torch.stack([torch.stack([brute_hsic(K, G) for G in b]) for K in a])
-    plain = right * n * (n - 3)
-    compare("hsic", cka.hsic(a, b), right, {
-        "with (n - 1)² below, the biased form's": plain / (n - 1) ** 2,
-        "with n² for n (n - 3)": plain / n**2,
-        "with (n - 2) for (n - 3)": plain / (n * (n - 2)),
-        "with (n - 1) for (n - 3)": plain / (n * (n - 1)),
-        "without the division by n (n - 3)": plain,
-        "with the sum over one half: i < j and j < i both count": right / 2})
+    for n in (int(rng.integers(6, 9)), 4):
+        A, B = distinct(rng, 2, 2, 4)
+        a, b = cycles(rng, A, n), cycles(rng, B, n)
+        right = torch.stack([torch.stack([brute_hsic(K, G) for G in b]) for K in a])
+        plain = right * n * (n - 3)
+        compare("hsic", pure("cka", "hsic", a, b), right, {
+            "with (n - 1)² below, the biased form's": plain / (n - 1) ** 2,
+            "with n² for n (n - 3)": plain / n**2,
+            "with (n - 2) for (n - 3)": plain / (n * (n - 2)),
+            "with (n - 1) for (n - 3)": plain / (n * (n - 1)),
+            "with (n - 1) (n - 3)": plain / ((n - 1) * (n - 3)),
+            "without the division by n (n - 3)": plain,
+            "with the sum over one half: i < j and j < i both count": right / 2,
+            "with the number of layers for n, which is a.size(1)":
+                plain / (A * (A - 3)), "for B with A: rows are the layers of A": right.mT,
+            "when it is normalised: that is CKA, which `CKA` takes": right / (
+                a.square().sum((1, 2))[:, None] * b.square().sum((1, 2))).sqrt() * n * (n - 3),
+            "for products of sums: multiply entry by entry, then sum":
+                a.sum((1, 2))[:, None] * b.sum((1, 2)) / (n * (n - 3))})

@@ -4,26 +4,41 @@ import numpy as np
 import torch
 
 from mini_undivided.course.assignments import check, equal, require
+from mini_undivided.course.student import beside
+
+
+@beside
+def hidden(made, ids, seed, *mine):
+    """What the student's mask makes of ids: three arrays, or what is returned instead."""
+    from mini_undivided.data import MaskedBatch
+
+    batch = made.mask(ids.copy(), np.random.default_rng(seed), *mine)
+    is_batch = isinstance(batch, MaskedBatch) and all(map(torch.is_tensor, batch[:3]))
+    return [part.numpy() for part in batch[:3]] if is_batch else None
 
 
 def masked(data, rng):
-    """Mask 1,500 sequences, special tokens inside the first 500 → Sequences, ids before, batch."""
+    """Mask 3,000 sequences, special tokens inside the first 500 → Sequences, ids before, batch.
+
+    Few words are frequent, so that those drawn from the text are not those drawn evenly.
+    """
     from mini_undivided.tokenizer import SPECIAL, assemble, finish, word_pieces
 
     entries = rng.permutation([*SPECIAL, *(f"w{i}" for i in range(80))])
     tokenizer = finish(assemble(word_pieces({str(w): i for i, w in enumerate(entries)})), "a check")
     T = int(rng.integers(30, 50))
     made = data.Sequences(np.zeros(T, int), T, tokenizer, rng.uniform(0.2, 0.45))
-    made.rows = rng.choice(made.ordinary, (1500, T - 2))
-    made.rows[:500][rng.random((500, T - 2)) < rng.uniform(0.1, 0.3)] = made.sep_id
-    ids = made.read(np.arange(1500))
-    batch = made.mask(ids.copy(), np.random.default_rng(int(rng.integers(2**31))))
-    require(isinstance(batch, data.MaskedBatch) and all(map(torch.is_tensor, batch[:3])),
-            "mask does not return a MaskedBatch of three tensors")
-    shapes = [tuple(part.shape) for part in batch[:3]]
-    right = [(1500, T), (1500, made.num_masked), (1500, made.num_masked)]
+    common = 1 / np.arange(3, 83)
+    made.rows = rng.choice(made.ordinary, (3000, T - 2), p=common / common.sum())
+    special = rng.choice(np.flatnonzero(made.is_special), (500, T - 2))
+    made.rows[:500] = np.where(rng.random(special.shape) < 0.2, special, made.rows[:500])
+    ids = made.read(np.arange(3000))
+    batch = hidden(made, ids, int(rng.integers(2**31)))
+    require(batch is not None, "mask does not return a MaskedBatch of three tensors")
+    shapes = [part.shape for part in batch]
+    right = [(3000, T), (3000, made.num_masked), (3000, made.num_masked)]
     require(shapes == right, f"the batch has the shapes {shapes}, but should have {right}")
-    return made, ids, [np.asarray(part) for part in batch[:3]]
+    return made, ids, batch
 
 
 @check(4, points=4)
@@ -44,17 +59,22 @@ def what_is_chosen(data, rng):
     found, wanted = used.sum(1), np.rint(made.mask_share * n)
     wrong = {"the share is taken of all tokens: n counts the ordinary ones of a sequence":
              np.minimum(np.rint(made.mask_share * ids.shape[1]), made.num_masked),
-             "the number of masked places is cut off: it should be rounded":
-             np.floor(made.mask_share * n)}
+             "the number of masked positions is cut off: it should be rounded":
+             np.floor(made.mask_share * n),
+             "the number of masked positions is rounded up: it should be rounded":
+             np.minimum(np.ceil(made.mask_share * n), made.num_masked)}
     for cause, count in wrong.items():
         require((found == wanted).all() or not (found == count).all(), cause)
+    require(abs(found.sum() / wanted.sum() - 0.9) > 0.02,
+            "is there no label where the token stays? It has to be named, too")
     i = int(np.argmax(found != wanted))
     require(found[i] == wanted[i], f"a sequence with {n[i]} ordinary tokens has {found[i]} labels, "
             f"but should have round({made.mask_share:.3f} n) = {wanted[i]:.0f}")
     whole = positions[500:]  # of the sequences without special tokens inside
-    require(len(np.unique(np.sort(whole, 1), axis=0)) > 900, "all sequences hide the same places")
+    require(len(np.unique(np.sort(whole, 1), axis=0)) > 1900,
+            "all sequences hide the same positions")
     require(even(np.bincount(whole.ravel(), minlength=ids.shape[1])[1:-1]),
-            "some places of a sequence are chosen more often than others")
+            "some positions of a sequence are chosen more often than others")
 
 
 @check(4, points=4)
@@ -69,39 +89,45 @@ def what_becomes_of_it(data, rng):
     others, rows = shown[is_random], np.nonzero(used)[0][is_random]
     require(not made.is_special[others].any(),
             "special tokens are among the random words: draw from self.ordinary")
-    hidden, stay = np.mean(shown == made.mask_id), np.mean(shown == original)
+    front = positions[used] < ids.shape[1] / 2
+    first, last = (np.mean(shown[side] == made.mask_id) for side in (front, ~front))
+    require(abs(first - last) < 0.03, f"{first:.0%} become [MASK] in the front half of sequences, "
+            f"{last:.0%} in the back half: what a token becomes may not depend on its place")
+    gone, stay = np.mean(shown == made.mask_id), np.mean(shown == original)
     chance, deviation = 0.1 / len(made.ordinary), 3 / len(shown) ** 0.5
-    say = f"{hidden:.1%} become [MASK], {stay:.1%} stay, {1 - hidden - stay:.1%} are random: "
-    require(hidden < 0.99, say + "is everything chosen replaced by [MASK]?")
-    require(abs(hidden - 0.8) < deviation, say + "of ten, eight should become [MASK]")
+    say = f"{gone:.1%} become [MASK], {stay:.1%} stay, {1 - gone - stay:.1%} are random: "
+    require(gone < 0.99, say + "is everything chosen replaced by [MASK]?")
+    require(abs(gone - 0.8) < deviation, say + "of ten, eight should become [MASK]")
     require(abs(stay - 0.1 - chance) < deviation,
             say + "of ten, one should stay, and one become a random word")
+    spread = np.bincount(np.nonzero(used)[0], shown == made.mask_id) / used.sum(1)
+    require(spread[500:].std() < 0.25, "all that is chosen of a sequence becomes the same: there "
+            "is one draw for all, but each needs its own")
     alike = (others[1:] == others[:-1])[rows[1:] == rows[:-1]]
     require(alike.mean() < 0.5, "the random words of a sequence are all the same: draw one for "
             "each place")
-    require(even(np.bincount(others, minlength=len(made.is_special))[made.ordinary]),
-            "some random words are drawn far more often than others: draw evenly from all")
+    size, drawn = len(made.is_special), np.bincount(original, minlength=len(made.is_special))
+    require(even(np.bincount(others, minlength=size)[made.ordinary],
+                 1 - drawn[made.ordinary] / len(original)), "some random words are drawn far more "
+            "often than others: draw evenly from all of self.ordinary, not from the text")
 
 
-def even(counts):
-    """Whether counts are as equal as those of even draws."""
-    expected = counts.mean()
-    return (np.abs(counts - expected) < 6 * expected**0.5 + 3).all()
+def even(counts, weights=1.0):
+    """Whether counts are as equal as those of even draws, or as draws of some weights."""
+    expected = counts.sum() * weights / np.sum(weights * np.ones(len(counts)))
+    return (np.abs(counts - expected) < 5.5 * expected**0.5 + 1).all()
 
 
 @check(4, points=2)
 def draws_belong_to_rows(data, rng):
     """The same generator gives the same masks, and `mine` gives rows of what all would have."""
     made, ids, _ = masked(data, rng)
-    seed = int(rng.integers(2**31))
-
-    def mask(*mine):
-        batch = made.mask(ids[:12].copy(), np.random.default_rng(seed), *mine)
-        return [np.asarray(part) for part in batch[:3]]
-
-    whole, part = mask(), mask(slice(4, 8))
-    require(all(map(np.array_equal, whole, mask())),
+    seed, few = int(rng.integers(2**31)), ids[:12]
+    whole, part = hidden(made, few, seed), hidden(made, few, seed, slice(4, 8))
+    require(all(map(np.array_equal, whole, hidden(made, few, seed))),
             "the same rng gives other masks: draw from rng and nothing else")
+    require(not all(map(np.array_equal, whole, hidden(made, few, seed + 1))),
+            "another rng gives the same masks: draw from rng and nothing else")
     require(len(part[0]) == 4, "mine is not used: only its rows are to be returned")
     require(all(equal(a, b[4:8]) for a, b in zip(part, whole, strict=True)),
             "rows 4 to 8 get other masks alone than among all 12: draw for all rows first, and "

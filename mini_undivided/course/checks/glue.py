@@ -6,12 +6,14 @@ from scipy.spatial.distance import cosine
 from sklearn import metrics
 
 from mini_undivided.course.assignments import check, compare, require
+from mini_undivided.course.student import pure
 
 
 def binary(rng):
-    """Labels, and predictions that are often right."""
-    labels = (rng.random(60) < 0.35).astype(int)
-    return labels, np.where(rng.random(60) < 0.3, 1 - labels, labels)
+    """Labels, and predictions that are often right, and more often 1 than the labels are."""
+    labels, place, order = np.repeat([0, 1], [39, 21]), np.arange(60), rng.permutation(60)
+    wrong = (place < rng.integers(11, 16)) | (place >= rng.integers(54, 58))
+    return labels[order], (labels ^ wrong)[order]
 
 
 def require_zero(metric, *arrays):
@@ -32,7 +34,7 @@ def f1_score(glue, rng):
     precision, recall = (each(labels, predicted) for each in (
         metrics.precision_score, metrics.recall_score))
     hits, negatives = np.sum(predicted & labels), np.sum(predicted + labels == 0)
-    compare("f1", glue.f1(predicted, labels), metrics.f1_score(labels, predicted), {
+    compare("f1", pure("glue", "f1", predicted, labels), metrics.f1_score(labels, predicted), {
         "for label 0: label 1 is the positive one":
             metrics.f1_score(labels, predicted, pos_label=0),
         "for the mean over both labels (macro)":
@@ -41,40 +43,58 @@ def f1_score(glue, rng):
         "for precision alone": precision, "for recall alone": recall,
         "for the arithmetic mean of precision and recall: it is the harmonic one":
             (precision + recall) / 2,
+        "for their geometric mean: it is the harmonic one": (precision * recall) ** 0.5,
+        "without the factor 2": precision * recall / (precision + recall),
+        "without the factor 2 above": hits / (predicted.sum() + labels.sum() + 1e-99),
         "for TP / (TP + FP + FN), which is Jaccard's index":
             metrics.jaccard_score(labels, predicted),
+        "with 2 TP above, but TP below": 2 * metrics.jaccard_score(labels, predicted),
         "with true negatives (TN) in place of false negatives (FN)":
             2 * hits / (hits + predicted.sum() + negatives)})
-    require_zero(glue.f1, np.zeros(5, int), np.zeros(5, int))
+    for zeros in ((0, 0), (0, 1), (1, 0)):
+        require_zero(glue.f1, *(np.full(5, each) for each in zeros))
 
 
 @check(7, points=3)
 def matthews_and_pearson(glue, rng):
     """matthews is scikit-learn's matthews_corrcoef, pearson SciPy's pearsonr."""
-    x = rng.normal(size=40) + 2
+    x, (labels, predicted) = rng.normal(size=40) + 2, binary(rng)
     y = x + rng.normal(size=40) + 3
-    right = stats.pearsonr(x, y)[0]
-    compare("pearson", glue.pearson(x, y), right, {
-        "when means are not subtracted": 1 - cosine(x, y), "for its square": right**2,
-        "for the covariance": np.cov(x, y, bias=True)[0, 1],
-        "when one of covariance and deviations is divided by n - 1, the other by n":
-            right * (40 / 39 if glue.pearson(x, y) > right else 39 / 40)})
-    labels, predicted = binary(rng)
-    right = metrics.matthews_corrcoef(labels, predicted)
-    compare("matthews", glue.matthews(predicted, labels), right, {
-        "for accuracy": metrics.accuracy_score(labels, predicted), "for its square": right**2,
-        "for 2 · accuracy - 1": 2 * metrics.accuracy_score(labels, predicted) - 1})
+    for sign in (1, -1):
+        right, cov = stats.pearsonr(x, sign * y)[0], np.cov(x, sign * y, bias=True)[0, 1]
+        compare("pearson", pure("glue", "pearson", x, sign * y), right, {
+            **signs(right), "when means are not subtracted": 1 - cosine(x, sign * y),
+            "when one side's mean is not subtracted":
+                40 * cov / (x.std() * 40**0.5 * np.linalg.norm(y)),
+            "for the covariance": cov,
+            "for the slope of a line: divide by both deviations": cov / x.var(),
+            "when the covariance is divided by n - 1, the deviations by n": right * 40 / 39})
+        predicted = predicted if sign == 1 else 1 - predicted
+        right, accuracy = metrics.matthews_corrcoef(labels, predicted), np.mean(labels == predicted)
+        compare("matthews", pure("glue", "matthews", predicted, labels), right, {
+            **signs(right), "without the square root below":
+                right / (60**2 * labels.std() * predicted.std()),
+            "for accuracy": accuracy, "for 2 · accuracy - 1": 2 * accuracy - 1,
+            "for Cohen's κ": metrics.cohen_kappa_score(labels, predicted)})
     for metric in (glue.pearson, glue.matthews):
         require_zero(metric, np.ones(5, int), np.array([1, 0, 1, 1, 0]))
+        require_zero(metric, np.array([1, 0, 1, 1, 0]), np.zeros(5, int))
+
+
+def signs(right):
+    """Typical mistakes in a correlation."""
+    return {"without its sign, or with the opposite one": abs(right),
+            "with the opposite sign": -right,
+            "for its square": right**2}
 
 
 @check(7, points=4)
 def ranks_and_spearman(glue, rng):
     """ranks is SciPy's rankdata, ties sharing their mean; spearman its spearmanr."""
-    x, y = rng.integers(6, size=(2, 30)) / 2.0
+    x, y = rng.integers(-3, 4, size=(2, 30)) / 2.0
     x = x + np.where(rng.random(30) < 0.3, y, 0)
-    right, squares = stats.rankdata(x), np.sum((stats.rankdata(x) - stats.rankdata(y)) ** 2)
-    compare("ranks", glue.ranks(x), right, {
+    right = stats.rankdata(x)
+    compare("ranks", pure("glue", "ranks", x), right, {
         "when ties are broken by their order: equal values share the mean of their ranks":
             stats.rankdata(x, "ordinal"),
         "from argsort(argsort), which breaks ties: equal values share the mean of their ranks":
@@ -84,8 +104,14 @@ def ranks_and_spearman(glue, rng):
         "when different values are numbered: ties take up several ranks":
             stats.rankdata(x, "dense"),
         "when ranks begin at 0": right - 1, "when the greatest comes first": 31 - right,
+        "when the means of ranks are cut off to whole numbers": np.floor(right),
         "from argsort once: it says where to find the values, not their ranks": 1 + x.argsort()})
-    compare("spearman", glue.spearman(x, y), stats.spearmanr(x, y)[0], {
-        "from the values: take their ranks first": stats.pearsonr(x, y)[0],
-        "from 1 - 6 Σ d² / (n (n² - 1)), which holds without ties only":
-            1 - 6 * squares / (30 * (30**2 - 1))})
+    for y in (y, y - x):
+        d = np.sum((stats.rankdata(x) - stats.rankdata(y)) ** 2)
+        right = stats.spearmanr(x, y)[0]
+        compare("spearman", pure("glue", "spearman", x, y), right, {
+            **signs(right), "from the values: take their ranks first": stats.pearsonr(x, y)[0],
+            "when only one side is ranked": stats.pearsonr(stats.rankdata(x), y)[0],
+            "from 1 - 6 Σ d² / (n (n² - 1)), which holds without ties only":
+                1 - 6 * d / (30 * (30**2 - 1))})
+    require_zero(glue.spearman, np.ones(5), np.arange(5.0))

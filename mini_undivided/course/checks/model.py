@@ -1,46 +1,75 @@
 """Checks of 1 to 3: attention, the FFN and the block, parameters and FLOPs."""
 
-from unittest import mock
+import itertools
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from mini_undivided.course.assignments import Wrong, check, compare, distinct, normal, require
+from mini_undivided.course.assignments import (
+    SDPA,
+    Wrong,
+    array,
+    check,
+    compare,
+    distinct,
+    equal,
+    normal,
+    require,
+)
+from mini_undivided.course.student import pure
 from mini_undivided.support.config import BertConfig
-
-SDPA = F.scaled_dot_product_attention
 
 
 # 1: attention with its mask.
 
 def attention_inputs(rng):
     """q (B, H, M, D), k and v (B, H, T, D)."""
-    B, H, M, T, D = distinct(rng, 5, 2, 9)
+    B, H, M, T, D = distinct(rng, 5, 3, 9)
     return normal(rng, B, H, M, D), normal(rng, B, H, T, D), normal(rng, B, H, T, D)
 
 
-def written_out(model, *arguments):
-    """The student's attention, with the fused kernel out of reach."""
-    refusal = Wrong("attend calls PyTorch's fused kernel: write it out, with matmul and softmax")
-    with mock.patch.object(F, "scaled_dot_product_attention", side_effect=refusal):
-        return model.attend(*arguments)
+def attend(*arguments):
+    """The student's attention."""
+    return pure("model", "attend", *arguments)
+
+
+def with_large_scores(q, k, v, mask=None):
+    """Raise Wrong unless attention is right where scores are about ±200,000."""
+    q, k = 1e5 * q[:1, :1], k[:1, :1].clone()
+    if mask is not None:  # far below 0
+        q[..., 0], k[..., 0] = -2e5, 5
+    answer = attend(q, k, v, mask)
+    require(np.isfinite(array(answer)).all(), "with scores of ±200,000 the output is not finite: "
+            "use softmax, or subtract a row's largest score before exp")
+    require(equal(array(answer), array(SDPA(q, k, v, mask))), "with scores of ±200,000 the output "
+            "is wrong: masked ones need −∞ or a type's least number, far below all others")
 
 
 @check(1, points=5)
 def attention_without_a_mask(model, rng):
     """Without a mask the output is softmax(Q Kᵀ / √D) V."""
     q, k, v = attention_inputs(rng)
-    D, T = q.size(-1), k.size(2)
-    over_queries = SDPA(k, q, torch.eye(q.size(2), dtype=q.dtype)).mT @ v
-    compare("the output", written_out(model, q, k, v), SDPA(q, k, v), {
-        "without the division by √D: the scores are √D too large": SDPA(q, k, v, scale=1),
-        "when scores are divided by D instead of √D": SDPA(q, k, v, scale=1 / D),
-        "when scores are multiplied by √D, not divided": SDPA(q, k, v, scale=D**0.5),
-        "with √T in place of √D: D is the last size of q": SDPA(q, k, v, scale=T**-0.5),
-        "when the softmax runs over the queries: it belongs on the last axis": over_queries,
-        "without the softmax": q @ k.mT / D**0.5 @ v})
+    D, eye = q.size(-1), torch.eye(k.size(2), dtype=q.dtype)
+    wrong_root = "with √T, or the last size of v, in place of √D: D is the last size of q"
+    over_queries = SDPA(k, q, torch.eye(q.size(2), dtype=q.dtype)).mT
+    for what, v in {"the output": v, "the output with the identity (T, T) as v": eye}.items():
+        compare(what, attend(q, k, v), SDPA(q, k, v), {
+            "without the division by √D: the scores are √D too large": SDPA(q, k, v, scale=1),
+            "when scores are divided by D instead of √D": SDPA(q, k, v, scale=1 / D),
+            "when scores are multiplied by √D, not divided": SDPA(q, k, v, scale=D**0.5),
+            wrong_root: SDPA(q, k, v, scale=len(eye)**-0.5),
+            "with the square root of all of C = H D: D is the width of a head":
+                SDPA(q, k, v, scale=(D * q.size(1))**-0.5),
+            "when the softmax runs over the queries: it belongs on the last axis":
+                over_queries @ v,
+            "when the softmax runs over the heads: it belongs on the last axis":
+                (q @ k.mT / D**0.5).softmax(1) @ v,
+            "without the softmax": q @ k.mT / D**0.5 @ v,
+            "when the weights are divided by √D as well": SDPA(q, k, v) / D**0.5})
+    with_large_scores(q, k, eye)
 
 
 @check(1, points=4)
@@ -48,9 +77,9 @@ def attention_with_a_mask(model, rng):
     """No token looks where the mask is False."""
     q, k, v = attention_inputs(rng)
     mask = torch.from_numpy(rng.random((len(q), 1, 1, k.size(2))) < 0.5)
-    mask[..., 0], mask[..., 1] = True, False
+    mask[..., :2], mask[..., 2:4], mask[:1, ..., 1] = True, False, False
     column = mask.mT  # (B, 1, T, 1)
-    compare("the output with a mask", written_out(model, q, k, v, mask), SDPA(q, k, v, mask), {
+    compare("the output with a mask", attend(q, k, v, mask), SDPA(q, k, v, mask), {
         "when the mask is inverted, or −∞ has the wrong sign: True is where one may look":
             SDPA(q, k, v, ~mask),
         "when the mask is not used": SDPA(q, k, v),
@@ -59,21 +88,27 @@ def attention_with_a_mask(model, rng):
         "when the mask zeroes the weights after the softmax: then rows no longer sum to 1":
             SDPA(q, k, v * column),
         "when 0 and 1 are added to the scores: a forbidden one needs −∞":
-            SDPA(q, k, v, mask.double())})
+            SDPA(q, k, v, mask.double()),
+        "when all sequences have the first one's mask": SDPA(q, k, v, mask[:1])})
+    with_large_scores(q, k, v[:1, :1], mask[:1])
 
 
 @check(1, points=1)
 def attention_with_dropout(model, rng):
     """Dropout sets weights to 0 and divides the others by 1 - p."""
-    q, k, _ = attention_inputs(rng)
-    twice, p = torch.eye(k.size(2), dtype=q.dtype).repeat(1, 2), rng.uniform(0.3, 0.6)
-    answer, weights = written_out(model, q, k, twice, None, p), SDPA(q, k, twice)
+    q, k = normal(rng, 4, 7, 9, 5), normal(rng, 4, 7, 12, 5)
+    twice, p = torch.eye(12, dtype=q.dtype).repeat(1, 2), rng.uniform(0.2, 0.4)
+    answer, weights = attend(q, k, twice, None, p), SDPA(q, k, twice)
     require(torch.equal(*answer.chunk(2, -1)), "dropout acts on the output: use it on the weights")
     kept = answer != 0
     require(not kept.all(), "no weight is 0 after dropout: is the argument dropout unused?")
-    compare("a weight that dropout keeps", answer[kept], weights[kept] / (1 - p), {
-        "without the division by 1 - p": weights[kept],
-        "when p is the share that is kept": weights[kept] / p})
+    compare("the weights after dropout", answer, weights * kept / (1 - p), {
+        "without the division by 1 - p": weights * kept,
+        "when p is the share that is kept": weights * kept / p,
+        "when they are divided by their sum afterwards":
+            2 * weights * kept / (weights * kept).sum(-1, keepdim=True)})
+    require(abs(kept.double().mean() - 1 + p) < 0.06, f"dropout with p = {p:.2f} keeps "
+            f"{kept.double().mean():.0%} of the weights: p is the share that becomes 0")
 
 
 # 2: the FFN and the block.
@@ -119,36 +154,71 @@ def library_ffn(block, x, *variant):
 
 @check(2, points=5)
 def feed_forward_sublayer(model, rng):
-    """FeedForward is LayerNorm(x + W_down gelu(W_up x)), gelu_down the part after W_up."""
-    block, x = random_block(model, rng)
-    ffn, (right, before) = block.ffn, library_ffn(block, x)
-    activations = {"without the GELU": lambda y: y, "with a ReLU for the GELU": F.relu,
-                   "with the tanh approximation of GELU: BERT's is the exact one":
-                       lambda y: F.gelu(y, approximate="tanh")}
-    compare("gelu_down's output", ffn.gelu_down(ffn.up(x)), before - x, {
-        cause: library_ffn(block, x, each)[1] - x for cause, each in activations.items()})
-    compare("FeedForward's output", ffn(x), right, {
+    """FeedForward is LayerNorm(x + W_down gelu(W_up x))."""
+    block, x = random_block(model, rng, dropout=0.5)
+    ffn, (right, before) = block.eval().ffn, library_ffn(block, x)
+    answer = pure("model", "FeedForward.forward", ffn, x)
+    again = pure("model", "FeedForward.forward", ffn, x)
+    require(equal(array(answer), array(again)), "dropout acts in evaluation, too: use the module "
+            "self.dropout, which knows whether it trains")
+    compare("FeedForward's output", answer, right, {
+        "without the GELU": library_ffn(block, x, lambda y: y)[0],
+        "with a ReLU for the GELU": library_ffn(block, x, F.relu)[0],
+        "with the tanh approximation of GELU: BERT's is the exact one":
+            library_ffn(block, x, lambda y: F.gelu(y, approximate="tanh"))[0],
+        "with the sigmoid approximation of GELU: BERT's is the exact one":
+            library_ffn(block, x, lambda y: y * (1.702 * y).sigmoid())[0],
+        "when the GELU comes after W_down: it stands between the two": ffn.norm(
+            x + F.gelu(ffn.down(ffn.up(x)))),
+        "with a GELU after W_down, too": ffn.norm(x + F.gelu(before - x)),
         "when the residual is forgotten: x + … is missing": ffn.norm(before - x),
+        "when x is added twice": ffn.norm(before + x),
         "when the residual comes after the norm: BERT's LayerNorm is last":
             x + ffn.norm(before - x),
         "with the norm first (pre-norm): BERT's LayerNorm is last":
             library_ffn(block, x, F.gelu, True)[0],
+        "with a second LayerNorm": ffn.norm(right),
+        "when W_up's input is normalised as well": ffn.norm(
+            x + ffn.down(F.gelu(ffn.up(ffn.norm(x))))),
         "without the LayerNorm": before})
-    ffn.gelu_down = lambda y: 0 * x
-    require(torch.allclose(ffn(x), ffn.norm(x)), "FeedForward.forward does not call "
-            "self.gelu_down, which support/cpu.py replaces")
 
 
 @check(2, points=1)
 def dropout_in_the_ffn(model, rng):
     """In training, dropout acts on what is added to x, and not on x."""
     block, x = random_block(model, rng, dropout=0.5)
-    block.ffn.norm = nn.Identity()
+    whole, block.ffn.norm = library_ffn(block, x)[1] - x, nn.Identity()
     added = block.ffn(x) - x
     require(torch.isclose(added, -x).double().mean() < 0.2,
             "dropout acts on x as well: put it on the FFN's part alone")
-    require((added == 0).any(),
+    require(not equal(array(added), array(whole)),
             "nothing is dropped in FeedForward while it trains: is self.dropout unused?")
+    require((added == 0).any(), "dropout acts before W_down: put it on what W_down returns")
+    compare("what the FFN adds under dropout", added, 2 * whole * (added != 0), {
+        "with dropout in two places": added})
+
+
+class ByPlace(nn.Module):
+    """Attention that takes its arguments by their place alone, as a hook in attention.py does."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x, mask=None, positions=None, /):
+        """As Attention.forward."""
+        return self.attention(x, mask, positions)
+
+
+def call_block(block, *arguments):
+    """A block's output. Raises Wrong for the two usual TypeErrors."""
+    try:
+        return block(*arguments)
+    except TypeError as error:
+        require("positional-only" not in str(error), "x, mask and positions reach attention by "
+                "name: pass them by place, as attention.py expects")
+        raise Wrong(f"a block whose ffn is None fails ({error}): is the FFN always called?"
+                    if block.ffn is None else str(error)) from None
 
 
 @check(2, points=2)
@@ -157,20 +227,26 @@ def block_with_ffn(model, rng):
     block, x = random_block(model, rng)
     real = torch.from_numpy(rng.random(x.shape[:2]) < 0.6)
     real[:, 0] = True
-    layer, mask, given = library_layer(block), real[:, None, None], []
+    layer, mask = library_layer(block), real[:, None, None]
     right = layer(x, src_key_padding_mask=~real)
     attended = layer.norm1(x + layer.self_attn(x, x, x, ~real, need_weights=False)[0])
-    asked = torch.from_numpy(rng.integers(x.size(1), size=(len(x), 2)))
-    with mock.patch.multiple(model, attend=SDPA, attend_fast=SDPA):
-        compare("the output of a block with an FFN", block(x, mask), right, {
-            "when the FFN is left out": attended,
-            "when the FFN reads x instead of attention's output": block.ffn(x),
-            "when the mask does not reach attention": layer(x)})
-        block.attention.register_forward_pre_hook(lambda module, inputs: given.append(inputs))
-        compare("the output at positions", block(x, mask, asked), model.pick(right, asked), {
-            "when positions does not reach attention": right})
-    require(len(given[0]) == 3, "x, mask and positions reach attention by name: pass them by "
-            "place, as attention.py expects")
+    positions = torch.from_numpy(rng.integers(x.size(1), size=(len(x), 2)))
+    there = right.take_along_dim(positions[..., None], 1)
+    through = library_ffn(block, x)[0]
+    wrong = {"when the FFN is left out": attended,
+             "when the FFN reads x instead of attention's output": through,
+             "when the FFN comes before attention": layer.norm1(through + layer.self_attn(
+                 through, through, through, ~real, need_weights=False)[0]),
+             "when x is added to attention's output: Attention contains its residual":
+                 library_ffn(block, x + attended)[0],
+             "when attention's output is added once more: the FFN contains its residual":
+                 right + attended,
+             "when attention and FFN stand side by side": attended + through,
+             "when the mask does not reach attention": layer(x)}
+    block.attention = ByPlace(block.attention)
+    compare("the output of a block with an FFN", call_block(block, x, mask), right, wrong)
+    compare("the output at positions", call_block(block, x, mask, positions), there, {
+        "when positions does not reach attention": right})
 
 
 @check(2, points=2)
@@ -179,12 +255,7 @@ def block_without_ffn(model, rng):
     block, x = random_block(model, rng, has_ffn=False)
     layer = library_layer(block)
     right = layer.norm1(x + layer.self_attn(x, x, x, need_weights=False)[0])
-    with mock.patch.multiple(model, attend=SDPA, attend_fast=SDPA):
-        try:
-            answer = block(x)
-        except TypeError as error:
-            raise Wrong(f"a block whose ffn is None fails ({error}): is the FFN always called?")
-    compare("the output of a block without an FFN", answer, right, {
+    compare("the output of a block without an FFN", call_block(block, x), right, {
         "when its input is returned: attention is missing": x,
         "with a second residual: it has to go with the FFN": x + right,
         "with LayerNorm(2x): an FFN that is an identity is not an absent one":
@@ -193,47 +264,58 @@ def block_without_ffn(model, rng):
 
 # 3: parameters and FLOPs.
 
-def some_sizes(rng):
-    """The sizes of a small model with FFNs in two of its layers, one of them first or last."""
+def some_sizes(rng, last=None):
+    """The sizes of a small model with FFNs in two of its layers, perhaps the last one."""
     H, D, inner, L, V = distinct(rng, 5, 3, 9)
-    return dict(vocab_size=90 + V, hidden_size=H * D, num_hidden_layers=L, num_attention_heads=H,
-                intermediate_size=40 + inner, max_position_embeddings=37,
-                ffn_layers=[[0, 1], [1, L - 1]][rng.integers(2)])
+    last = rng.random() < 0.5 if last is None else last
+    return dict(vocab_size=1000 + V, hidden_size=H * D, num_hidden_layers=L, num_attention_heads=H,
+                intermediate_size=40 + inner, max_position_embeddings=37, type_vocab_size=3,
+                ffn_layers=[1, L - 1] if last else [0, 1])
 
 
 def weights_of(model_class, sizes, **changes):
     """The number of weights of a model that is built."""
-    return sum(p.numel() for p in model_class(BertConfig(**sizes | changes)).parameters())
+    with torch.device("meta"):
+        return sum(p.numel() for p in model_class(BertConfig(**sizes | changes)).parameters())
 
 
 @check(3, points=4)
 def number_of_parameters(model, rng):
     """count_parameters counts each weight of a model once."""
-    sizes = some_sizes(rng)
-    C, L, V = sizes["hidden_size"], sizes["num_hidden_layers"], sizes["vocab_size"]
-    for model_class in (model.MaskedLM, model.Encoder):
-        right = weights_of(model_class, sizes)
+    for sizes, model_class in itertools.product(
+            (some_sizes(rng, True), some_sizes(rng, False)), (model.MaskedLM, model.Encoder)):
+        C, L, V, inner = (sizes[name] for name in (
+            "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"))
+        right, ffn = weights_of(model_class, sizes), 2 * C * inner + inner + 3 * C
+        head = {"the head": C * C + 3 * C + V, "the head's bias": V,
+                "the head's dense layer": C * C + C} if model_class is model.MaskedLM else {}
         compare(f"the number of parameters of {model_class.__name__}",
                 model.count_parameters(BertConfig(**sizes), model_class), right, {
-            "with an FFN in every layer": weights_of(model_class, sizes, ffn_layers=None),
-            "without any FFN": weights_of(model_class, sizes, ffn_layers=[]),
+            "with an FFN in every layer": right + (L - 2) * ffn,
             "when the LayerNorm of an absent FFN is counted: it goes too": right + (L - 2) * 2 * C,
             "when the output matrix is counted beside the word vectors: they are one (tied)":
                 right + V * C,
-            "without the position vectors": right - 37 * C,
-            "without the FFNs' LayerNorms": right - 4 * C,
-            "for a MaskedLM, whatever model_class says": weights_of(model.MaskedLM, sizes)})
+            "with two segment vectors: their number is type_vocab_size": right - C,
+            "for a MaskedLM, whatever model_class says": weights_of(model.MaskedLM, sizes),
+            **{f"without {name}": right - size for name, size in {
+                "any FFN": 2 * ffn, "one of the FFNs: only one is counted": ffn,
+                "the position vectors": 37 * C, "the segment vectors (token_type)": 3 * C,
+                "the LayerNorm of the embeddings, or of the head": 2 * C,
+                "the FFNs' LayerNorms": 4 * C, "attention's LayerNorms": L * 2 * C,
+                "the biases of attention": L * 4 * C, "the biases of FFNs": 2 * (inner + C),
+                "one of an FFN's two matrices": 2 * inner * C,
+                "attention's output map": L * (C * C + C), **head}.items()}})
 
 
 def library_flops(sizes, T, asked=None):
     """What PyTorch's counter says of PyTorch's layers, forward and twice that backward, a token."""
     C, L, inner = (sizes[n] for n in ("hidden_size", "num_hidden_layers", "intermediate_size"))
-    attention = nn.MultiheadAttention(C, sizes["num_attention_heads"], batch_first=True)
-    ffn = nn.Sequential(nn.Linear(C, inner), nn.Linear(inner, C))
-    head = nn.Sequential(nn.Linear(C, C), nn.Linear(C, sizes["vocab_size"]))
-    x = torch.zeros(1, T, C)
-    last = x[:, : asked or T]
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        attention = nn.MultiheadAttention(C, sizes["num_attention_heads"], batch_first=True)
+        ffn = nn.Sequential(nn.Linear(C, inner), nn.Linear(inner, C))
+        head = nn.Sequential(nn.Linear(C, C), nn.Linear(C, sizes["vocab_size"]))
+        x = torch.zeros(1, T, C)
+        last = x[:, : asked or T]
         for i in range(L):
             query = last if i == L - 1 else x
             attention(query, x, x)
@@ -246,30 +328,42 @@ def library_flops(sizes, T, asked=None):
 @check(3, points=6)
 def number_of_flops(model, rng):
     """flops_per_token is what PyTorch's FlopCounterMode counts."""
-    sizes, T = some_sizes(rng), int(rng.integers(11, 37))
-    C, L, V = sizes["hidden_size"], sizes["num_hidden_layers"], sizes["vocab_size"]
-    for asked in (None, int(rng.integers(2, 9))):
+    for last, asked in ((True, None), (False, None), (True, int(rng.integers(2, 9))), (False, 5)):
+        sizes, T = some_sizes(rng, last), int(rng.integers(11, 37))
+        C, L, V, H, inner = (sizes[name] for name in (
+            "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads",
+            "intermediate_size"))
         right, share = library_flops(sizes, T, asked), (asked or T) / T
-        scores = 6 * 2 * T * C * (L - 1 + share)
-        every, none = ({**sizes, "ffn_layers": layers} for layers in (range(L), []))
-        what = "flops_per_token" + (f" with asked={asked} of {T}" if asked else "")
-        compare(what, model.flops_per_token(BertConfig(**sizes), T, asked), right, {
+        whole = library_flops(sizes, T) if asked else right
+        word, dense, ffn = 6 * V * C, 6 * C * C, 12 * C * inner
+        ffns, absent = (1 + share if last else 2) * ffn, (L - 2 if last else L - 3 + share) * ffn
+        queries, scores, less = L - 1 + share, 12 * T * C, 1 - share
+        compare(f"flops_per_token(config, {T}{f', {asked}' if asked else ''})",
+                model.flops_per_token(BertConfig(**sizes), T, asked), right, {
             "for the forward pass alone: backward costs twice as much again": right / 3,
             "when a multiply-add counts as one operation: it is two": right / 2,
             "when backward counts like forward, once: it is twice": right * 2 / 3,
             "for a whole sequence, not for each of its tokens": right * T,
-            "with an FFN in every layer": library_flops(every, T, asked),
-            "without the FFNs": library_flops(none, T, asked),
-            "without Q Kᵀ and the product with V, which grow with T": right - scores,
-            "with only one of Q Kᵀ and the product with V": right - scores / 2,
-            "without the head's output matrix": right - 6 * share * V * C,
-            "without the head's dense layer": right - 6 * share * C * C,
-            "without the head": right - 6 * share * (V * C + C * C),
-            "when looking up word vectors counts: no product is computed there": right + 6 * V * C,
-            "when asked is not used": library_flops(sizes, T),
-            "when asked is not used in the last layer":
-                library_flops(sizes, T) - 6 * (1 - share) * (V * C + C * C),
-            "with the last layer's keys and values at the asked positions alone: they are computed "
-            "everywhere": right - 6 * (1 - share) * 2 * C * C,
+            "for each of the asked positions: divide by seq_len": right / share,
+            "with an FFN in every layer": right + absent,
+            "when Q Kᵀ and the product with V count for each head: heads share the width C":
+                right + scores * queries * (H - 1),
+            "when looking up word vectors counts: no product is computed there": right + word,
+            "when asked is not used": whole,
+            "when asked is not used in the last layer": whole - less * (word + dense),
+            "when asked is not used in the head": right + less * (word + dense),
+            "when asked is not used in the last layer's FFN": right + less * ffn * last,
+            "when asked is not used in Q Kᵀ and the product with V": right + less * scores,
             "when every layer, not only the last, is computed at the asked positions alone":
-                library_flops(sizes, T) * share})
+                whole * share,
+            **{f"without {name}": right - flops for name, flops in {
+                "the FFNs": ffns, "one of the FFN's two products": ffns / 2,
+                "Q Kᵀ and the product with V, which grow with T": scores * queries,
+                "one of Q Kᵀ and the product with V": scores * queries / 2,
+                "the attention's output map": dense * queries,
+                "the head's output matrix": share * word, "the head's dense layer": share * dense,
+                "the head": share * (word + dense),
+                "keys for the last layer's positions that are not asked: only queries are fewer":
+                    share * less * scores,
+                "the last layer's keys and values elsewhere: they are computed everywhere":
+                    less * 2 * dense}.items()}})

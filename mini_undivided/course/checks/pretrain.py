@@ -1,6 +1,7 @@
 """Checks of 5: the training step."""
 
-from contextlib import nullcontext
+import copy
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from mini_undivided.course.assignments import check, compare, distinct, normal, require
+from mini_undivided.course.student import beside
 
 
 class Tiny(nn.Module):
@@ -20,12 +22,16 @@ class Tiny(nn.Module):
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
         """As MaskedLM.forward."""
-        self.cast = torch.is_autocast_enabled("cpu")
         x = self.word(input_ids)
-        return self.out(x if positions is None else x.take_along_dim(positions[..., None], 1))
+        logits = self.out(x if positions is None else x.take_along_dim(positions[..., None], 1))
+        self.called(logits)
+        return logits
+
+    def called(self, logits):
+        """Nothing; `take_steps` sees here when the model is called."""
 
     def surprise(self, batch):
-        """-log p of each masked place of a batch, by definition."""
+        """-log p of each masked position of a batch, by definition."""
         used = batch.labels != -100
         logits = self(batch.input_ids, positions=batch.positions)[used]
         return -torch.distributions.Categorical(logits=logits).log_prob(batch.labels[used])
@@ -36,7 +42,7 @@ class Tiny(nn.Module):
 
 
 def tiny_batches(rng):
-    """A tiny model, and three micro-batches with unequal numbers of masked places."""
+    """A tiny model, and three micro-batches with unequal numbers of masked positions."""
     from mini_undivided.data import MaskedBatch
 
     V, T, M, B = distinct(rng, 4, 4, 11)
@@ -50,15 +56,22 @@ def tiny_batches(rng):
 
 @check(5, points=3)
 def loss_of_a_batch(pretrain, rng):
-    """masked_loss is the cross entropy in nats, summed over the masked places."""
+    """masked_loss is the cross entropy in nats, summed over the masked positions."""
     model, (batch, *_) = tiny_batches(rng)
-    each = model.surprise(batch)
-    right = each.sum()
-    compare("masked_loss", pretrain.masked_loss(model, batch), right, {
-        "when the mean is taken: train_step divides, once": each.mean(),
-        "when the sum is divided by all places, the unused ones too": right / batch.labels.numel(),
-        "with the opposite sign": -right,
-        "in bits, not in nats": right / np.log(2)})
+    for what, scale in {"masked_loss": 1, "masked_loss with large logits": 100}.items():
+        model.out.weight.data *= scale
+        each = model.surprise(batch)
+        right, positions = each.sum(), batch.labels.numel()
+        answer = pretrain.masked_loss(model, batch)
+        require(scale == 1 or answer.isfinite(), "with logits of some thousands the loss is not "
+                "finite: use log_softmax or cross_entropy, not the log of a softmax")
+        compare(what, answer, right, {
+            "when the mean is taken: train_step divides, once": each.mean(),
+            "when the sum is divided by all positions, the unused ones too": right / positions,
+            "when the sum is divided by the sequences": right / len(batch.labels),
+            "when IGNORE is taken for a token: such labels do not count": model.surprise(
+                batch._replace(labels=batch.labels.clamp(min=0))).sum(),
+            "with the opposite sign": -right, "in bits, not in nats": right / np.log(2)})
 
 
 def clipped(gradient):
@@ -66,34 +79,67 @@ def clipped(gradient):
     return gradient / gradient.norm().clamp(min=1)
 
 
-def take_step(pretrain, model, batches, num_masked, world):
-    """Take a step of gradient descent at rate 1 → what it subtracts, and the loss returned."""
-    steps, syncs = [], []
+@beside
+def take_steps(model, batches, counts, world):
+    """Steps of gradient descent at rate 1 → of each what it subtracts, and the loss returned.
+
+    counts: the num_masked of each. Raises Wrong for what can be seen from outside.
+    """
+    from mini_undivided.pretrain import train_step
+
+    model, steps, syncs, seen, now_inside = copy.deepcopy(model), [], [], [], []
 
     class Descent(torch.optim.SGD):
         def step(self, closure=None):
             steps.append(id(self))
             return super().step(closure)
 
+    @contextmanager
+    def synchronise(model, now):
+        syncs.append(now)
+        now_inside.append(True)
+        yield
+        now_inside.pop()
+
+    def called(logits):
+        seen.append((torch.is_autocast_enabled("cpu"), bool(now_inside)))
+        logits.register_hook(lambda gradient: seen.append((True, bool(now_inside))))
+
+    model.called, taken = called, []
     optimizers = [Descent(part.parameters(), lr=1.0) for part in (model.word, model.out)]
-    before = nn.utils.parameters_to_vector(model.parameters()).detach()
-    machine = SimpleNamespace(device=torch.device("cpu"), world=world,
-                              autocast=lambda: torch.autocast("cpu"),  # float64 stays as it is
-                              synchronise=lambda model, now: nullcontext(syncs.append(now)))
-    loss = pretrain.train_step(model, optimizers, batches, num_masked, machine)
-    require(len(steps) < 3, "optimizers step after each micro-batch: they should once, at the end")
-    require(len(set(steps)) == 2, "not all optimizers take a step")
-    require(model.cast, "the model is called outside of machine.autocast()")
-    require(syncs and syncs[-1] and sum(syncs) == 1, f"machine.synchronise gets now = {syncs} for "
-            f"{len(batches)} micro-batches: it should be True for the last one alone")
-    return before - nn.utils.parameters_to_vector(model.parameters()).detach(), loss
+    machine = SimpleNamespace(
+        device=torch.device("cpu"), world=world, world_size=world, synchronise=synchronise,
+        autocast=lambda: torch.autocast("cpu"))  # float64 stays as it is
+    for count in counts:
+        for each in (steps, syncs, seen):
+            each.clear()
+        before = nn.utils.parameters_to_vector(model.parameters()).detach()
+        loss = train_step(model, optimizers, batches, count, machine)
+        require(loss is not None, "train_step returns None: is a return missing?")
+        require(torch.is_tensor(loss),
+                "the loss returned is no tensor: return a tensor (detached), not a number")
+        require(not loss.requires_grad, "the loss returned keeps the graph alive: detach it")
+        require(steps, "no optimizer takes a step")
+        require(len(set(steps)) == 2, "not all optimizers take a step")
+        require(len(steps) < 3,
+                "optimizers step after each micro-batch: they should once, at the end")
+        cast, inside = zip(*seen, strict=True)
+        require(all(cast), "the model is called outside of machine.autocast()")
+        require(syncs and syncs[-1] and sum(syncs) == 1, f"machine.synchronise gets now = {syncs} "
+                f"for {len(batches)} micro-batches: it should be True for the last one alone")
+        require(all(inside), "model or backward pass stand outside of `with machine.synchronise`")
+        taken.append((before - nn.utils.parameters_to_vector(model.parameters()).detach(), loss))
+    return taken
 
 
 @check(5, points=7)
 def step_over_micro_batches(pretrain, rng):
     """A step over micro-batches is the step over the whole batch, clipped to norm 1."""
     model, batches = tiny_batches(rng)
-    world, left = int(rng.integers(2, 5)), 0.0
+    start = copy.deepcopy(model)
+    world, left, kept, counts, rights = int(rng.choice([2, 4, 5])), 0.0, 0.0, [], []
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    sizes = [shape.numel() for shape in shapes.values()]
     for number in (1, 2):
         losses = [model.surprise(batch) for batch in batches]
         parts = [model.gradient(loss.sum()) for loss in losses]
@@ -104,30 +150,45 @@ def step_over_micro_batches(pretrain, rng):
         scale, within = world / num, 0.0
         for part in parts:
             within = clipped(within + scale * part)
-        taken, answer = take_step(pretrain, model, batches, num, world)
-        compare(f"the update of step {number}", taken, clipped(scale * whole), {
+        right, pieces = clipped(scale * whole), (scale * whole).split(sizes)
+        rights.append((right, loss, {
             "when the first step's gradient is still there: is zero_grad missing?":
                 clipped(left + scale * whole),
+            "when an optimizer keeps the first step's gradient: zero_grad is for each of them":
+                clipped(kept + scale * whole),
             "without clipping": scale * whole,
             "with the mean of micro-batch means: divide the sum of all losses by num_masked":
                 clipped(means),
-            "without division by num_masked": clipped(whole),
+            "without division by num_masked, or at norm 1 also if it is smaller": clipped(whole),
             "without the factor machine.world, which undoes DDP's average": clipped(whole / num),
-            "when the process's own places are counted, instead of num_masked": clipped(whole / n),
+            "when it is divided by machine.world, not multiplied": clipped(whole / num / world),
+            "when the process's own positions are counted, instead of num_masked":
+                clipped(world * whole / n),
             "when the gradient is clipped after each micro-batch: do it once, at the end": within,
             "when each micro-batch's gradient is clipped by itself: do it once, at the end":
                 sum(clipped(scale * part) for part in parts),
+            "when each parameter's gradient is clipped by itself: the norm of the whole is meant":
+                torch.cat([clipped(piece) for piece in pieces]),
+            "when each optimizer's gradient is clipped by itself: the norm of the whole is meant":
+                torch.cat([clipped(pieces[0]), clipped(torch.cat(pieces[1:]))]),
             "from the last micro-batch alone: gradients have to add up":
                 clipped(scale * parts[-1]),
             "without the last micro-batch": clipped(scale * (whole - parts[-1])),
             "when the sum is also divided by the number of micro-batches":
                 clipped(scale * whole / len(parts)),
             "with each entry clipped (clip_grad_value_): the norm of the whole is meant":
-                (scale * whole).clamp(-1, 1)})
-        compare("the loss returned", answer, loss, {
+                (scale * whole).clamp(-1, 1)}, {
             "when it is divided by num_masked": loss / num,
-            "for the last micro-batch alone": losses[-1].sum()})
-        require(torch.is_tensor(answer),
-                "the loss returned is no tensor: return a tensor (detached), not a number")
-        require(not answer.requires_grad, "the loss returned keeps the graph alive: detach it")
+            "when it is multiplied by machine.world": world * loss,
+            "when it is divided by the micro-batches": loss / len(parts),
+            "for the last micro-batch alone": losses[-1].sum()}))
+        counts.append(num)
         left = scale * whole
+        kept = torch.cat([0 * pieces[0], *pieces[1:]])
+        vector = nn.utils.parameters_to_vector(model.parameters()).detach()
+        nn.utils.vector_to_parameters(vector - right, model.parameters())
+    taken = take_steps(start, batches, counts, world)
+    for number, ((update, answer), (right, loss, causes, of_loss)) in enumerate(
+            zip(taken, rights, strict=True), 1):
+        compare(f"the update of step {number}", update, right, causes, shapes)
+        compare("the loss returned", answer, loss, of_loss)

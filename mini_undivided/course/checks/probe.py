@@ -31,8 +31,11 @@ def fitted_probe(probe, rng):
         shapes = [(tuple(W.shape), tuple(b.shape)) for W, b in fits]
         wanted = [((L, C, classes or 1), (L, 1, classes or 1))] * len(strengths)
         require(shapes == wanted, f"W and b have the shapes {shapes}, but should have {wanted}")
+        require(not any(each.requires_grad for pair in fits for each in pair),
+                "W and b keep the graph alive: detach them")
+        require(all(b.any() for _, b in fits), "b is 0: is it trained?")
         require(not all(torch.equal(fits[0][0], W) for W, _ in fits[1:]),
-                "all λ have the same W: keep a copy of each (detach().clone())")
+                "all λ have the same W: are strengths used, and a copy of each kept (clone())?")
         for (W, b), strength in zip(fits, strengths, strict=True):
             found = largest_gradient(x, y, W, b, classes, strength)
             if found < limit:
@@ -40,15 +43,21 @@ def fitted_probe(probe, rng):
             where = f"{'classification' if classes else 'regression'}, λ = {strength:g}: "
             causes = {
                 "λ |W|² is not halved": (2 * strength,),
-                "λ is halved twice, or the squared error not at all": (strength / 2,),
+                "λ is halved twice" if classes else "the squared error is not halved":
+                    (strength / 2,),
                 "the loss is averaged over layers: each layer has its own mean": (strength * L,),
+                "λ |W|² is averaged over layers: it belongs to each layer": (strength / L,),
                 "the loss is summed over examples: it is their mean": (strength / N,),
+                "λ |W|² is multiplied by the number of examples": (strength * N,),
+                "λ |W|² is divided by the number of its entries": (strength / W.numel(),),
                 "the penalty on W is missing": (0.0,),
                 "b is penalised as well: only W is": (strength, 1.0)}
-            causes |= {f"the fits are not in the order of strengths, this is {other:g}'s": (other,)
-                       for other in strengths if other != strength}
-            for cause, variant in causes.items():
-                require(largest_gradient(x, y, W, b, classes, *variant) > limit, where + cause)
+            causes |= {f"this W is that of λ = {other:g}: are `strengths` used, in their order?":
+                       (other,) for other in (*strengths, *probe.STRENGTHS) if other != strength}
+            misses = {cause: largest_gradient(x, y, W, b, classes, *variant)
+                      for cause, variant in causes.items()}
+            cause = min(misses, key=misses.get)
+            require(misses[cause] > 5 * limit, where + cause)
             start = largest_gradient(x, y, 0 * W, 0 * b, classes, strength)
             raise Wrong(f"{where}the gradient is {found:.2g} at the end and was {start:.2g} at the "
                         "start: take more steps until it is below 1e-4")
@@ -58,9 +67,11 @@ def fitted_probe(probe, rng):
 def control_task(probe, rng):
     """A word has one random tag wherever it occurs, drawn as often as tags occur in training."""
     share = np.array([0.6, 0.3, 0.1])
-    texts = {part: [[f"w{i}" for i in rng.integers(900, size=9)] for _ in range(300)]
+    kinds, often = [f"{letter}{i}" for i in range(600) for letter in "wW"], 1 / np.arange(9, 1209)
+    texts = {part: rng.choice(kinds, (300, 9), p=often / often.sum()).tolist()
              for part in probe.PARTS}
-    labels = {part: rng.choice(3, 2700, p=share) for part in probe.PARTS}
+    labels = {part: rng.choice(3, 2700, p=share if part == "train" else share[::-1])
+              for part in probe.PARTS}
     task = probe.ProbeTask("tags", texts, labels, per_word=True)
     control, again, other = task.control(5), task.control(5), task.control(6)
     require(control is not None, "control returns None: is a return missing?")
@@ -68,6 +79,7 @@ def control_task(probe, rng):
     tags = {}
     for part, tagged in control.items():
         words, here = [word for text in texts[part] for word in text], {}
+        require(isinstance(tagged, np.ndarray), f"the tags of {part} are no array")
         require(len(tagged) == len(words), f"{part} has {len(tagged)} tags for {len(words)} words")
         require(all(here.setdefault(w, tag) == tag for w, tag in zip(words, tagged, strict=True)),
                 "a word has different tags: draw one for each word, not one for each token")
@@ -83,8 +95,13 @@ def control_task(probe, rng):
     require(all(np.array_equal(np.reshape(control[p], (300, 9))[::-1].ravel(), turned[p])
                 for p in texts), "the tags depend on the order of texts, or of a set, which "
             "changes from run to run: take words in sorted order")
+    pairs = [(tags[w], tags[w.upper()]) for w in tags if w.islower() and w.upper() in tags]
+    require(any(a != b for a, b in pairs), "words that differ in case have the same tag")
     found = np.bincount(np.array(list(tags.values()), dtype=int), minlength=3) / len(tags)
     say = f"the tags occur in {', '.join(f'{s:.0%}' for s in found)} of the words, but in training "
     say += "in 60 %, 30 % and 10 %"
-    require(np.abs(found - 1 / 3).max() > 0.1, f"{say}: they are drawn evenly")
-    require(len(found) == 3 and np.abs(found - share).max() < 0.12, say)
+    require(len(found) == 3, f"{say}: there are other tags, too")
+    causes = {"": share, ": they are drawn evenly": np.full(3, 1 / 3),
+              ": they are drawn from all parts": (share + 2 * share[::-1]) / 3}
+    cause = min(causes, key=lambda cause: np.abs(found - causes[cause]).max())
+    require(not cause and np.abs(found - share).max() < 0.08, say + cause)

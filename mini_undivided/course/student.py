@@ -1,0 +1,197 @@
+"""A student's functions in a process of their own, which answers calls with data and nothing else.
+
+While it is open, the functions of an assignment, and those of the checks that are `beside` them,
+run over there; a check draws inputs and compares answers here. The process has nothing of the
+lecturer's environment, and bounds on time, memory, output, files and processes. That stops
+accidents and simple tricks; it is no sandbox.
+"""
+
+import copy
+import functools
+import importlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from unittest import mock
+
+import numpy as np
+import torch
+
+from mini_undivided.course.assignments import (
+    ASSIGNMENTS,
+    Wrong,
+    around,
+    array,
+    equal,
+    explain,
+    require,
+)
+
+MEMORY = 2 << 30  # bytes beyond what Python and PyTorch take
+LARGEST = 1 << 26  # bytes of an answer
+RAISED = {each.__name__: each for each in (TypeError, ZeroDivisionError)}  # checks catch these
+# What no assignment needs, in the names of Python's audit events (PEP 578).
+REFUSED = ("ctypes.dl", "os.", "pty.", "resource.", "shutil.", "signal.", "socket.", "subprocess.")
+HARMLESS = ("os.listdir", "os.scandir", "os.walk", "os.putenv", "os.unsetenv")
+START = """import sys
+own = tuple({sys.prefix, sys.base_prefix})
+sys.path[:] = [sys.argv[1], *(path for path in sys.path if path.startswith(own))]
+from mini_undivided.course.student import serve
+serve(int(sys.argv[2]), own)"""
+STUDENTS = []  # the process that is open
+
+
+def beside(function):
+    """Decorator of a function that needs the student's code: it runs in the student's process."""
+    @functools.wraps(function)
+    def call(*arguments, **named):
+        there = STUDENTS[-1].ask if STUDENTS else None
+        return there(function, arguments, named) if there else function(*arguments, **named)
+    return call
+
+
+def find(module, name):
+    """A function of a module, or of a class in it."""
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+
+
+@beside
+def pure(module, name, *arguments):
+    """What a function returns, which may not change the arrays that it is given."""
+    kept = copy.deepcopy(arguments)
+    answer = find(f"mini_undivided.{module}", name)(*arguments)
+    for before, after in zip(kept, arguments, strict=True):
+        require(not isinstance(before, torch.Tensor | np.ndarray) or equal(
+            array(after), array(before)), f"{name} changes its input: work on a new array")
+    return answer
+
+
+class Student:
+    """Context: an assignment's functions are those in a folder, for some seconds."""
+
+    def __init__(self, project, number, seconds):
+        kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH", "SYSTEMROOT")
+                if name in os.environ}
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-B", "-c", START, str(project), str(number)], cwd=project,
+            env={**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+        _, chapter, names = ASSIGNMENTS[number]
+        module = f"mini_undivided.{chapter}"
+        self.patches = [mock.patch(f"{module}.{name}", beside(find(module, name)))
+                        for name in names if chapter != "project"]
+        self.reason = ""
+        self.timer = threading.Timer(seconds, self.end, [
+            f"it was stopped after {seconds:g} seconds: is there an endless loop?"])
+
+    def __enter__(self):
+        self.process.stdout.readline()  # it is ready: time counts from here
+        self.timer.start()
+        for patch in self.patches:
+            patch.start()
+        STUDENTS.append(self)
+
+    def __exit__(self, *_):
+        STUDENTS.pop()
+        for patch in self.patches:
+            patch.stop()
+        self.timer.cancel()
+        self.end("")
+        self.process.wait()
+
+    def end(self, reason):
+        """Kill the process, and what it has started."""
+        self.reason = self.reason or reason
+        with suppress(ProcessLookupError, AttributeError):  # on Windows there is no killpg
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+
+    def ask(self, function, arguments, named):
+        """Call a function over there → what it returns; what it raises is raised here."""
+        call = pickle.dumps((function.__module__, function.__qualname__, arguments, named))
+        with suppress(OSError):
+            self.process.stdin.write(len(call).to_bytes(8, "big") + call)
+            self.process.stdin.flush()
+        line = self.process.stdout.readline(LARGEST)
+        if not line.endswith(b"\n"):
+            self.end("what your function returns is too large" if line else "")
+            raise Wrong(self.reason or "the process ended early, with status "
+                        f"{self.process.wait()}: does your code call exit, or need much memory?")
+        answer = json.loads(line, object_hook=decode)
+        if "sentence" in answer:
+            error = RAISED.get(answer["kind"], Wrong)(answer["sentence"])
+            error.sentence = answer["sentence"]
+            raise error
+        return answer["value"]
+
+
+def encode(value):
+    """What JSON does not know: tensors and arrays of numbers. Tuples become lists."""
+    grad = value.requires_grad if isinstance(value, torch.Tensor) else None
+    array = np.asarray(value if grad is None else value.detach())
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"your function returned a {type(value).__name__}")
+    return {"array": array.tobytes().hex(), "dtype": array.dtype.str, "shape": array.shape,
+            "grad": grad}
+
+
+def decode(item):
+    """The tensor or array that was encoded."""
+    if "array" not in item:
+        return item
+    array = np.frombuffer(bytearray.fromhex(item["array"]), item["dtype"]).reshape(item["shape"])
+    return array if item["grad"] is None else torch.from_numpy(array).requires_grad_(item["grad"])
+
+
+# Over there.
+
+def serve(number, own):
+    """Answer the calls that come from stdin until it is closed; what is printed vanishes.
+
+    own: Python's own folders.
+    """
+    calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(null, stream)
+    torch.manual_seed(0)
+    bound(own)
+    print(file=answers, flush=True)
+    while length := int.from_bytes(calls.read(8), "big"):
+        call = calls.read(length)
+        try:
+            with around(number):
+                module, name, arguments, named = pickle.loads(call)  # imports the student's code
+                answer = {"value": find(module, name)(*arguments, **named)}
+            line = json.dumps(answer, default=encode)
+        except BaseException as error:
+            line = json.dumps({"sentence": explain(error), "kind": type(error).__name__})
+        print(line, file=answers, flush=True)
+
+
+def bound(own):
+    """Bound memory, files and processes: nothing is written or started, and only Python is read."""
+    with suppress(ImportError, OSError):  # some systems lack these limits
+        import resource
+
+        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        for kind, most in {resource.RLIMIT_AS: size + MEMORY, resource.RLIMIT_FSIZE: 0,
+                           resource.RLIMIT_NPROC: 0}.items():
+            resource.setrlimit(kind, (most, most))
+    readable = tuple(os.path.realpath(each) + os.sep for each in (*own, os.getcwd(), "/sys"))
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+    def refuse(event, arguments, realpath=os.path.realpath):
+        refused = event.startswith(REFUSED) and event not in HARMLESS
+        if event == "open" and not isinstance(arguments[0], int):
+            path = os.fsdecode(arguments[0])
+            refused = path != os.devnull and (
+                arguments[2] & writing or not realpath(path).startswith(readable))
+        if refused:
+            raise PermissionError(f"{event}{str(arguments[:1])[:80]} is not allowed in grading")
+    sys.addaudithook(refuse)
