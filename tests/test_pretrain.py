@@ -52,6 +52,7 @@ def test_a_run_writes_a_whole_run_directory(options):
         "tokenizer.json",
         "tokenizer_config.json",
         "training_state.pt",
+        "training_state.pt.sum",
         "train.json",
         "log.jsonl",
         "loss.png",
@@ -381,31 +382,6 @@ def test_a_run_ends_at_its_flops(options, tmp_path):
     assert pretrain.pretrain(replace(options, **changes))["result"]["step"] > 12
 
 
-DAMAGES = {
-    "a name": lambda state: state["optimizer"][0]["state"][0].update(
-        m=state["optimizer"][0]["state"][0].pop("momentum")),
-    "a parameter": lambda state: state["optimizer"][1]["state"].pop(0),
-    "Muon's state": lambda state: state["optimizer"][0]["state"].clear(),
-    "AdamW's state": lambda state: state["optimizer"][1]["state"].clear(),
-    "a type": lambda state: state["optimizer"][0]["state"][0].update(
-        momentum=state["optimizer"][0]["state"][0]["momentum"].bfloat16()),
-    "an optimizer": lambda state: state["optimizer"].pop(),
-    "the progress": lambda state: state.update(progress=0.25),
-    "the step": lambda state: state.update(step=1_000_000)}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_checkpoint_that_does_not_fit_together_is_refused(options, damage):
-    """What a resumed run would lose or misread in its checkpoint is an error naming the file."""
-    options = replace(options, steps=3, optimizer="muon")
-    pretrain.pretrain(options)
-    state = run_directory.read_state(options.out)
-    DAMAGES[damage](state)
-    run_directory.write_state(options.out, state)
-    with pytest.raises(UserError, match="training_state.pt: "):
-        pretrain.pretrain(options, resume=True)
-
-
 def test_held_out_text_without_words_to_hide_is_refused(options, tmp_path):
     """Sequences so full of [SEP] that 15 % of their words are none cannot validate a run."""
     path = tmp_path / "one.jsonl"
@@ -536,4 +512,4 @@ def test_two_processes_equal_one(options, tmp_path, monkeypatch, pairs):
     for name in ["validation_loss", *["pair_accuracy"] * pairs]:
         assert results[0][name] == pytest.approx(results[1][name], abs=1e-4)
     assert done.stdout.count("corpus ") == 1
-    assert done.stderr.count("  0 %|") == 1  # each bar starts there once
+    assert "%|" not in done.stderr  # a bar is for a terminal

@@ -1,21 +1,12 @@
 """What a run needs before its loop: what does not fit is refused before training."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mini_undivided import pretrain
-from mini_undivided.model import Encoder
-from mini_undivided.report.analysis import analyse
-from mini_undivided.support import run_directory
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import write_json
-from mini_undivided.support.options import (
-    AnalyzeOptions,
-    resume_options,
-)
 
 
 @pytest.mark.parametrize(
@@ -48,26 +39,3 @@ def test_a_run_is_not_overwritten(options):
     pretrain.pretrain(replace(options, steps=1))
     with pytest.raises(UserError, match="already holds a run: resume it with --resume"):
         pretrain.pretrain(options)
-
-
-def test_a_run_of_the_first_version_resumes_opens_and_is_analysed(tmp_path, monkeypatch):
-    """A run that version 0.1.0 left half done goes on to its end.
-
-    It opens in both libraries, and can be analysed.
-    """
-    shutil.copytree(Path(__file__).parent / "run_0.1.0", tmp_path / "run_0.1.0")
-    monkeypatch.chdir(tmp_path)
-    before = run_directory.read_log("run_0.1.0")
-    record = pretrain.pretrain(resume_options({"out": "run_0.1.0"}), resume=True)
-    assert record["status"] == "finished" and record["result"]["step"] == 40
-    rows = run_directory.read_log("run_0.1.0")
-    assert rows[: len(before)] == before
-    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 41))
-    assert record["result"]["validation_loss"] < before[-1].get("validation_loss", 5)
-    encoder = Encoder.from_pretrained("run_0.1.0")
-    assert encoder.config.ffn_layers == [1] and encoder.layers[0].ffn is None
-    shutil.copytree("run_0.1.0", "copy")
-    record["options"]["seed"] += 1  # two runs of one seed would be no replicates
-    write_json(Path("copy/train.json"), record)
-    text = analyse("cka", AnalyzeOptions(["run_0.1.0", "copy"], device="cpu"))
-    assert "| layer 2 " in text and "1.00" in text

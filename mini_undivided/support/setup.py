@@ -18,7 +18,13 @@ from mini_undivided.model import (
 )
 from mini_undivided.support import run_directory
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import check_writable, read_json, write_json
+from mini_undivided.support.files import (
+    check_writable,
+    is_whole,
+    read_json,
+    sealed,
+    write_json,
+)
 from mini_undivided.support.options import SHORTEST
 from mini_undivided.support.overlap import shared_words
 from mini_undivided.support.token_files import cached_tokenizer, tokenize
@@ -95,6 +101,8 @@ def make_model(options, tokenizer):
     """A new model, or that of --init, with pretraining's dropout (but BERT's in its config)."""
     config = make_config(options, tokenizer.get_vocab_size())
     check_fits(tokenizer, config.vocab_size, options.init)
+    if options.next_sentence:
+        config.check_pairs(options.init)
     if options.init:
         kept = {} if options.ffn_layers is None else {"ffn_layers": options.ffn_layers}
         model = model_class(options).from_pretrained(options.init, **kept)
@@ -136,11 +144,12 @@ def prepare_text(options, resume):
 def overlap(tokens, tokenizer):
     """The share of the held-out words in runs of 13 that training has too; once, then cached."""
     path = tokens.folder / "overlap.json"
-    if not path.exists():
+    if not is_whole(path):
         sep = tokenizer.token_to_id("[SEP]")
         shared = shared_words(tokens.train, tokens.valid, opens_word(tokenizer), sep)
-        write_json(path, {"shared": float(shared.mean()) if len(shared) else 0.0})
-    return read_json(path, {"shared": float})["shared"]
+        with sealed(path) as temporary:
+            write_json(temporary, {"shared": float(shared.mean()) if len(shared) else 0.0})
+    return read_json(path)["shared"]
 
 
 def check_sequences(tokens, seq_len, tokenizer):
