@@ -70,7 +70,8 @@ def probe(features, labels, classes, metric="accuracy"):
     → {"valid": L scores, "test": L scores}.
     """
     train = features["train"]
-    mean, deviation = train.mean(1, keepdim=True), train.std(1, keepdim=True)
+    mean, several = train.mean(1, keepdim=True), train.size(1) > 1  # of one it is 0, not NaN
+    deviation = train.std(1, keepdim=True, correction=int(several))
     scaled = {part: (x - mean) / deviation.clamp(min=1e-6) for part, x in features.items()}
     targets, offset = torch.as_tensor(labels["train"]), 0.0
     if not classes:  # a regression starts from the mean
@@ -187,7 +188,7 @@ def task_features(encoder, tasks, tokenizer, machine, length, cls=False):
     parts = (part for task in tasks if not task.per_word for part in task.texts.values())
     place = {text: i for i, text in enumerate(dict.fromkeys(chain.from_iterable(parts)))}
     results, total = [], len(place) + words
-    with tqdm(total=total, desc="features", unit=" texts", leave=False, mininterval=0.3) as bar:
+    with tqdm(total=total, desc="features", unit=" texts", leave=False, disable=None) as bar:
         if place:
             every = text_features(encoder, list(place), tokenizer, machine, length, cls, bar)
         for task in tasks:
@@ -224,7 +225,7 @@ def run_probes(encoder, untrained, tasks, tokenizer, machine, length, seeds=3, c
     trained = task_features(encoder, tasks, tokenizer, machine, length, cls)
     scores = [{"trained": [], "untrained": [], "control": []} for _ in tasks]
     total = seeds * sum(3 if task.per_word else 2 for task in tasks)
-    with tqdm(total=total, desc="probes", leave=False) as bar:
+    with tqdm(total=total, desc="probes", leave=False, disable=None) as bar:
         for seed in range(seeds):
             fresh = task_features(untrained(seed), tasks, tokenizer, machine, length, cls)
             for i, task in enumerate(tasks):
