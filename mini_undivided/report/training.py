@@ -3,7 +3,6 @@
 Letters: M masked positions in a sentence, V words in the vocabulary.
 """
 
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from mini_undivided.model import MaskedLM, count_parameters
 from mini_undivided.pretrain import pretrain
 from mini_undivided.report.figures import plot_losses
 from mini_undivided.report.tables import plus_minus
-from mini_undivided.support.errors import UserError, is_first_process
+from mini_undivided.support.errors import UserError, is_first_process, launched_as
 from mini_undivided.support.files import read_json, remove_temporaries
 from mini_undivided.support.options import (
     MAY_CHANGE,
@@ -24,7 +23,7 @@ from mini_undivided.support.options import (
     train_options,
 )
 from mini_undivided.support.run_directory import has_checkpoint, read_record
-from mini_undivided.tokenizer import is_cased, load_tokenizer, special_ids
+from mini_undivided.tokenizer import check_fits, is_cased, load_tokenizer, special_ids
 
 DEFAULT_RUNS = Path(__file__).parent / "default_runs.json"  # made by docs/study.py
 
@@ -77,7 +76,7 @@ def usual_losses(options):
 
 def train_seeds(typed):
     """Train replicates, seeds 0 to N - 1, as train.py's options say → whether all are finished."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # a process group cannot be joined twice
+    if launched_as()[1] > 1:  # a process group cannot be joined twice
         raise UserError("--seeds does not work under torchrun: start each seed with --seed")
     count, losses = typed["seeds"], []
     for seed in range(count):
@@ -193,6 +192,7 @@ def fill(model, tokenizer, sentence, top=5):
     device = next(model.parameters()).device
     ids, positions = (torch.tensor([row], device=device) for row in (encoding.ids, places))
     logits = model(ids, positions=positions)[0]  # (M, V)
+    logits = logits[:, : tokenizer.get_vocab_size()]  # a model may have room for more words
     logits[:, special_ids(tokenizer)] = float("-inf")
     best = logits.softmax(-1).topk(min(top, logits.size(-1)))
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -201,7 +201,9 @@ def fill(model, tokenizer, sentence, top=5):
 
 def fill_text(run, sentence):
     """The likeliest words for each [MASK] of a sentence, as lines of text."""
-    fills = fill(MaskedLM.from_pretrained(run), load_tokenizer(run), sentence)
+    model, tokenizer = MaskedLM.from_pretrained(run), load_tokenizer(run)
+    check_fits(tokenizer, model.config.vocab_size, run)
+    fills = fill(model, tokenizer, sentence)
     lines = (", ".join(f"{word} {p:.1%}" for word, p in words) for words in fills)
     return "\n".join(f"[MASK] {number}: {line}" for number, line in enumerate(lines, 1))
 
