@@ -92,20 +92,6 @@ def best_constant(task, splits):
     return {metric: max(each[metric] for each in scores) for metric in scores[0]}
 
 
-def word_overlap(splits):
-    """The dev accuracy of a rule without a model: B follows A if they share enough words.
-
-    Enough is a share of the shorter one's words, which is chosen on the training part.
-    """
-    def shared(split):
-        pairs = [[set(text.lower().split()) for text in pair] for pair in split.texts]
-        return np.array([len(a & b) / max(1, min(len(a), len(b))) for a, b in pairs])
-
-    train, labels = shared(splits["train"]), splits["train"].labels
-    limit = max(np.unique(train), key=lambda limit: accuracy(train >= limit, labels))
-    return accuracy(shared(splits["dev"]) >= limit, splits["dev"].labels)
-
-
 def mean_and_std(values):
     """Mean and standard deviation (n - 1) of numbers or arrays over seeds, the latter as lists.
 

@@ -68,6 +68,8 @@ class Finetuner:
     def run(self, key):
         """Fine-tune on a task once a seed, and write its results → the dictionary written."""
         task, options = find_task(key), self.options
+        if len(task.texts) > 1:
+            self.config.check_pairs(options.run)
         splits = glue.read_task(key, options.data_dir, options.predict)
         train = splits["train"] = splits["train"].first(options.train_examples)
         rows = {part: self.encode(split) for part, split in splits.items()}
@@ -95,8 +97,6 @@ class Finetuner:
             "scores": {name: {**glue.mean_and_std(v), "values": v} for name, v in values.items()},
             "primary": next(iter(values)), "majority": glue.best_constant(task, splits),
             "seconds_per_epoch": float(np.median(seconds))}
-        if key == "docs-next":
-            result["word_overlap"] = glue.word_overlap(splits)
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / f"{self.file_name(key)}.json", result)
         return result
@@ -114,7 +114,7 @@ class Finetuner:
             print(self.describe(key, train, plan), flush=True)
         dev, name = [part for part in rows if part.startswith("dev")], f"{key}, seed {seed}"
         bar = tqdm(total=sum(map(len, plan)), desc=name, leave=False, dynamic_ncols=True,
-                   mininterval=0.3)
+                   mininterval=0.3, disable=None)
         with bar:
             seconds, started = 0.0, time.perf_counter()
             for epoch in glue.fine_tune(model, train, labels, plan, self.lr, self.machine, bar):
