@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 PLAIN = {"×": "x", "±": "+-", "–": "-", "…": "...", "→": "->",
          "“": '"', "”": '"', "‘": "'", "’": "'"}
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class UserError(ValueError):
@@ -22,6 +23,9 @@ def command_line():
     after Ctrl-C and SIGTERM.
     """
     codecs.register_error("plain", plain_letters)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for the whole program)
     streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     for name, stream in streams.items():
         if hasattr(stream, "reconfigure"):
@@ -48,6 +52,7 @@ def command_line():
     finally:
         signal.signal(signal.SIGTERM, before)
         for name, stream in streams.items():
+            getattr(sys, name).flush()
             setattr(sys, name, stream)
 
 
@@ -58,9 +63,20 @@ def fail(sentence):
     sys.exit(2)
 
 
+def launched_as():
+    """This process's rank among those that torchrun started, and their number: (0, 1) without it.
+
+    What a launcher leaves in the environment counts only if all of it is there.
+    """
+    found = [os.environ.get(name, "") for name in LAUNCHER]
+    if not (all(found) and found[0].isdecimal() and found[1].isdecimal()):
+        return 0, 1
+    return int(found[0]), int(found[1])
+
+
 def is_first_process():
     """Whether this is the first, or only, of the processes that torchrun started."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return launched_as()[0] == 0
 
 
 def plain_letters(error):
@@ -70,7 +86,7 @@ def plain_letters(error):
 
 
 class Patient:
-    """A stream that goes on in silence when its reader has gone (`| head -1`): no work is lost."""
+    """A stream that goes on when nobody takes what it writes (`| head -1`): no work is lost."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -87,8 +103,10 @@ class Patient:
         return self.patiently(self.stream.flush)
 
     def patiently(self, method, *arguments):
-        """Call a method; from a broken pipe on, everything goes to the null device."""
+        """Call a method; after an error, as of a broken pipe, all goes to the null device."""
         try:
             return method(*arguments)
-        except BrokenPipeError:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if not isinstance(error, BrokenPipeError):  # a pipe's reader has gone on purpose
+                print(f"{self.stream.name} cannot be written: {error.strerror}", file=sys.stderr)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from mini_undivided.support import cpu
-from mini_undivided.support.errors import UserError
+from mini_undivided.support.errors import UserError, launched_as
 
 # Dense bfloat16 peaks in FLOP/s, from the data sheets; the first name within the GPU's own counts.
 PEAK_FLOPS = {
@@ -45,7 +45,7 @@ class Machine:
         since CPUs without it are slower with it. On CUDA, float32 matrix multiplications use TF32.
         Joins torchrun's process group. Raises UserError if the machine lacks what was asked for.
         """
-        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        rank, world = launched_as()
         mps = torch.backends.mps.is_available() and world == 1
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
@@ -61,7 +61,8 @@ class Machine:
 
         matmul = {"cuda": "cuBLAS", "mps": "MPS"}.get(device) or cpu.speed_up()
         if device == "cuda":
-            number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+            number = int(os.environ["LOCAL_RANK"]) if world > 1 else 0
+            count = torch.cuda.device_count()
             if number >= count:
                 raise UserError(f"this machine has {count} GPU(s): start no more processes on it")
             device = f"cuda:{number}"

@@ -8,11 +8,19 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 
+def progress(iterable=None, **kwargs):
+    """A bar of tqdm that leaves nothing behind, and on what is no terminal nothing at all."""
+    return tqdm(iterable, leave=False, mininterval=0.5, disable=None, **kwargs)
+
+
 def progress_bar(hidden=False, done=0, count=1):
-    """A bar over `count` runs of which `done` are over, with the time left for all of them."""
+    """A bar over `count` runs of which `done` are over, with the time left for all of them.
+
+    In a log or a notebook there is none: what is written above it, ten lines a run, is left.
+    """
     run = f"run {done + 1} of {count}, all: " * (count > 1)
     form = run + "{percentage:3.0f} %|{bar:20}| {elapsed} < {remaining}{postfix}"  # postfix: ", …"
-    return tqdm(total=count, initial=done, bar_format=form, disable=hidden, mininterval=0.2,
+    return tqdm(total=count, initial=done, bar_format=form, disable=hidden or None, mininterval=0.2,
                 dynamic_ncols=True)
 
 
