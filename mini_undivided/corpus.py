@@ -20,9 +20,12 @@ from mini_undivided.support.files import cache_dir
 from mini_undivided.support.text_files import (
     PIECE,
     Piece,
+    different_files,
     find_files,
+    open_text,
     read_hub,
     read_pieces,
+    text_suffix,
 )
 
 HELD_OUT_EVERY = 20
@@ -43,7 +46,9 @@ class Corpus:
     def pieces(self):
         """Yield each Piece in a fixed order, `held_out` decided. UserError names a broken file."""
         number, begins = -1, False  # number of documents, or of pieces if there are few documents
-        sources = map(read_pieces, self.files) if self.files else [read_hub(self.names[0])]
+        ours = self.names == ("docs",)
+        sources = (read_pieces(path, ours) for path in self.files)
+        sources = sources if self.files else [read_hub(self.names[0])]
         for piece in (piece for source in sources for piece in source):
             begins |= piece.begins
             if not piece.text or piece.text.isspace():
@@ -58,9 +63,9 @@ class Corpus:
         """Whether there are documents enough to hold out whole ones."""
         count = 0
         for path in self.files:
-            if path.name.endswith(".jsonl"):
-                with open(path, "rb") as file:
-                    count += sum(1 for _ in islice(filter(bytes.strip, file), HELD_OUT_EVERY))
+            if text_suffix(path) == ".jsonl":
+                with open_text(path) as file:
+                    count += sum(1 for _ in islice(filter(str.strip, file), HELD_OUT_EVERY))
             else:
                 count += 1
             if count >= HELD_OUT_EVERY:
@@ -98,7 +103,7 @@ def open_corpus(names, fingerprint=None):
         return Corpus(tuple(names))
     if "docs" in names:
         raise UserError("--corpus docs stands alone; a folder of that name is docs/")
-    files = tuple(dict.fromkeys(file for name in names for file in find_files(name)))
+    files = different_files(file for name in names for file in find_files(name))
     if not any(path.stat().st_size for path in files):
         raise UserError(f"the corpus {' '.join(names)} is empty: every file has a length of 0")
     return Corpus(tuple(names), files)

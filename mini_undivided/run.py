@@ -39,7 +39,13 @@ from mini_undivided.pretrain import (
 from mini_undivided.support import run_directory
 from mini_undivided.support.checkpoint import load_trainer
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import check_writable, read_json, write_json
+from mini_undivided.support.files import (
+    check_writable,
+    is_whole,
+    read_json,
+    sealed,
+    write_json,
+)
 from mini_undivided.support.machine import Machine
 from mini_undivided.support.options import PretrainOptions
 from mini_undivided.support.overlap import shared_words
@@ -136,9 +142,12 @@ def check(options, resume):
         raise UserError(f"{options.out} has no checkpoint yet: start it again without --resume")
     if options.init:
         run_directory.check_finished(options.init)
-    limit = make_config(options, options.vocab_size).max_position_embeddings
+    config = make_config(options, options.vocab_size)
+    limit = config.max_position_embeddings
     if options.seq_len > limit:
         raise UserError(f"--seq-len {options.seq_len} is longer than the model's {limit} positions")
+    if options.next_sentence:
+        config.check_pairs(options.init)
 
 
 def check_free(out, resume):
@@ -178,11 +187,12 @@ def prepare_text(options, resume):
 def overlap(tokens, tokenizer):
     """How much of the held-out words is in runs of 13 that training has, too; then cached."""
     path = tokens.folder / "overlap.json"
-    if not path.exists():
+    if not is_whole(path):
         sep = tokenizer.token_to_id("[SEP]")
         shared = shared_words(tokens.train, tokens.valid, opens_word(tokenizer), sep)
-        write_json(path, {"shared": float(shared.mean()) if len(shared) else 0.0})
-    return read_json(path, {"shared": float})["shared"]
+        with sealed(path) as temporary:
+            write_json(temporary, {"shared": float(shared.mean()) if len(shared) else 0.0})
+    return read_json(path)["shared"]
 
 
 def check_sequences(tokens, seq_len, tokenizer):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from tokenizers import (
+    AddedToken,
     Tokenizer,
     decoders,
     models,
@@ -24,20 +25,30 @@ from tokenizers import (
     processors,
     trainers,
 )
-from tqdm import tqdm
 
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import atomic, read_json, reading, write_json
-from mini_undivided.support.run_directory import resolve
-from mini_undivided.support.terminal import interruptibly
+from mini_undivided.support.files import atomic, write_json
+from mini_undivided.support.terminal import interruptibly, progress
+from mini_undivided.support.tokenizer_files import (
+    AS_IT_IS,
+    SPECIAL_TOKENS,
+    SavedTokenizer,
+    find_vocabulary,
+    read_vocabulary,
+)
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPECIAL = tuple(SPECIAL_TOKENS.values())  # [PAD], [UNK], [CLS], [SEP], [MASK]
 
 
-def assemble(model, cased=False):
-    """Put BERT's normalisation and pre-tokenisation before a WordPiece model → Tokenizer."""
+def assemble(model, cased=False, strip_accents=None, chinese=None):
+    """Put BERT's normalisation and pre-tokenisation before a WordPiece model → Tokenizer.
+
+    By default, as in BERT, accents are stripped where capital letters are, and each CJK character
+    is a word.
+    """
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased)
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=not cased, strip_accents=strip_accents, handle_chinese_chars=chinese is not False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer
@@ -57,7 +68,8 @@ def finish(tokenizer, source):
     ids = sorted(tokenizer.get_vocab().values())
     if ids != list(range(len(ids))) or len(ids) == len(SPECIAL):
         raise UserError(f"the vocabulary of {source} has gaps in its numbers, or no words at all")
-    tokenizer.add_special_tokens(list(SPECIAL))
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    tokenizer.add_special_tokens([token for token in SPECIAL if token not in known])
     cls, sep = ((token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = processors.BertProcessing(sep, cls)
     tokenizer.no_padding()
@@ -80,7 +92,7 @@ def train_tokenizer(documents, vocab_size, cased=False):
     first = [*SPECIAL, *alphabet(documents, tokenizer)]
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, min_frequency=2, limit_alphabet=0,
                                         special_tokens=first, show_progress=False)
-    bar = tqdm(documents, desc="vocabulary", unit=" documents", leave=False, mininterval=0.5)
+    bar = progress(documents, desc="vocabulary", unit=" documents")
     interruptibly(tokenizer.train_from_iterator, bar, trainer)
     return finish(assemble(word_pieces(tokenizer.get_vocab()), cased), "the trained tokenizer")
 
@@ -107,49 +119,50 @@ def word_pieces(vocabulary):
 def load_tokenizer(path, cased=False):
     """Open a tokenizer: a vocab.txt, a tokenizer.json, or a folder (or hub id) with one of them.
 
-    `cased` is for a vocab.txt without "do_lower_case" in a tokenizer_config.json beside it.
+    Its ids are those of `transformers`' AutoTokenizer, by all settings in the files beside it, or
+    UserError names what cannot be honoured. `cased` is for a vocab.txt without "do_lower_case".
     """
-    path = Path(path) if Path(path).exists() else resolve(path)
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir():
-        files = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).exists()]
-        if not files:
-            missing = "neither tokenizer.json nor vocab.txt is there"
-            raise UserError(f"{folder} holds no tokenizer: {missing}")
-        path = files[0]
-    settings = folder / "tokenizer_config.json"
-    if path.suffix == ".json":
-        if cased:
-            raise UserError(f"--cased is for a vocab.txt: {path} says itself what it does")
-        try:
+    path = find_vocabulary(path)
+    if path.suffix == ".json" and cased:
+        raise UserError(f"--cased is for a vocab.txt: {path} says itself what it does")
+    saved = SavedTokenizer.read(path)
+    try:
+        if saved.as_it_is:
             tokenizer = Tokenizer.from_file(str(path))
-            check_special(tokenizer, path)
-            tokenizer.encode("a word, a \u2603")  # a file that is damaged inside may fail here only
-        except (UserError, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the library raises bare exceptions, and panics
-            raise UserError(f"{path} is not a tokenizer that can be read ({error})") from None
-        return finish(tokenizer, path)
-    with reading(path), open(path, encoding="utf-8-sig", newline="\n") as file:
-        words = [line.rstrip("\r\n") for line in file]
-    twice = [word for word, count in Counter(words).items() if count > 1]
-    if twice:
-        line = len(words) - words[::-1].index(twice[0])
-        raise UserError(f'{path}, line {line}: "{twice[0]}" stands there twice')
-    if settings.exists():
-        cased = not read_json(settings, {"do_lower_case?": bool}).get("do_lower_case", not cased)
-    vocabulary = {word: i for i, word in enumerate(words)}
-    return finish(assemble(word_pieces(vocabulary), cased), path)
+        else:
+            lower, *others = (saved.settings.get(name) for name in (
+                "do_lower_case", "strip_accents", "tokenize_chinese_chars"))
+            cased = cased if lower is None else not lower
+            tokenizer = assemble(word_pieces(read_vocabulary(path)), cased, *others)
+        check_special(tokenizer, path)
+        tokenizer.add_tokens([AddedToken(**token) for token in saved.tokens])
+        bare = not saved.settings and tokenizer.post_processor is None  # it gets BERT's
+        given = form(tokenizer) if saved.as_it_is and not bare else None
+        finish(tokenizer, path)
+        if given not in (None, form(tokenizer)):
+            raise UserError(f"{path}: its post_processor does not put [CLS] and [SEP] as BERT does")
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare exceptions, and panics
+        raise UserError(f"{path} is not a tokenizer that can be read ({error})") from None
+    return tokenizer
+
+
+def form(tokenizer):
+    """The ids and segment ids of a text and of a pair, by which forms of sequences are compared."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    encodings = tokenizer.encode("a word, a \u2603"), tokenizer.encode("a word", "a \u2603")
+    return [(encoding.ids, encoding.type_ids) for encoding in encodings]
 
 
 def save_tokenizer(tokenizer, directory):
-    """Write tokenizer.json, and the tokenizer_config.json that `AutoTokenizer` needs."""
+    """Write tokenizer.json, and a tokenizer_config.json by which AutoTokenizer takes it as it is."""
     Path(directory).mkdir(parents=True, exist_ok=True)
     with atomic(Path(directory) / "tokenizer.json") as temporary:
         tokenizer.save(str(temporary))
-    keys = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": not is_cased(tokenizer)}
-    settings |= dict(zip(keys, SPECIAL, strict=True))
+    settings = {"tokenizer_class": AS_IT_IS[0], **SPECIAL_TOKENS,
+                "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     write_json(Path(directory) / "tokenizer_config.json", settings)
 
 

@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
-    atomic,
     cache_dir,
+    is_whole,
     read_json,
     remove_temporaries,
+    sealed,
     short_hash,
     write_json,
 )
-from mini_undivided.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from mini_undivided.support.terminal import progress
+from mini_undivided.tokenizer import load_tokenizer, train_tokenizer
 
 TOKENIZER_CHARACTERS = 10**8  # more text does not change which pieces are frequent
 BATCH_CHARACTERS = 1 << 21  # tokenised at once: enough for all cores, small enough for any memory
-COUNTS = {"documents": int, "pieces": int, "held_out": int, "words": int}
+COUNTS = ("documents", "pieces", "held_out", "words")
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,13 @@ def cached_tokenizer(corpus, vocab_size, cased=False):
     It sees the training documents only, and of a corpus above TOKENIZER_CHARACTERS an even sample.
     """
     key = short_hash(f"{corpus.fingerprint} {vocab_size} {cased}")
-    folder = cache_dir() / f"word-pieces-{key}"
-    if not (folder / "tokenizer_config.json").exists():
-        save_tokenizer(train_tokenizer(sample(corpus), vocab_size, cased), folder)
-    return load_tokenizer(folder)
+    path = cache_dir() / f"word-pieces-{key}" / "tokenizer.json"
+    if not is_whole(path):
+        path.parent.mkdir(exist_ok=True)
+        tokenizer = train_tokenizer(sample(corpus), vocab_size, cased)
+        with sealed(path) as temporary:
+            tokenizer.save(str(temporary))
+    return load_tokenizer(path)
 
 
 def sample(corpus):
@@ -79,15 +82,15 @@ def tokenize(corpus, tokenizer):
     """The token files of a corpus, written at the first call and then cached → Tokens."""
     folder = cache_dir() / f"token-files-{short_hash(corpus.fingerprint + tokenizer.to_str())}"
     about, train, valid = (folder / name for name in ("about.json", "train.npy", "valid.npy"))
-    if not about.exists():
+    if not all(map(is_whole, (about, train, valid))):
         folder.mkdir(exist_ok=True)
         remove_temporaries(folder)
-        with atomic(train) as new_train, atomic(valid) as new_valid:
+        with sealed(train) as new_train, sealed(valid) as new_valid:
             counts = write_token_files(corpus, tokenizer, new_train, new_valid)
-        write_json(about, counts)  # last: its presence says that the token files are whole
-    counts = read_json(about, COUNTS)
-    parts = (read_tokens(path, tokenizer.get_vocab_size()) for path in (train, valid))
-    return Tokens(folder, *parts, **{name: counts[name] for name in COUNTS})
+        with sealed(about) as new_about:
+            write_json(new_about, counts)
+    parts = (np.load(path, mmap_mode="r") for path in (train, valid))
+    return Tokens(folder, *parts, **read_json(about))
 
 
 def write_token_files(corpus, tokenizer, train, valid):
@@ -115,7 +118,7 @@ def write_token_files(corpus, tokenizer, train, valid):
 
 def byte_bar(name, total):
     """A progress bar that counts bytes."""
-    return tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, mininterval=0.5)
+    return progress(total=total, desc=name, unit="B", unit_scale=True)
 
 
 class TokenWriter:
@@ -142,20 +145,6 @@ class TokenWriter:
         self.file.seek(0)
         self.write_header()
         self.file.close()
-
-
-def read_tokens(path, vocab_size):
-    """Map a token file into memory → array of ids. Raises UserError if it is damaged."""
-    advice = "delete it and it will be written again"
-    try:
-        tokens = np.load(path, mmap_mode="r")
-        if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32):
-            raise ValueError("it is no list of tokens")
-        if len(tokens) and tokens.max() >= vocab_size:
-            raise ValueError("a token is not in the vocabulary")
-    except Exception as error:  # numpy raises many kinds
-        raise UserError(f"{path} is damaged ({error}); {advice}") from None
-    return tokens
 
 
 def batches(pieces):

@@ -5,6 +5,8 @@ Every file that cannot be read is named.
 
 import gzip
 import json
+import lzma
+import os
 import re
 import sys
 import types
@@ -29,30 +31,31 @@ def read(*names):
     return [piece.text for piece in open_corpus(list(names)).pieces()]
 
 
+PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
+
+
 # Forms of text
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_byte_order_marks_and_line_ends_change_nothing(tmp_path, mark, end, packed):
-    """Byte-order marks, line ends and gzip do not change a document."""
-    content = mark + TEXT.replace("\n", end).encode()
-    path = write(
-        tmp_path / ("a.txt.gz" if packed else "a.txt"),
-        gzip.compress(content) if packed else content,
-    )
-    assert read(path) == [TEXT]
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("packed", PACK)
+def test_byte_order_marks_line_ends_and_packing_change_nothing(tmp_path, mark, end, packed):
+    """Byte-order marks, line ends, gzip and xz do not change a document, or a .jsonl of many.
 
-
-def test_jsonl_is_a_document_a_line(tmp_path):
-    """Each line of a .jsonl file is a document, and empty texts are left out.
-
-    Other fields, blank lines, a byte-order mark and a missing last line end do no harm.
+    Other fields, also one of the name "held_out", blank lines, empty texts and a missing last line
+    end do no harm there.
     """
-    rows = [{"text": TEXT, "id": 3}, {"text": ""}, {"text": " \n"}, {"id": 4, "text": "Another."}]
-    lines = "\r\n\r\n".join(json.dumps(row) for row in rows)
-    assert read(write(tmp_path / "a.jsonl", b"\xef\xbb\xbf" + lines.encode())) == [TEXT, "Another."]
+    content = mark + TEXT.replace("\n", end).encode()
+    assert read(write(tmp_path / f"A.TXT{packed}", PACK[packed](content))) == [TEXT]
+    rows = [{"text": TEXT, "held_out": "yes"}, {"text": ""}, {"text": " \n"},
+            {"held_out": True, "text": "Another.", "id": 4}] + [{"text": str(i)} for i in range(30)]
+    lines = mark + f"{end}{end}".join(map(json.dumps, rows)).encode()
+    corpus = open_corpus(write(tmp_path / f"a.jsonl{packed}", PACK[packed](lines)))
+    assert corpus.holds_out_documents
+    pieces = list(corpus.pieces())
+    assert [piece.text for piece in pieces] == [TEXT, "Another.", *map(str, range(30))]
+    assert [piece.text for piece in pieces if piece.held_out] == ["8", "28"]
 
 
 def test_a_text_file_is_a_document(tmp_path):
@@ -64,21 +67,37 @@ def test_a_text_file_is_a_document(tmp_path):
 # Where text is found
 
 
-def test_files_folders_and_globs(tmp_path):
-    """A folder is searched to its bottom, in alphabetical order.
+def test_files_folders_and_globs(tmp_path, capsys):
+    """A folder is searched to its bottom, in alphabetical order; a glob takes what it says.
 
-    A glob takes what it says, and other files are left alone.
+    Hidden files, and files of other kinds, are left out, which is said.
     """
-    for name in ("b.txt", "a/z.jsonl", "a/c.txt", "d/e/f.txt.gz", "readme.md", "a/data.csv"):
-        content = json.dumps({"text": name}) if name.endswith("jsonl") else name
-        write(tmp_path / name, gzip.compress(content.encode()) if name.endswith("gz") else content)
-    assert read(str(tmp_path)) == ["a/c.txt", "a/z.jsonl", "b.txt", "d/e/f.txt.gz"]
+    for name in ("b.txt", "a/z.jsonl", "a/C.TXT", "d/e/f.txt.gz", "d/e/g.jsonl.xz", "readme.md",
+                 "a/data.csv", ".ipynb_checkpoints/b.txt", "a/._z.jsonl", "d/.txt"):
+        content = json.dumps({"text": name}) if ".jsonl" in name else name
+        write(tmp_path / name, PACK.get(name[-3:], bytes)(content.encode()))
+    files = ["a/C.TXT", "a/z.jsonl", "b.txt", "d/e/f.txt.gz", "d/e/g.jsonl.xz"]
+    assert read(str(tmp_path)) == files
+    said = capsys.readouterr().out
+    assert re.findall("left out, being (.*)", said) == [
+        "hidden: 3", "none of .txt or .jsonl, which may be packed: .gz, .xz: 2"]
     assert read(str(tmp_path / "*.txt")) == ["b.txt"]
-    assert read(str(tmp_path / "**/*.txt")) == ["a/c.txt", "b.txt"]
-    assert read(str(tmp_path / "d"), str(tmp_path / "b.txt")) == ["d/e/f.txt.gz", "b.txt"]
+    assert read(str(tmp_path / "**/*.txt")) == ["b.txt"]
+    assert read(str(tmp_path / "d"), str(tmp_path / "b.txt")) == [*files[3:], "b.txt"]
+    assert read(str(tmp_path / "b.txt"), str(tmp_path)) == ["b.txt", *files[:2], *files[3:]]
     assert [piece.text for piece in open_corpus(str(tmp_path / "b.txt")).pieces()] == ["b.txt"]
-    assert read(str(tmp_path / "b.txt"), str(tmp_path)) == ["b.txt", "a/c.txt", "a/z.jsonl",
-                                                            "d/e/f.txt.gz"]
+    assert capsys.readouterr().out.count("left out") == 1  # of "d"; of the folder it was said
+
+
+def test_a_file_counts_once(tmp_path, monkeypatch):
+    """A file that two links or two names lead to is read once; "." hides no files."""
+    write(tmp_path / "a.txt", "one")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
+    os.link(tmp_path / "a.txt", tmp_path / "c.txt")
+    write(tmp_path / ".hidden/d.txt", "two")
+    monkeypatch.chdir(tmp_path)
+    assert read(".") == read(".", "a.txt", str(tmp_path)) == ["one"]
+    assert read(".hidden") == ["two"]
 
 
 def test_reading_again_gives_the_same(tmp_path):
@@ -111,13 +130,8 @@ def test_the_fingerprint_follows_the_text(tmp_path):
 @pytest.mark.parametrize(
     "unit",
     [
-        "a line of words\n",
-        "words without a line end ",
-        "x",
-        "中文",
-        "\n\n",
-        "a very long one " * 300 + "\n",
-    ],
+        "a line of words\n", "words without a line end ", "x", "中文", "\n\n",
+        "a very long one " * 300 + "\n"],
 )
 def test_a_long_document_comes_in_pieces_that_lose_nothing(tmp_path, monkeypatch, unit, name, end):
     """The pieces of a long document, put together, are the document.
@@ -161,43 +175,49 @@ def test_one_document_in_twenty_is_held_out(tmp_path):
 # What cannot be read
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
-def test_text_that_is_not_utf8_is_an_error_that_names_file_and_line(tmp_path, name):
-    """Text that is not UTF-8 is an error that names the file and the line."""
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.xz"])
+def test_text_that_is_not_utf8_is_an_error_that_names_file_and_line(tmp_path, name, end):
+    """Text that is not UTF-8 is an error that names the file and the line, however lines end."""
     lines = [json.dumps({"text": f"line {i}"}).encode() for i in range(1, 2001)]
     lines[1233] = b'{"text": "caf\xe9"}'  # Latin-1, in line 1,234
-    content = b"\n".join(lines)
-    path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    path = write(tmp_path / name, PACK.get(name[-3:], bytes)(end.join(lines)))
     with pytest.raises(UserError, match="not UTF-8") as error:
         read(path)
-    assert path in str(error.value) and "line 1,234" in str(error.value)
+    assert path in str(error.value) and "line 1,234;" in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "line",
-    ['{"text": "cut', '{"words": "no text"}', '"a string"', "3", '{"text": 3}', '{"text": ["a"]}'],
-)
-def test_json_without_a_text_is_an_error_that_names_file_and_line(tmp_path, line):
-    """A line that is not JSON with a text is an error that names the file and the line."""
+NO_OBJECT, NO_JSON = 'not a JSON object with a "text" field', "cannot be read as JSON: "
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    ('{"text": "cut', NO_JSON + "Invalid control"), ('{"words": "no text"}', NO_OBJECT),
+    ('"a string"', NO_OBJECT), ("3", NO_OBJECT), ('{"text": 3}', NO_OBJECT),
+    ('{"text": ["a"]}', NO_OBJECT), ('{"text": "a", "n": ' + "9" * 5000 + "}", NO_JSON + "Exceeds"),
+    ("[" * 100_000, NO_JSON + "maximum recursion"),
+    ('{"text": "\\ud83d"}', "its text has half of a surrogate pair")])
+def test_json_without_a_text_is_an_error_that_names_file_and_line(tmp_path, line, said):
+    """A line that is not JSON with a text is an error: file, line, and what is wrong with it."""
     path = write(tmp_path / "a.jsonl", '{"text": "good"}\n\n' + line + '\n{"text": "good"}\n')
-    with pytest.raises(UserError, match="line 3.*text") as error:
+    with pytest.raises(UserError) as error:
         read(path)
-    assert path in str(error.value)
+    assert path in str(error.value) and "line 3" in str(error.value) and said in str(error.value)
+    assert len(str(error.value)) < 400
 
 
-def test_a_broken_gzip_file_is_an_error(tmp_path):
-    """A gzip file that is cut short, damaged inside, or not gzip at all is an error."""
-    whole = gzip.compress(b"some words " * 1000)
+@pytest.mark.parametrize("packed", [".gz", ".xz"])
+def test_a_broken_packed_file_is_an_error(tmp_path, packed):
+    """A packed file that is cut short, damaged inside, or not packed at all is an error."""
+    whole = PACK[packed](b"some words " * 1000)
     for content in (whole[:-9], whole[:30] + b"\0\0\0\0" + whole[34:], b"plain text"):
-        path = write(tmp_path / "a.txt.gz", content)
+        path = write(tmp_path / f"a.txt{packed}", content)
         with pytest.raises(UserError, match=path):
             read(path)
 
 
 @pytest.mark.parametrize(
     "names",
-    [["missing.txt"], ["missing/*.txt"], ["folder"], ["other.csv"], ["present.txt", "gone.txt"]],
-)
+    [["missing.txt"], ["missing/*.txt"], ["folder"], ["other.csv"], ["present.txt", "gone.txt"]])
 def test_what_is_not_there_is_an_error_that_names_it(tmp_path, names):
     """A path with nothing to read is an error that names it.
 
@@ -295,11 +315,8 @@ def test_sentences_are_whole_sentences():
         'He said: "This is one that ends in a quotation." And the last has no full stop'
     )
     assert corpora.sentences(text) == [
-        "This is the first of three sentences.",
-        "Is (version 2.5 of) this the second one?",
-        'He said: "This is one that ends in a quotation."',
-        "And the last has no full stop",
-    ]
+        "This is the first of three sentences.", "Is (version 2.5 of) this the second one?",
+        'He said: "This is one that ends in a quotation."', "And the last has no full stop"]
 
 
 def test_whole_documents_are_held_out_where_there_are_enough(tmp_path, monkeypatch):

@@ -5,14 +5,10 @@ import re
 
 import numpy as np
 import pytest
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
 
-from mini_undivided.corpus import is_held_out, sentences
-from mini_undivided.glue import read_task, word_overlap
+from mini_undivided.corpus import held_out_docs, is_held_out
 from mini_undivided.support import docs, overlap
 from mini_undivided.support.docs import clean
-from mini_undivided.support.tasks import Split
 
 
 def test_cleaning_keeps_prose_and_drops_code():
@@ -57,8 +53,7 @@ def test_held_out_text_is_not_in_training_text():
     texts = [
         f"First of all. {shared} Then it ends.\n\nA second paragraph. First of all.",
         f"Held out alone. {shared} Then it ends. And one more.",
-        f"Alone again. Now: {shared[:-1]}, and more.",
-    ]
+        f"Alone again. Now: {shared[:-1]}, and more."]
     kept = docs.separate(texts, lambda number: number > 0)
     assert kept[0] == f"First of all. {shared} Then it ends.\n\nA second paragraph."
     assert kept[1] == "Held out alone. And one more."
@@ -94,35 +89,20 @@ def test_the_docs_corpus_of_this_machine_is_clean(documents):
     assert not any(runs & runs_of(text) for text in training)
 
 
-def test_the_second_sentence_alone_tells_nothing(documents):
-    """docs-next: a bag of words of the second sentence, fitted on train, stays at chance on dev.
-
-    Nor does it help whether that sentence stands in training, or opens a document.
-    """
-    splits = read_task("docs-next")
-    bags = CountVectorizer(binary=True)
-    seconds = {part: [b for _, b in split.texts] for part, split in splits.items()}
-    x = bags.fit_transform(seconds["train"])
-    model = LogisticRegression(C=0.1, max_iter=2000).fit(x, splits["train"].labels)
-    labels = splits["dev"].labels
-    error = 0.5 / np.sqrt(len(labels))
-    assert len(labels) > 100 and 0.4 < labels.mean() < 0.6
-    assert model.score(bags.transform(seconds["dev"]), labels) < 0.5 + 3 * error
-    train = {text for pair in splits["train"].texts for text in pair}
-    assert not train & {text for pair in splits["dev"].texts for text in pair}
-    openings = {sentences(row["text"])[0] for row in documents if sentences(row["text"])}
-    opens = np.array([b in openings for b in seconds["dev"]])
-    assert abs((opens == labels).mean() - (1 - labels.mean())) < 3 * error
-
-
-def test_word_overlap_is_a_fair_baseline():
-    """The rule finds that pairs which follow share words, with its threshold from training."""
-    texts = [("the cat sat", "the cat ran"), ("a dog", "one fish"), ("red sun", "red moon"),
-             ("big oak", "tall elm")]
-    split = Split(texts * 5, np.array([1, 0, 1, 0] * 5))
-    assert word_overlap({"train": split, "dev": split}) == 1.0
-    flipped = Split(split.texts, 1 - split.labels)
-    assert word_overlap({"train": split, "dev": flipped}) == 0.0
+def test_a_damaged_cache_is_gathered_again(tmp_path, monkeypatch):
+    """With any byte of it changed, the cached corpus is written anew, and read as it was."""
+    monkeypatch.setenv("MINI_UNDIVIDED_CACHE", str(tmp_path))
+    texts = [f"The {i}th of all the texts says something of {i} things, and of nothing else at all."
+             for i in range(41)]
+    monkeypatch.setattr(docs, "gather_docs", lambda: [("python", text) for text in texts])
+    path = docs.docs_file(is_held_out)
+    whole, expected = path.read_bytes(), list(held_out_docs())
+    assert expected == [("python", texts[10]), ("python", texts[30])]
+    for at in (0, 7, len(whole) // 2, -1):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        assert list(held_out_docs()) == expected and path.read_bytes() == whole
 
 
 # Overlap

@@ -1,13 +1,18 @@
-"""Files are written whole or not at all, and JSON that cannot be read is named."""
+"""Files: written whole or not at all, damage noticed; paths, the environment, the terminal."""
 
+import os
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 from helpers import names
 
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import atomic, cache_dir, read_json, write_json
+from mini_undivided.support.files import (
+    atomic, cache_dir, is_whole, read_json, sealed, write_json)
+from mini_undivided.support.options import AnalyzeOptions, FinetuneOptions, PretrainOptions, kind
+from mini_undivided.support.terminal import progress, progress_bar, show
 
 
 def test_atomic_writes_the_whole_file_or_leaves_the_old(tmp_path):
@@ -42,6 +47,52 @@ def test_a_kill_while_writing_leaves_the_previous_file(tmp_path):
     assert read_json(tmp_path / "a.json") == {"step": 1}
 
 
+# Files of our own
+
+
+def test_every_damaged_byte_is_noticed(tmp_path):
+    """A sealed file is whole; with any bit flipped, in it or its checksum, cut, or longer, not."""
+    path, seal = tmp_path / "a.bin", tmp_path / "a.bin.sum"
+    assert not is_whole(path)
+    with sealed(path) as temporary:
+        temporary.write_bytes(bytes(range(99)))
+    assert is_whole(path) and names(tmp_path) == ["a.bin", "a.bin.sum"]
+    for file in (path, seal):
+        content = file.read_bytes()
+        for i in range(len(content.strip())):
+            file.write_bytes(content[:i] + bytes([content[i] ^ 1 << i % 8]) + content[i + 1 :])
+            assert not is_whole(path), (file.name, i)
+        for other in (b"", content[:-2], content[:9] * 5):
+            file.write_bytes(other)
+            assert not is_whole(path)
+        file.write_bytes(content)
+    seal.unlink()
+    assert not is_whole(path)
+
+
+def test_a_kill_between_checksum_and_file_leaves_either_whole(tmp_path, monkeypatch):
+    """Whenever a kill comes, even twice, the file that is there has a checksum that says so."""
+    path, replace = tmp_path / "a.bin", os.replace
+
+    def killed(source, target):
+        if target == path:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    for content in (b"first", b"second"):
+        with sealed(path) as temporary:
+            temporary.write_bytes(content)
+        monkeypatch.setattr(os, "replace", killed)
+        for lost in (b"lost", b"lost again"):
+            with pytest.raises(KeyboardInterrupt), sealed(path) as temporary:
+                temporary.write_bytes(lost)
+            assert is_whole(path) and path.read_bytes() == content
+        monkeypatch.undo()
+
+
+# JSON
+
+
 def test_json_comes_back(tmp_path):
     """What was written as JSON comes back the same, and letters stay readable."""
     value = {"name": "café", "sizes": [1, 2.5, None, True]}
@@ -59,10 +110,91 @@ def test_missing_or_broken_json_is_an_error_that_names_it(tmp_path, content):
         read_json(tmp_path / "config.json")
 
 
-def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
-    """The cache is MINI_UNDIVIDED_CACHE, or else a folder in XDG_CACHE_HOME."""
-    monkeypatch.setenv("MINI_UNDIVIDED_CACHE", str(tmp_path / "here"))
-    assert cache_dir() == tmp_path / "here" and (tmp_path / "here").is_dir()
-    monkeypatch.delenv("MINI_UNDIVIDED_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
-    assert cache_dir() == tmp_path / "there" / "mini_undivided"
+def test_half_a_surrogate_pair_is_an_error_that_names_the_file(tmp_path):
+    """Text that could be neither written nor printed is refused, whole pairs are not."""
+    path = tmp_path / "a.json"
+    path.write_text('{"out": "\\ud83d\\ude00"}')
+    assert read_json(path) == {"out": "\U0001f600"}
+    path.write_text('{"out": "\\uD83D"}')
+    with pytest.raises(UserError, match=f"{path} cannot be read: .*surrogates"):
+        read_json(path)
+
+
+# Paths and the environment
+
+
+@pytest.mark.parametrize(("here", "there", "expected"), [
+    ("{}/here", "{}/there", "{}/here"), (None, "{}/there", "{}/there/mini_undivided"),
+    ("", "{}/there", "{}/there/mini_undivided"), ("~/here", None, "{}/home/here"),
+    ("", "", "{}/home/.cache/mini_undivided"), (None, None, "{}/home/.cache/mini_undivided"),
+    (None, "~/there", "{}/home/there/mini_undivided")])
+def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch, here, there, expected):
+    """The cache is MINI_UNDIVIDED_CACHE, else in XDG_CACHE_HOME, else at home; empty is unset."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, value in (("MINI_UNDIVIDED_CACHE", here), ("XDG_CACHE_HOME", there)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value.format(tmp_path))
+    assert str(cache_dir()) == expected.format(tmp_path) and cache_dir().is_dir()
+
+
+def test_without_a_home_the_cache_has_to_be_named(tmp_path, monkeypatch):
+    """A process without a home folder is told so, but only if it needs one."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    for name in ("MINI_UNDIVIDED_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="the home folder is not known; set HOME"):
+        cache_dir()
+    monkeypatch.setenv("MINI_UNDIVIDED_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path
+
+
+@pytest.mark.parametrize(("options", "given"), [
+    (PretrainOptions, {}), (FinetuneOptions, {"run": "r", "task": "t"}),
+    (AnalyzeOptions, {"runs": ["r"]})])
+def test_a_tilde_is_the_home_folder_in_every_option(monkeypatch, options, given):
+    """Every text among the options, alone or in a list, that begins with ~/ is expanded.
+
+    A text that is not UTF-8 is an error.
+    """
+    monkeypatch.setenv("HOME", "/at/home")
+    for field in fields(options):
+        type_, many = kind(field)
+        if type_ is str and not field.metadata["option"].choices:
+            made = options(**{**given, field.name: ["~/a", "b/~"] if many else "~/a"})
+            assert getattr(made, field.name) == (["/at/home/a", "b/~"] if many else "/at/home/a")
+            with pytest.raises(UserError, match="is not UTF-8: choose another name"):
+                options(**{**given, field.name: ["\udcff"] if many else "a\udcff"})
+
+
+# The terminal
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_bars_are_for_terminals(monkeypatch, capsys, is_terminal):
+    """A bar is drawn on a terminal alone: a log or a notebook keeps only the lines above it."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    with progress_bar(count=2) as bar:
+        for i in range(50):
+            show(bar, i / 50, f"step {i}")
+            bar.refresh()
+        bar.write("step 50: validation")
+    assert list(progress(range(3), desc="features")) == [0, 1, 2]
+    captured = capsys.readouterr()
+    assert captured.out == "step 50: validation\n"
+    assert ("step 49" in captured.err and "features" in captured.err) == is_terminal
+    assert is_terminal or captured.err == ""
+
+
+@pytest.mark.parametrize(("end", "said"), [
+    (">&-", ""), ("2>&-", ""), (">/dev/full", "<stdout> cannot be written: No space left")])
+def test_output_that_nobody_takes_costs_no_work(end, said):
+    """With stdout or stderr closed, or on a full disk, a program goes on to its end."""
+    code = ("from mini_undivided.support.errors import command_line\n"
+            "with command_line():\n    print('x' * 99999)\n    import sys\n"
+            "    print('warning', file=sys.stderr)\n    sys.exit(7)")
+    done = subprocess.run(["bash", "-c", f'"$0" -c "$1" {end}', sys.executable, code],
+                          capture_output=True, text=True)
+    assert done.returncode == 7 and said in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") <= 2

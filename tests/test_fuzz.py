@@ -3,29 +3,31 @@
 `python -m pytest tests/test_fuzz.py --fuzz 10000` tries so many mutations of each kind of file.
 """
 
+import gzip
 import json
+import lzma
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import write_lines, write_treebank
 
 from mini_undivided.corpus import open_corpus
 from mini_undivided.model import MaskedLM
-from mini_undivided.optim import adamw
-from mini_undivided.pretrain import State
 from mini_undivided.report import tables
 from mini_undivided.report.analysis import Run
 from mini_undivided.support import run_directory
-from mini_undivided.support.checkpoint import read_weights, restore_state
+from mini_undivided.support.checkpoint import read_weights
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import read_json
+from mini_undivided.support.files import write_json
+from mini_undivided.support.glue_files import read_split
 from mini_undivided.support.options import resume_options
-from mini_undivided.support.token_files import COUNTS, TokenWriter, read_tokens
+from mini_undivided.support.tasks import GLUE
+from mini_undivided.support.treebank import read_treebank
 from mini_undivided.tokenizer import load_tokenizer
 
-RUN = Path(__file__).parent / "run_0.1.0"
 ODD = (None, [], {}, "x", "", -5, 0, 0.5, 10**9, 10**30, 1e308, True, False, [0.5], [[]], {"a": 1})
 
 
@@ -73,78 +75,105 @@ def mutate_json(content, rng):
 
 
 @pytest.fixture
-def run(tmp_path):
-    """A run directory with one file of each kind."""
+def run(tmp_path, three):
+    """A run directory, and more files of each kind that somebody else may have written."""
     folder = tmp_path / "run"
-    shutil.copytree(RUN, folder)
-    (folder / "glue").mkdir()
+    shutil.copytree(three / "full", folder)
     scores = {"accuracy": {"mean": 0.5, "std": None, "values": [0.5]}}
-    result = {"task": "rte", "name": "RTE", "from_scratch": False, "scores": scores,
-              "majority": {"accuracy": 0.5}}
-    (folder / "glue" / "rte.json").write_text(json.dumps(result))
-    record = json.loads((folder / "train.json").read_text())
-    (folder / "train.json").write_text(json.dumps({**record, "status": "finished"}))
-    torch.save(read_weights(folder), folder / "pytorch_model.bin")
+    write_json(folder / "rte.json", {"task": "rte", "name": "RTE", "from_scratch": False,
+                                     "scores": scores, "majority": {"accuracy": 0.5}})
+    tensors = read_weights(folder)
+    torch.save({"model": tensors}, folder / "pytorch_model.bin")
+    write_json(folder / "index.json", {"weight_map": {name: "part.bin" for name in tensors}})
     words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
     (folder / "vocab.txt").write_text("\n".join(sorted(words, key=words.get)) + "\n")
-    writer = TokenWriter(folder / "train.npy", 120)
-    writer.write(np.random.default_rng(0).integers(120, size=500))
-    writer.close()
-    (folder / "about.json").write_text(json.dumps(dict.fromkeys(COUNTS, 7)))
+    token = {"content": "[MASK]", "lstrip": True, "rstrip": False, "special": True}
+    write_json(folder / "settings.json", {
+        "do_lower_case": True, "strip_accents": None, "mask_token": "[MASK]",
+        "added_tokens_decoder": {"4": token}, "extra_special_tokens": ["[E1]"]})
+    write_json(folder / "map.json", {"mask_token": token, "bos_token": "[E0]"})
+    write_json(folder / "added.json", {"[E1]": len(words)})
+    rows = [json.dumps({"text": f"Line {i} of the text.", "held_out": i}) for i in range(30)]
+    (folder / "text.jsonl").write_text("\n".join(rows))
+    (folder / "text.txt.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
+    (folder / "text.jsonl.xz").write_bytes(lzma.compress("\n".join(rows).encode()))
+    write_treebank(folder, 3)
+    write_lines(folder, "rows.tsv", "sentence\tlabel", *(f"red {i}\t1" for i in range(9)))
     return folder
 
 
 def load_model(folder):
-    """Open the weights; without model.safetensors those of pytorch_model.bin."""
+    """Open the weights."""
     MaskedLM.from_pretrained(folder)
 
 
-def load_weights(folder):
+def load_pickle(folder):
     """Open pytorch_model.bin."""
     (folder / "model.safetensors").unlink()
     MaskedLM.from_pretrained(folder)
 
 
-def load_state(folder):
-    """Load training_state.pt into the model that it belongs to, and take a step."""
-    model = MaskedLM.from_pretrained(RUN)
-    optimizers = [adamw(model.parameters(), 1e-3)]
-    restore_state(folder, model, optimizers, State)
-    model(torch.tensor([[2, 7, 3]])).sum().backward()
-    for optimizer in optimizers:
-        optimizer.step()
+def load_shards(folder):
+    """Open pytorch_model.bin through an index."""
+    (folder / "pytorch_model.bin").rename(folder / "part.bin")
+    (folder / "index.json").rename(folder / "pytorch_model.bin.index.json")
+    load_pickle(folder)
 
 
 def load_words(folder):
-    """Open vocab.txt with the tokenizer_config.json beside it."""
+    """Open vocab.txt with settings beside it."""
     (folder / "tokenizer.json").unlink()
+    (folder / "settings.json").rename(folder / "tokenizer_config.json")
     load_tokenizer(folder).encode("The cat [MASK] the dog.")
+
+
+def load_maps(folder):
+    """Open tokenizer.json anew from its vocabulary, with the older files of tokens beside it."""
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "map.json").rename(folder / "special_tokens_map.json")
+    (folder / "added.json").rename(folder / "added_tokens.json")
+    load_tokenizer(folder).encode("The cat [MASK] the dog.")
+
+
+def load_record(folder):
+    """Read what a report and --resume say of a run."""
+    load_results(folder)
+    resume_options({"out": str(folder)})
 
 
 def load_results(folder):
     """Read what a report says of a run."""
+    (folder / "glue").mkdir()
+    shutil.copy(folder / "rte.json", folder / "glue")
     facts = [Run(folder, "run").facts()]
     tables.runs_table(facts), tables.glue_table(facts), tables.cost_sentence(facts[0], facts[0])
+
+
+def load_text(name):
+    """A function that reads all of a corpus file."""
+    return lambda folder: list(open_corpus(str(folder / name)).pieces())
 
 
 KINDS = {
     "config.json": (mutate_json, load_model),
     "model.safetensors": (mutate_bytes, load_model),
-    "pytorch_model.bin": (mutate_bytes, load_weights),
-    "training_state.pt": (mutate_bytes, load_state),
+    "pytorch_model.bin": (mutate_bytes, load_pickle),
+    "index.json": (mutate_json, load_shards),
     "tokenizer.json": (
         mutate_json, lambda folder: load_tokenizer(folder).encode("The cat [MASK] the dog.")),
-    "tokenizer_config.json": (mutate_json, load_words),
+    "settings.json": (mutate_json, load_words),
     "vocab.txt": (mutate_bytes, load_words),
-    "train.json": (
-        mutate_json, lambda folder: (load_results(folder), resume_options({"out": str(folder)}))),
-    "log.jsonl": (mutate_bytes, lambda folder: run_directory.read_log(folder)),
-    "glue/rte.json": (mutate_json, load_results),
-    "about.json": (mutate_json, lambda folder: read_json(folder / "about.json", COUNTS)),
-    "train.npy": (mutate_bytes, lambda folder: read_tokens(folder / "train.npy", 120).sum()),
-    "text.jsonl": (
-        mutate_bytes, lambda folder: list(open_corpus(str(folder / "text.jsonl")).pieces())),
-}
+    "map.json": (mutate_json, load_maps),
+    "added.json": (mutate_json, load_maps),
+    "train.json": (mutate_json, load_record),
+    "log.jsonl": (mutate_bytes, run_directory.read_log),
+    "rte.json": (mutate_json, load_results),
+    "rows.tsv": (mutate_bytes, lambda folder: read_split(
+        folder / "rows.tsv", GLUE["sst2"], labelled=True)),
+    "xx-ud-dev.conllu": (mutate_bytes, read_treebank),
+    "text.txt.gz": (mutate_bytes, load_text("text.txt.gz")),
+    "text.jsonl.xz": (mutate_bytes, load_text("text.jsonl.xz")),
+    "text.jsonl": (mutate_bytes, load_text("text.jsonl"))}
 
 
 @pytest.mark.parametrize("name", KINDS)

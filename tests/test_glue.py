@@ -134,14 +134,6 @@ def test_built_in_tasks_keep_documents_apart(held_out):
             int(text.split()[1]) % 3 == label
             for (text,), label in zip(split.texts, split.labels, strict=True)
         )
-    following = []
-    for split in glue.read_task("docs-next").values():
-        for (first, second), label in zip(split.texts, split.labels, strict=True):
-            a, b = first.split(), second.split()
-            if label:
-                assert a[1] == b[1] and int(a[6]) + 1 == int(b[6])
-            following.append(label)
-    assert 0.3 < np.mean(following) < 0.7
 
 
 # Encoding and batches.
@@ -439,8 +431,10 @@ def test_a_trained_pooler_is_kept(run_dir, glue_dir, tmp_path):
 def test_texts_are_cut_where_pretraining_ended(run_dir, glue_dir, tmp_path, capsys):
     """By default as many tokens as pretraining showed, 128 at most; a larger one is commented."""
     shutil.copytree(run_dir, tmp_path / "run")
+    numbers = ("validation_loss", "validation_accuracy", "tokens", "seconds", "tokens_per_second")
     record = {"status": "finished", "options": {"seq_len": 17},
-              "corpus": {"fingerprint": "x", "documents": 1}}
+              "corpus": {"fingerprint": "x", "documents": 1},
+              "result": {**dict.fromkeys(numbers, 7), "peak_memory_bytes": None}}
     write_json(tmp_path / "run" / "train.json", record)
 
     def length(run, asked=None):

@@ -57,7 +57,8 @@ def test_processes_of_torchrun_need_a_device_each(machine, monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     for cuda in (False, True):
         machine(cuda=cuda, mps=True)
-        for name, value in (("RANK", 1), ("WORLD_SIZE", 2), ("LOCAL_RANK", 1)):
+        for name, value in (("RANK", 1), ("WORLD_SIZE", 2), ("LOCAL_RANK", 1),
+                            ("MASTER_ADDR", "x"), ("MASTER_PORT", 1)):
             monkeypatch.setenv(name, str(value))
         with pytest.raises(UserError, match="1 GPU" if cuda else "several processes"):
             Machine.start("auto" if cuda else "mps")

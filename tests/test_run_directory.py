@@ -2,7 +2,11 @@
 
 import json
 import os
+import shutil
 import sys
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -10,9 +14,13 @@ import torch
 from helpers import Trap, names
 
 import mini_undivided
+from mini_undivided.pretrain import pretrain
 from mini_undivided.support import checkpoint, run_directory
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import write_json
+from mini_undivided.support.files import read_json, write_json
+from mini_undivided.support.options import resume_options
+
+# Checkpoints
 
 
 @pytest.mark.parametrize("write", [run_directory.write_state, checkpoint.write_weights])
@@ -37,56 +45,110 @@ def test_state_comes_back_and_is_weights_only(tmp_path):
     weight.sum().backward()
     optimizer.step()
     run_directory.write_state(
-        tmp_path, {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state(), "step": 7}
-    )
+        tmp_path, {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state(), "step": 7})
     state = run_directory.read_state(tmp_path)
     torch.load(tmp_path / "training_state.pt", weights_only=True)
     assert state["step"] == 7 and torch.equal(state["random"], torch.get_rng_state())
     torch.optim.AdamW([weight]).load_state_dict(state["optimizer"])
     assert torch.equal(
-        state["optimizer"]["state"][0]["exp_avg"], optimizer.state[weight]["exp_avg"]
-    )
+        state["optimizer"]["state"][0]["exp_avg"], optimizer.state[weight]["exp_avg"])
 
 
-def test_a_state_with_code_cut_short_or_missing_is_an_error(tmp_path):
-    """A training state that is missing, holds code or was cut short is an error."""
+def test_a_state_with_code_damaged_or_missing_is_an_error(tmp_path):
+    """A training state that is missing, holds code, was cut short or has a flipped bit is an error.
+
+    No byte of it is the exception.
+    """
     path = tmp_path / "training_state.pt"
     with pytest.raises(UserError, match="has no checkpoint yet: start it again without --resume"):
         run_directory.read_state(tmp_path)
     torch.save({"step": Trap(tmp_path / "sprung")}, path)
-    with pytest.raises(UserError, match=str(path)):
+    with pytest.raises(UserError, match="training_state.pt is damaged"):
         run_directory.read_state(tmp_path)
     assert not (tmp_path / "sprung").exists()
-    run_directory.write_state(tmp_path, {"a": torch.ones(999)})
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(UserError, match=str(path)):
-        run_directory.read_state(tmp_path)
+    run_directory.write_state(tmp_path, {"a": torch.ones(99), "step": 3})
+    content = path.read_bytes()
+    for at in range(0, len(content), 7):
+        flipped = content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :]
+        path.write_bytes(flipped if at % 2 else content[:at])
+        with pytest.raises(UserError, match="training_state.pt is damaged"):
+            run_directory.read_state(tmp_path)
 
 
-def test_the_log_is_appended_read_and_truncated(tmp_path):
-    """Truncating the log drops the rows after a step.
+def test_a_state_of_another_model_is_an_error(options, tmp_path):
+    """A whole checkpoint beside the options of another run is refused, not half loaded."""
+    pretrain(replace(options, steps=1))
+    other = replace(options, steps=1, out=str(tmp_path / "other"), optimizer="adamw")
+    pretrain(other)
+    for name in ("training_state.pt", "training_state.pt.sum"):
+        shutil.copy(tmp_path / "other" / name, options.out)
+    with pytest.raises(UserError, match="training_state.pt cannot be read"):
+        pretrain(options, resume=True)
+
+
+def test_a_run_of_another_version_is_not_resumed(options):
+    """--resume refuses a run that an earlier version started, and says what to do instead."""
+    pretrain(replace(options, steps=1))
+    path = Path(options.out) / "train.json"
+    record = read_json(path)
+    assert resume_options({"out": options.out}).out == options.out
+    for version in ("0.1.0", None):
+        write_json(path, {**record, "versions": {"mini_undivided": version}})
+        with pytest.raises(UserError, match=f"version {version} .*start a new run with --init"):
+            resume_options({"out": options.out})
+
+
+def test_a_kill_before_the_end_leaves_no_row_twice(options):
+    """A run that is killed after its last validation, and resumed, has the log of any other run."""
+    record = pretrain(options)
+    rows = run_directory.read_log(options.out)
+    write_json(Path(options.out) / "train.json", {**record, "status": "running"})
+    pretrain(options, resume=True)
+    again = run_directory.read_log(options.out)
+    assert again == rows and sum("validation_loss" in row for row in again) == 10
+
+
+# Records
+
+
+def test_the_log_is_appended_read_and_truncated(tmp_path, capsys):
+    """Truncating the log drops the rows after a number of them, and what is damaged, which is said.
 
     A last line that a kill cut short is not read, and does not spoil the next one.
     """
-    assert run_directory.read_log(tmp_path) == []
-    rows = [{"step": step, "loss": 1 / step} for step in (1, 2, 3, 3, 4)]
+    run_directory.truncate_log(tmp_path, 3)
+    assert run_directory.read_log(tmp_path) == [] and run_directory.count_rows(tmp_path) == 0
+    rows = [{"step": step, "tokens": 9, "loss": 1 / step} for step in (1, 2, 3, 3, 4)]
     for row in rows:
         run_directory.append_log(tmp_path, row)
-    assert run_directory.read_log(tmp_path) == rows
-    with open(tmp_path / "log.jsonl", "a") as file:
+    assert run_directory.read_log(tmp_path) == rows and run_directory.count_rows(tmp_path) == 5
+    path = tmp_path / "log.jsonl"
+    with open(path, "a") as file:
         file.write('{"step": 5, "lo')
-    assert run_directory.read_log(tmp_path) == rows
-    run_directory.truncate_log(tmp_path, 3)
+    assert run_directory.read_log(tmp_path) == rows and run_directory.count_rows(tmp_path) == 5
+    run_directory.truncate_log(tmp_path, 4)
     assert run_directory.read_log(tmp_path) == rows[:4]
-    run_directory.append_log(tmp_path, {"step": 4})
-    assert run_directory.read_log(tmp_path) == [*rows[:4], {"step": 4}]
-    assert names(tmp_path) == ["log.jsonl"]
+    run_directory.append_log(tmp_path, {"step": 4, "tokens": 9})
+    assert run_directory.read_log(tmp_path) == [*rows[:4], {"step": 4, "tokens": 9}]
+    assert names(tmp_path) == ["log.jsonl"] and capsys.readouterr().out == ""
+    for damage in ('{"step": 3, ', '{"step": 3, "loss": 1.0}'):
+        lines = path.read_text().split("\n")
+        path.write_text("\n".join([*lines[:2], damage, *lines[3:]]))
+        with pytest.raises(UserError, match="log.jsonl, line 3"):
+            run_directory.read_log(tmp_path)
+    run_directory.truncate_log(tmp_path, 4)
+    assert run_directory.read_log(tmp_path) == rows[:2]
+    assert 'line 3 has no "tokens"; the rows from there on are dropped' in capsys.readouterr().out
 
 
-def test_truncating_a_log_that_is_not_there(tmp_path):
-    """A log that is not there is empty, before and after truncating."""
-    run_directory.truncate_log(tmp_path, 3)
-    assert run_directory.read_log(tmp_path) == []
+def test_a_finished_run_has_a_result(tmp_path):
+    """train.json that says "finished" without a result is an error that names what is missing."""
+    record = {"status": "running", "options": {}, "corpus": {"fingerprint": "x", "documents": 1}}
+    write_json(tmp_path / "train.json", record)
+    assert run_directory.read_record(tmp_path) == record
+    write_json(tmp_path / "train.json", {**record, "status": "finished"})
+    with pytest.raises(UserError, match='train.json has no "result"'):
+        run_directory.read_record(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +192,15 @@ def test_a_hub_id_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert run_directory.resolve("org/model") == tmp_path
     ((name, patterns),) = asked
-    assert name == "org/model" and {"config.json", "model.safetensors"} <= set(patterns)
-    assert not any("*" in pattern and "tokenizer" not in pattern for pattern in patterns)
+    def fetched(file):
+        return any(fnmatch(file, pattern) for pattern in patterns)
+
+    assert name == "org/model"
+    assert all(map(fetched, (
+        "config.json", "model.safetensors", "model-00001-of-00002.safetensors", "vocab.txt",
+        "model.safetensors.index.json", "pytorch_model-00001-of-00002.bin", "added_tokens.json",
+        "tokenizer_config.json", "special_tokens_map.json")))
+    assert not any(map(fetched, ("model.fp16.safetensors", "tf_model.h5", "onnx/model.onnx")))
 
     def fail(*_, **__):
         raise ConnectionError("no network")

@@ -9,21 +9,13 @@ import unicodedata
 import numpy as np
 import pytest
 import transformers
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from mini_undivided.support.errors import UserError
 from mini_undivided.tokenizer import (
-    SPECIAL,
-    check_fits,
-    is_cased,
-    load_tokenizer,
-    ordinary_ids,
-    same_tokenizer,
-    save_tokenizer,
-    special_ids,
-    train_tokenizer,
-)
+    SPECIAL, check_fits, is_cased, load_tokenizer, ordinary_ids, same_tokenizer, save_tokenizer,
+    special_ids, train_tokenizer)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = [
@@ -93,17 +85,6 @@ def test_ids_are_those_of_transformers(vocabulary, text, cased):
 
 
 @pytest.mark.parametrize("cased", [False, True])
-def test_a_pair_is_that_of_transformers(vocabulary, cased):
-    """A pair is [CLS] A [SEP] B [SEP] with segments 0 and 1, as in transformers."""
-    ours = load_tokenizer(vocabulary, cased=cased).encode(TEXTS[1], TEXTS[0])
-    expected = transformers.BertTokenizer(vocab=str(vocabulary), do_lower_case=not cased)(
-        TEXTS[1], TEXTS[0]
-    )
-    assert (ours.ids, ours.type_ids) == (expected["input_ids"], expected["token_type_ids"])
-    assert ours.type_ids[-1] == 1 and ours.type_ids[0] == 0
-
-
-@pytest.mark.parametrize("cased", [False, True])
 def test_auto_tokenizer_opens_ours(tmp_path, cased):
     """AutoTokenizer opens the folder of a trained tokenizer and gives the same ids.
 
@@ -126,19 +107,118 @@ def test_auto_tokenizer_opens_ours(tmp_path, cased):
     )
 
 
-def test_ours_opens_transformers(vocabulary, tmp_path):
-    """A folder that transformers' tokenizer wrote opens here with the same ids.
+# Other people's files
 
-    Its case comes along.
+
+ENTITY = {"content": "[E1]", "lstrip": True, "rstrip": False, "normalized": False,
+          "single_word": False, "special": True}
+MASK = {**ENTITY, "content": "[MASK]"}
+JSON = {"tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+BESIDE = {  # name: {file beside the vocabulary: its content}
+    "nothing": {},
+    "no settings": {"tokenizer_config.json": {"model_max_length": 7, "never_split": ["mask"],
+                                              "do_basic_tokenize": False}},
+    "cased": {"tokenizer_config.json": {"do_lower_case": False}},
+    "accents kept": {"tokenizer_config.json": {"strip_accents": False}},
+    "cased, no accents": {"tokenizer_config.json": {"do_lower_case": False, "strip_accents": True}},
+    "CJK in one word": {"tokenizer_config.json": {"tokenize_chinese_chars": False}},
+    "the class of version 4": {"tokenizer_config.json": {"tokenizer_class": "BertTokenizerFast"}},
+    "as it is": {"tokenizer_config.json": JSON},
+    "a token of one's own": {"tokenizer_config.json": {"additional_special_tokens": ["[E1]"]}},
+    "named so": {"tokenizer_config.json": {"extra_special_tokens": {"entity_token": "[E1]"},
+                                           "other_token": "stop", "bos_token": "[E0]"}},
+    "in the decoder": {"tokenizer_config.json": {
+        "added_tokens_decoder": {"4": MASK, str(len(WORDS)): ENTITY, "7": {**ENTITY, "content": "c",
+                                                                     "special": False}}}},
+    "as it is, and more": {"tokenizer_config.json": {
+        **JSON, "added_tokens_decoder": {"4": MASK, str(len(WORDS)): ENTITY}}},
+    "in the map": {"special_tokens_map.json": {"mask_token": MASK, "cls_token": "[CLS]",
+                                               "additional_special_tokens": ["[E1]", "un"]}},
+    "in a file": {"added_tokens.json": {"[E1]": len(WORDS), "stop": WORDS.index("stop")},
+                  "tokenizer_config.json": {"mask_token": {**MASK, "__type": "AddedToken"}}}}
+
+
+def written(folder, kind, beside):
+    """A folder with a vocabulary and the files beside it, as somebody else might leave it."""
+    transformers.BertConfig().save_pretrained(folder)
+    words = {word: i for i, word in enumerate(WORDS)}
+    if kind == "vocab.txt":
+        (folder / kind).write_text("\n".join([*WORDS[:9], f"{WORDS[9]} \t", *WORDS[10:], ""]))
+    else:  # AutoTokenizer does not read its normalizer, unless it takes the file as it is
+        tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+        tokenizer.add_special_tokens([*SPECIAL, "[E9]"])
+        tokenizer.enable_truncation(9)
+        tokenizer.save(str(folder / kind))
+    for name, content in beside.items():
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["vocab.txt", "tokenizer.json", "saved by transformers"])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_ids_are_those_of_auto_tokenizer_before_and_after_saving(tmp_path, beside, kind):
+    """Whatever files stand beside a vocabulary, AutoTokenizer and ours give the same ids.
+
+    So they do when ours has saved what it opened.
     """
-    for cased in (False, True):
-        reference = transformers.BertTokenizer(vocab=str(vocabulary), do_lower_case=not cased)
-        reference.save_pretrained(tmp_path / str(cased))
-        ours = load_tokenizer(tmp_path / str(cased))
-        assert is_cased(ours) == cased
-        assert [ours.encode(text).ids for text in TEXTS] == [
-            reference(text)["input_ids"] for text in TEXTS
-        ]
+    if kind != "tokenizer.json" and beside.startswith("as it is"):
+        pytest.skip("there is no tokenizer.json that could be taken as it is")
+    folder = written(tmp_path, "vocab.txt" if " " in kind else kind, BESIDE[beside])
+    if kind == "saved by transformers":
+        transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
+        folder = tmp_path / "theirs"
+        transformers.BertConfig().save_pretrained(folder)
+    ours = load_tokenizer(folder)
+    save_tokenizer(ours, tmp_path / "saved")
+    transformers.BertConfig().save_pretrained(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    reference, reopened = (
+        transformers.AutoTokenizer.from_pretrained(each) for each in (folder, tmp_path / "saved"))
+    for text in [*TEXTS, "the  [MASK] c  [E1]un[E9] stop[E0]unable", "Éa CAFÉ\u0301 中文"]:
+        for texts in ((text,), (text, TEXTS[0])):
+            expected = reference(*texts)
+            expected = expected["input_ids"], expected["token_type_ids"]
+            for name, each in (("ours", ours), ("again", again)):
+                encoding = each.encode(*texts)
+                assert (encoding.ids, encoding.type_ids) == expected, (name, texts)
+            saved = reopened(*texts)
+            assert (saved["input_ids"], saved["token_type_ids"]) == expected, texts
+
+
+@pytest.mark.parametrize(("beside", "sentence"), [
+    ({"tokenizer_config.json": {"tokenizer_class": "BertJapaneseTokenizer"}}, "tokenizer_class is"),
+    ({"config.json": {"model_type": "bert", "tokenizer_class": "RobertaTokenizer"}},
+     "tokenizer_class is Roberta"),
+    ({"tokenizer_config.json": {"unk_token": "<unk>"}},
+     r"tokenizer_config.json: unk_token is <unk>; only \[UNK\]"),
+    ({"special_tokens_map.json": {"cls_token": {**MASK, "content": "<s>"}}},
+     r"special_tokens_map.json: cls_token is <s>; only \[CLS\]"),
+    ({"tokenizer_config.json": {"split_special_tokens": True}}, "split_special_tokens is True"),
+    ({"tokenizer_config.json": {"strip_accents": "no"}}, '"strip_accents" is no, but should be'),
+    ({"tokenizer_config.json": {"added_tokens_decoder": {"4": {"lstrip": True}}}}, "content"),
+    ({"tokenizer_config.json": []}, "should be an object")])
+def test_what_cannot_be_honoured_is_refused_by_name(tmp_path, beside, sentence):
+    """A setting with which ids would differ from AutoTokenizer's is an error that names it."""
+    with pytest.raises(UserError, match=sentence):
+        load_tokenizer(written(tmp_path, "vocab.txt", beside))
+
+
+@pytest.mark.parametrize("processor", [
+    processors.BertProcessing(("[CLS]", 2), ("[SEP]", 3)),
+    processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]",
+                                  [("[CLS]", 2), ("[SEP]", 3)])])
+def test_another_form_of_sequences_is_refused(tmp_path, processor):
+    """A tokenizer.json that puts [CLS], [SEP] or the segments elsewhere than BERT is an error."""
+    folder = written(tmp_path, "tokenizer.json", {"tokenizer_config.json": JSON})
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processor
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with pytest.raises(UserError, match="post_processor"):
+        load_tokenizer(folder)
 
 
 # Training
@@ -196,9 +276,7 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     assert same_tokenizer(load_tokenizer(tmp_path / "run"), tokenizer)
     assert same_tokenizer(load_tokenizer(tmp_path / "run" / "tokenizer.json"), tokenizer)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
+        "tokenizer.json", "tokenizer_config.json"}
 
 
 def test_padding_and_truncation_of_a_file_are_left_out(tmp_path):
@@ -210,16 +288,24 @@ def test_padding_and_truncation_of_a_file_are_left_out(tmp_path):
     assert len(load_tokenizer(tmp_path).encode("the walk and the talk").ids) == 7
 
 
-def test_a_vocabulary_with_windows_line_ends(vocabulary, tmp_path):
-    """CRLF and a last line without an end change nothing in a vocabulary.
+def test_the_lines_of_a_vocabulary(vocabulary, tmp_path):
+    """CRLF, a missing last line end and spaces behind a word change nothing.
 
-    Neither does a line separator within a word.
+    A line separator within a word is no end of a line. A word that stands there twice, a blank line
+    at the end and bytes that are not UTF-8 are errors that name the line.
     """
-    other = tmp_path / "windows.txt"
-    other.write_bytes("\r\n".join(WORDS).encode())
-    assert same_tokenizer(load_tokenizer(other), load_tokenizer(vocabulary))
-    other.write_bytes("\n".join([*WORDS, "a\u2028b", "\x85"]).encode())
-    assert load_tokenizer(other).get_vocab_size() == len(WORDS) + 2
+    other, lines = tmp_path / "other.txt", "\n".join(WORDS).encode()
+    for same in (lines, lines.replace(b"\n", b"\r\n"), lines.replace(b"stop", b"stop \t")):
+        other.write_bytes(same)
+        assert same_tokenizer(load_tokenizer(other), load_tokenizer(vocabulary))
+    other.write_bytes(lines + "\na\u2028b".encode())
+    assert load_tokenizer(other).get_vocab_size() == len(WORDS) + 1
+    for more, sentence in ((b"\nstop \n", '"stop" stands there twice'), (b"\n\n", "is blank"),
+                           (b"\n \n", "is blank"), (b"\nr\xe9d\n", "is not UTF-8")):
+        other.write_bytes(lines + more)
+        with pytest.raises(UserError, match=sentence) as error:
+            load_tokenizer(other)
+        assert f"line {len(WORDS) + 1}" in str(error.value)
 
 
 def test_the_case_of_a_vocabulary_is_that_of_the_config_beside_it(vocabulary):
@@ -255,11 +341,8 @@ def test_a_vocabulary_without_a_special_token_is_an_error(vocabulary, lacking):
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("tokenizer.json", b"{}"),
-        ("tokenizer.json", b""),
-        ("vocab.txt", b"\xff\xfe"),
-        ("vocab.txt", b""),
-    ],
+        ("tokenizer.json", b"{}"), ("tokenizer.json", b""), ("vocab.txt", b"\xff\xfe"),
+        ("vocab.txt", b"")],
 )
 def test_a_broken_file_is_an_error(tmp_path, name, content):
     """A tokenizer file that cannot be read is an error that names it."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from dataclasses import asdict, replace
 from statistics import mean, stdev
 
@@ -17,7 +18,7 @@ from mini_undivided.model import MaskedLM
 from mini_undivided.report import figures, training
 from mini_undivided.report.training import fill
 from mini_undivided.support import options as run_options
-from mini_undivided.support.errors import UserError
+from mini_undivided.support.errors import LAUNCHER, UserError
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.tokenizer import load_tokenizer
 
@@ -75,6 +76,7 @@ def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monk
     """
     typed = vars(train.parser().parse_args([str(x) for x in small_run(farm, tmp_path / "run")]))
     step = pretrain.train_step
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # else there is no bar
 
     def interrupted(*arguments):
         interrupted.calls += 1
@@ -104,6 +106,7 @@ def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monk
     other = {name: value for name, value in typed.items() if name != "steps"}
     with pytest.raises(UserError, match="run was started with steps 11, not 3000, and is no rep"):
         training.train_seeds({**other, "seeds": 3})
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in LAUNCHER:
+        monkeypatch.setenv(name, "2")
     with pytest.raises(UserError, match="--seeds does not work under torchrun"):
         training.train_seeds({**typed, "seeds": 3})

@@ -1,11 +1,14 @@
 """Treebanks: what is left out, and what is refused."""
 
+import numpy as np
 import pytest
+import torch
 from helpers import tag_of, treebank_row, write_treebank
 
+from mini_undivided import probe
 from mini_undivided.support import probe_tasks
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.treebank import read_conllu
+from mini_undivided.support.treebank import read_conllu, read_treebank
 
 
 def test_treebanks_lose_multiword_tokens_and_empty_nodes_only(tmp_path):
@@ -24,8 +27,23 @@ def test_treebanks_lose_multiword_tokens_and_empty_nodes_only(tmp_path):
     path.write_text(treebank_row("1", "fox", "NOUN") + "\n2\tgnu\n")
     with pytest.raises(UserError, match=r"one\.conllu, line 2: 2 columns, but CoNLL-U has 10"):
         list(read_conllu(path))
-    path.write_bytes(b"1\tr\xe9d")
-    with pytest.raises(UserError, match="is not UTF-8"):
+    path.write_bytes(b"# c\n# d\n1\tr\xe9d")
+    with pytest.raises(UserError, match=r"one\.conllu is not UTF-8 in line 3"):
         list(read_conllu(path))
-    with pytest.raises(UserError, match=r"should hold one file \*train\*\.conllu, but it holds 0"):
+    with pytest.raises(UserError, match=r"holds no file \*train\*\.conllu with a sentence"):
         probe_tasks.treebank_task(tmp_path / "nothing", 100)
+
+
+def test_the_last_name_of_a_part_decides(tmp_path):
+    """Several files for training are one part; "latest-ud-train" is no file for a test."""
+    files = {"test-ud-train-a": "ant", "test-ud-train-b": "bee", "latest-ud-dev": "cat",
+             "train-ud-test": "dog", "notes": "eel"}
+    for name, word in files.items():
+        (tmp_path / f"{name}.conllu").write_text(treebank_row("1", word, "NOUN") + "\n")
+    words = {part: [word for sentence in sentences for word, _ in sentence]
+             for part, sentences in read_treebank(tmp_path).items()}
+    assert words == {"train": ["ant", "bee"], "valid": ["cat"], "test": ["dog"]}
+    features = {part: torch.ones(2, len(words[part]), 5) for part in words}
+    labels = {part: np.zeros(len(words[part]), dtype=int) for part in words}
+    features["train"], labels["train"] = features["train"][:, :1], labels["train"][:1]
+    assert probe.probe(features, labels, 2)["test"] == [1.0, 1.0]  # one word: its deviation is none

@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import pytest
+from helpers import change_tensors
 
 import analyze
 import finetune
@@ -12,8 +13,9 @@ from mini_undivided.support.files import read_json, write_json
 
 HUGE = 10**12
 
-# RUN and NOFFN are finished runs, HALF is one that is not, BROKEN one with half a train.json, EMPTY
-# an empty folder, FILE a text, TALE a corpus.
+# RUN and NOFFN are finished runs, HALF is one that is not, BROKEN one with half a train.json, ONE
+# one without a second segment vector, WORDY one with a word too many, EMPTY an empty folder, FILE a
+# text, TALE a corpus, HOME the home folder.
 TRAIN = [
     ("--no-ffn --ffn-every 2", "--no-ffn and --ffn-every exclude each other: give one of them"),
     ("--no-ffn --ffn-layers 1", "--no-ffn and --ffn-layers exclude each other"),
@@ -72,16 +74,20 @@ TRAIN = [
     ("extra", "unrecognized arguments: extra"),
     ("--corpus", "argument --corpus: expected at least one argument"),
     ("--corpus nowhere.txt", "nothing to read at nowhere.txt: no such file or folder"),
-    ("--corpus EMPTY", "it holds none of .txt, .txt.gz, .jsonl"),
+    ("--corpus EMPTY", "it holds none of .txt or .jsonl, which may be packed: .gz, .xz"),
     ("--corpus nowhere/*.txt", "nothing to read at nowhere/*.txt"),
     ("--corpus image.png", "image.png is no corpus file: its name should end in .txt"),
     ("--corpus empty.txt", "the corpus empty.txt is empty: every file has a length of 0"),
     ("--corpus latin.txt", "latin.txt is not UTF-8 in line 1; convert it, for example with iconv"),
     ("--corpus bad.jsonl", 'bad.jsonl, line 2: not a JSON object with a "text" field'),
-    ("--corpus half.jsonl", 'half.jsonl, line 1: not a JSON object with a "text" field'),
+    ("--corpus half.jsonl", "half.jsonl, line 1: its text has half of a surrogate pair"),
     ("--corpus short.txt", "the corpus is too small for its"),
     ("--corpus TALE hf:some/set", "--corpus takes one dataset from the hub, or paths, not both"),
     ("--corpus ~nouser/x.txt", "nothing to read at ~nouser/x.txt"),
+    ("--corpus ~/x.txt", "HOME/x.txt: no such file or folder"),
+    ("--corpus a\udcff.txt", "argument --corpus: a\ufffd.txt is not UTF-8: choose another name"),
+    ("--out=~/FILE/x --corpus TALE", "HOME/FILE/x: "),
+    ("--out b\udcff", "argument --out: b\ufffd is not UTF-8: choose another name"),
     ("--corpus ''", "argument --corpus: it is empty"),
     ("--out ''", "argument --out: it is empty"),
     ("--out FILE --corpus TALE", "cannot write to FILE: FILE is a file"),
@@ -95,6 +101,7 @@ TRAIN = [
     ("--init nowhere/at/all", "nowhere/at/all is not a folder: give a run directory"),
     ("--init EMPTY", "config.json does not exist: is EMPTY a run or a Hugging Face checkpoint?"),
     ("--init HALF --corpus TALE", "HALF has not finished its training: wait for it, or resume it"),
+    ("--init ONE --next-sentence --corpus TALE", "ONE has type_vocab_size 1: it takes single"),
     ("--init RUN --layers 3", "--layers cannot go with --init, which brings its own"),
     ("--init RUN --tokenizer RUN", "--tokenizer cannot go with --init"),
     ("--init RUN --cased", "--cased cannot go with --init"),
@@ -113,6 +120,7 @@ FINETUNE = [
     ("RUN --task xyzzy", 'there is no task "xyzzy" (tasks: cola, sst2'),
     ("RUN --task ''", "argument --task: it is empty"),
     ("RUN --task rte --data-dir nowhere", "RTE is not in nowhere: looked for nowhere/RTE"),
+    ("ONE --task rte --data-dir nowhere", "ONE has type_vocab_size 1: it takes single texts"),
     ("RUN --task all --data-dir EMPTY", "none of the nine tasks is in EMPTY: looked for CoLA"),
     ("runs/nothing --task cola", "runs/nothing is not a folder: give a run directory"),
     ("EMPTY --task cola", "config.json does not exist"),
@@ -141,12 +149,15 @@ ANALYZE = [
     ("RUN NOFFN --seeds 0", "argument --seeds: 0 is not a whole number"),
     ("RUN NOFFN --data-dir EMPTY", "--data-dir does nothing without --task"),
     ("RUN NOFFN --task sst3", 'there is no task "sst3"; did you mean "sst2"?'),
+    ("probe RUN ONE --task rte --data-dir EMPTY", "ONE has type_vocab_size 1: it takes single"),
     ("RUN NOFFN --out FILE", "cannot write to FILE: FILE is a file"),
-    ("probe RUN --conllu EMPTY", "should hold one file *train*.conllu, but it holds 0"),
+    ("probe RUN --conllu EMPTY", "EMPTY holds no file *train*.conllu with a sentence"),
     ("cka RUN NOFFN --cls", "unrecognized arguments: --cls"),
     ("fill RUN", "the following arguments are required: SENTENCE"),
     ("fill RUN 'no mask here'", 'there is no [MASK] in "no mask here"; write one for each word'),
     ("fill EMPTY 'a [MASK]'", "config.json does not exist"),
+    ("fill WORDY 'a [MASK]'", "WORDY: its tokenizer has 121 entries but its model has 120 embeddi"),
+    ("fill RUN 'a\udcff [MASK]'", "argument SENTENCE: a\ufffd [MASK] is not UTF-8"),
 ]
 CALLS = [(program, *call) for program, calls in
          ((train, TRAIN), (finetune, FINETUNE), (analyze, ANALYZE)) for call in calls]
@@ -156,8 +167,14 @@ CALLS = [(program, *call) for program, calls in
 def place(three, tale, tmp_path_factory):
     """A folder with what the calls name, and {placeholder: path}."""
     folder = tmp_path_factory.mktemp("calls")
-    for name, run in (("RUN", "full"), ("NOFFN", "noffn"), ("HALF", "full"), ("BROKEN", "full")):
-        shutil.copytree(three / run, folder / name)
+    for name in ("RUN", "NOFFN", "HALF", "BROKEN", "ONE", "WORDY"):
+        shutil.copytree(three / ("noffn" if name == "NOFFN" else "full"), folder / name)
+    config = read_json(folder / "ONE" / "config.json")
+    write_json(folder / "ONE" / "config.json", {**config, "type_vocab_size": 1})
+    segments = "bert.embeddings.token_type_embeddings.weight"
+    change_tensors(folder / "ONE", lambda t: t.update({segments: t[segments][:1].clone()}))
+    settings = read_json(folder / "WORDY" / "tokenizer_config.json")
+    write_json(folder / "WORDY" / "tokenizer_config.json", {**settings, "bos_token": "[E1]"})
     record = read_json(folder / "HALF" / "train.json")
     write_json(folder / "HALF" / "train.json", {**record, "status": "interrupted"})
     (folder / "BROKEN" / "train.json").write_text('{"status": "running", ')
@@ -192,6 +209,7 @@ def test_a_wrong_call_ends_in_a_sentence(program, call, sentence, place, monkeyp
     if "cuda" in call:
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.chdir(place)
+    monkeypatch.setenv("HOME", str(place))
     before = listing(place)
     words = [word.strip("'") for word in split(call)]
     monkeypatch.setattr(sys, "argv", [f"{program.__name__}.py", *words])
@@ -199,7 +217,7 @@ def test_a_wrong_call_ends_in_a_sentence(program, call, sentence, place, monkeyp
         program.main()
     stderr = capsys.readouterr().err
     last = stderr.strip().splitlines()[-1]
-    assert ended.value.code == 2 and sentence in last, stderr
+    assert ended.value.code == 2 and sentence.replace("HOME", str(place)) in last, stderr
     assert "error: " in last and "Traceback" not in stderr
     assert listing(place) == before
 

@@ -112,6 +112,9 @@ class Analysis:
         torch.set_float32_matmul_precision("highest")  # TF32 is too coarse for a probe's search
         names = short_names(options.runs)
         self.runs = [Run(path, name) for path, name in zip(options.runs, names, strict=True)]
+        if any(len(find_task(key).texts) > 1 for key in options.task):
+            for run in self.runs:
+                run.config.check_pairs(run.name)
         self.first, *others = self.runs
         for other in others:
             if not same_tokenizer(self.first.tokenizer, other.tokenizer):
@@ -145,7 +148,7 @@ class Analysis:
         """The sentences as batches of (ids, mask, segments), with a progress bar of that name."""
         rows = encode([(sentence,) for sentence in self.sentences], self.tokenizer, self.length)
         batches = length_batches(rows, BATCH, np.random.default_rng(0))
-        bar = tqdm(batches, desc=name, unit=" batches", leave=False, mininterval=0.3)
+        bar = tqdm(batches, desc=name, unit=" batches", leave=False, mininterval=0.3, disable=None)
         return (collate([rows[i] for i in batch], self.machine) for batch in bar)
 
     @cached_property

@@ -67,6 +67,8 @@ class Finetuner:
     def run(self, key):
         """Fine-tune on a task once a seed, and write its results → the dictionary written."""
         task, options = find_task(key), self.options
+        if len(task.texts) > 1:
+            self.config.check_pairs(options.run)
         splits = glue.read_task(key, options.data_dir, options.predict)
         train = splits["train"] = splits["train"].first(options.train_examples)
         rows = {part: self.encode(split) for part, split in splits.items()}

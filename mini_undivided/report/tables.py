@@ -70,9 +70,6 @@ def finetuning_table(results):
         for metric, score in result["scores"].items():
             value, guess = spread(score["mean"], score["std"]), spread(result["majority"][metric])
             lines.append(f"{result['name']:14} {metric:20} {value:>14}  {guess:>8}")
-        if "word_overlap" in result:
-            rule = spread(result["word_overlap"])
-            lines.append(f"{'':14} {'by word overlap alone':20} {rule:>13}")
         means[result["task"]] = np.mean([score["mean"] for score in result["scores"].values()])
     if set(means) == set(GLUE):
         mean = spread(np.mean([value for key, value in means.items() if key != "wnli"]))

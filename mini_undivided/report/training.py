@@ -25,7 +25,7 @@ from mini_undivided.support.options import (
     train_options,
 )
 from mini_undivided.support.run_directory import has_checkpoint, read_record
-from mini_undivided.tokenizer import is_cased, load_tokenizer, special_ids
+from mini_undivided.tokenizer import check_fits, is_cased, load_tokenizer, special_ids
 
 DEFAULT_RUNS = Path(__file__).parent / "default_runs.json"  # made by docs/study.py
 
@@ -188,6 +188,7 @@ def fill(model, tokenizer, sentence, top=5):
     device = next(model.parameters()).device
     ids, positions = (torch.tensor([row], device=device) for row in (encoding.ids, places))
     logits = model(ids, positions=positions)[0]  # (M, V)
+    logits = logits[:, : tokenizer.get_vocab_size()]  # a model may have room for more words
     logits[:, special_ids(tokenizer)] = float("-inf")
     best = logits.softmax(-1).topk(min(top, logits.size(-1)))
     rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -196,7 +197,9 @@ def fill(model, tokenizer, sentence, top=5):
 
 def fill_text(run, sentence):
     """The likeliest words for each [MASK] of a sentence, as lines of text."""
-    fills = fill(MaskedLM.from_pretrained(run), load_tokenizer(run), sentence)
+    model, tokenizer = MaskedLM.from_pretrained(run), load_tokenizer(run)
+    check_fits(tokenizer, model.config.vocab_size, run)
+    fills = fill(model, tokenizer, sentence)
     lines = (", ".join(f"{word} {p:.1%}" for word, p in words) for words in fills)
     return "\n".join(f"[MASK] {number}: {line}" for number, line in enumerate(lines, 1))
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from mini_undivided.support.config import BertConfig
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import atomic, check_form, reading, write_json
+from mini_undivided.support.files import atomic, read_json, reading, write_json
 from mini_undivided.support.run_directory import (
+    count_rows,
     read_state,
     resolve,
     truncate_log,
@@ -20,7 +21,6 @@ from mini_undivided.support.run_directory import (
 )
 
 log = logging.getLogger(__name__)
-MOMENTS = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum"}}  # of a parameter
 
 # Our names on the left, Hugging Face's on the right.
 NAMES = [
@@ -42,7 +42,8 @@ NAMES = [
     ("head.bias", "cls.predictions.bias"),
     ("pooler.", "bert.pooler.dense."),
     ("next.", "cls.seq_relationship.")]
-HEADS = ("cls.predictions.", "cls.seq_relationship.", "pooler.", "classifier.")
+HEADS = ("cls.predictions.", "cls.seq_relationship.", "pooler.", "classifier.", "qa_outputs.")
+WRAPPERS = ("model", "state_dict", "model_state_dict")  # under which trainers save the weights
 # Copies of other tensors, or tables that any model can compute: nothing is lost without them.
 COPIES = {
     "embeddings.position_ids": None,
@@ -109,12 +110,29 @@ def plain_name(name):
     return name.replace("LayerNorm.beta", "LayerNorm.bias")
 
 
+def plain_names(tensors):
+    """A checkpoint's tensors by their plain names.
+
+    What stands before all of them ("module." of DDP, "_orig_mod." of torch.compile) is what stands
+    before the name of the word vectors, without "bert.".
+    """
+    words = "embeddings.word_embeddings.weight"
+    outer = next((name.removesuffix(words) for name in tensors if name.endswith(words)), "")
+    outer = outer.removesuffix("bert.")
+    return {plain_name(name.removeprefix(outer)): tensor for name, tensor in tensors.items()}
+
+
 def match_tensors(model, tensors, source, cut):
     """A checkpoint's tensors by the model's names, checked; `cut` allows FFNs that it lacks."""
-    saved = {plain_name(name): t for name, t in tensors.items()}
+    saved = plain_names(tensors)
+    if len(saved) < len(tensors):
+        raise UserError(f"{source} holds a tensor twice, under two forms of its name")
     for name, original in COPIES.items():
         copy = saved.pop(name, None)
-        if copy is not None and original in saved and not torch.equal(copy, saved[original]):
+        if copy is None or original is None:
+            continue
+        check_numbers(source, {name: copy})
+        if not torch.equal(copy, saved.setdefault(original, copy)):
             raise UserError(f"{source}: {name} is not tied to {original}; "
                             "only models with tied embeddings can be opened")
     names = {plain_name(hugging_face_name(name)): name for name in model.state_dict()}
@@ -142,7 +160,7 @@ def match_tensors(model, tensors, source, cut):
 
 def read_pooler(folder, config):
     """The weights of a checkpoint's pooler, {"weight", "bias"}, or None if it has none."""
-    named = {plain_name(name): tensor for name, tensor in read_weights(folder).items()}
+    named = plain_names(read_weights(folder))
     pooler = {kind: named.get(f"pooler.dense.{kind}") for kind in ("weight", "bias")}
     if any(tensor is None for tensor in pooler.values()):
         return None
@@ -168,21 +186,43 @@ def is_ffn(name):
 
 
 def read_weights(folder):
-    """All tensors by name, of model.safetensors or of pytorch_model.bin, read as weights only."""
-    path = Path(folder) / "model.safetensors"
-    if path.exists():
-        with reading(path):
-            return safetensors.torch.load_file(path)
-    path = Path(folder) / "pytorch_model.bin"
-    if not path.exists():
-        missing = "neither model.safetensors nor pytorch_model.bin is there"
-        raise UserError(f"{folder} holds no weights: {missing}")
-    with reading(path):
-        try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # its text advises to load it without this safety
-            content = "something else than tensors"
-            raise UserError(f"{path} holds {content}: it was not opened") from None
+    """All tensors by name, of model.safetensors or else pytorch_model.bin, in one file or several.
+
+    A pickle is read as weights only, so that it cannot run code.
+    """
+    for name, read in (("model.safetensors", safetensors.torch.load_file),
+                       ("pytorch_model.bin", read_pickle)):
+        path, index = Path(folder) / name, Path(folder) / f"{name}.index.json"
+        paths = [path] if path.exists() else shards(index) if index.exists() else []
+        if paths:
+            tensors = {}
+            for path in paths:
+                with reading(path):
+                    tensors |= read(path)
+            return tensors
+    missing = "neither model.safetensors nor pytorch_model.bin is there"
+    raise UserError(f"{folder} holds no weights: {missing}")
+
+
+def shards(index):
+    """The files that an index names, beside it."""
+    files = read_json(index, {"weight_map": dict})["weight_map"].values()
+    odd = [file for file in files if not isinstance(file, str) or Path(file).name != file]
+    if odd or not files:
+        raise UserError(f"{index}: its weight_map does not name files of its folder")
+    return [index.parent / file for file in sorted(set(files))]
+
+
+def read_pickle(path):
+    """The tensors of a file of torch.save, by name."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # its text advises to load it without this safety
+        content = "something else than tensors"
+        raise UserError(f"{path} holds {content}: it was not opened") from None
+    for name in WRAPPERS:
+        if isinstance(tensors, dict) and isinstance(tensors.get(name), dict):
+            tensors = tensors[name]
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise UserError(f"{path} holds no tensors by name")
     return tensors
@@ -200,9 +240,9 @@ def save_trainer(trainer):
     """Write a run's checkpoint: what --resume reads first, then the weights that others read."""
     random = trainer.machine.gather(trainer.machine.random_state())
     if trainer.machine.is_main:
-        optimizers = [each.state_dict() for each in trainer.optimizers]
-        state = {"model": trainer.model.state_dict(), "optimizer": optimizers,
-                 "random": random, **asdict(trainer.state)}
+        optimizers = [optimizer.state_dict() for optimizer in trainer.optimizers]
+        state = {"model": trainer.model.state_dict(), "optimizer": optimizers, "random": random,
+                 "rows": count_rows(trainer.out), **asdict(trainer.state)}
         write_state(trainer.out, state)
         trainer.model.save_pretrained(trainer.out)
 
@@ -210,56 +250,22 @@ def save_trainer(trainer):
 def load_trainer(trainer):
     """Go on from training_state.pt, as if there had been no interruption."""
     machine, counts = trainer.machine, type(trainer.state)
-    random, trainer.state = restore_state(trainer.out, trainer.model, trainer.optimizers, counts)
-    state, steps = trainer.state, trainer.options.steps
-    if steps and abs(state.progress - state.step / steps) > 1e-9:
-        raise UserError(f"{trainer.out}/training_state.pt: step {state.step:,} of {steps:,} is not "
-                        f"{state.progress:.1%} of the run")
-    if state.step and not all(optimizer.state for optimizer in trainer.optimizers):
-        raise UserError(f"{trainer.out}/training_state.pt: an optimizer's state is empty")
-    machine.set_random_state(random[machine.rank % len(random)])
+    saved, trainer.state = restore_state(trainer.out, trainer.model, trainer.optimizers, counts)
+    machine.set_random_state(saved["random"][machine.rank % len(saved["random"])])
     if machine.is_main:
-        truncate_log(trainer.out, trainer.state.step)
+        truncate_log(trainer.out, saved["rows"])
 
 
 def restore_state(directory, model, optimizers, counts):
-    """Load training_state.pt into model and optimizers → random states; the rest as `counts`.
+    """Load training_state.pt into model and optimizers → what the file holds, and its `counts`.
 
     counts: the dataclass of how far a run is, pretrain.State.
     Raises UserError if the file is damaged, or is not the state of this model.
     """
-    form = {field.name: field.type for field in fields(counts)}
-    saved, path = read_state(directory), Path(directory) / "training_state.pt"
-    with reading(path):
-        weights, moments, random = (saved.pop(key) for key in ("model", "optimizer", "random"))
-        check_numbers(path, weights)
-        moments = moments if isinstance(moments, list) else [moments]  # as version 0.1.0 wrote it
-        if len(moments) != len(optimizers):
-            raise UserError(f"{path}: its optimizers are not those of the run's options")
-        for optimizer, saved_moments in zip(optimizers, moments, strict=True):
-            check_moments(path, optimizer, saved_moments["state"])
-        if not all(t.dtype == torch.uint8 and t.dim() == 1 for t in random) or not random:
-            raise UserError(f"{path}: its random states are damaged")
-        check_form(saved, form, path)
-        if min(value or 0 for value in saved.values()) < 0 or saved.keys() != form.keys():
-            raise UserError(f"{path}: its counts are damaged")
-        model.load_state_dict(weights)
-        for optimizer, saved_moments in zip(optimizers, moments, strict=True):
+    saved = read_state(directory)
+    with reading(Path(directory) / "training_state.pt"):
+        model.load_state_dict(saved["model"])
+        for optimizer, state in zip(optimizers, saved["optimizer"], strict=True):
             groups = optimizer.state_dict()["param_groups"]  # rates: the options say them
-            optimizer.load_state_dict({"state": saved_moments["state"], "param_groups": groups})
-        torch.Generator().set_state(random[0][: torch.get_rng_state().numel()])  # raises if damaged
-    return random, counts(**saved)
-
-
-def check_moments(path, optimizer, states):
-    """Raise UserError if what an optimizer keeps of its parameters is damaged or another's."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if states and states.keys() != set(range(len(parameters))):
-        raise UserError(f"{path}: the optimizer's state is not of this model's parameters")
-    for i, state in states.items():
-        if state.keys() != MOMENTS[type(optimizer).__name__]:
-            raise UserError(f"{path}: the state of parameter {i} is another optimizer's")
-        check_numbers(path, {f"{name} of parameter {i}": t for name, t in state.items()})
-        forms = {(t.shape, t.dtype) for name, t in state.items() if name != "step"}
-        if forms != {(parameters[i].shape, parameters[i].dtype)}:
-            raise UserError(f"{path}: the optimizer's state of parameter {i} has another shape")
+            optimizer.load_state_dict({**state, "param_groups": groups})
+        return saved, counts(**{field.name: saved[field.name] for field in fields(counts)})

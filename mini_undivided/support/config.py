@@ -1,14 +1,19 @@
 """The sizes of a model, under Hugging Face's names."""
 
+import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import get_args
 
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import is_kind, read_json
+from mini_undivided.support.files import KINDS, is_kind, read_json
 
 MOST = {"num_hidden_layers": 1000, "vocab_size": 2**24, "max_position_embeddings": 2**20}
 MOST_OTHERS = 2**18  # of any other size: more is a mistake
-FIXED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
+# Fields of `transformers` with the only value that is computed here.
+FIXED = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute",
+         "is_decoder": False, "add_cross_attention": False, "tie_word_embeddings": True,
+         "pruned_heads": {}}
 
 
 @dataclass
@@ -31,23 +36,24 @@ class BertConfig:
     attention_probs_dropout_prob: float = 0.1
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
-    pad_token_id: int = 0
+    pad_token_id: int | None = 0
+    classifier_dropout: float | None = None
     ffn_layers: list[int] | None = None
 
     def __post_init__(self):
         for field in fields(self)[:-1]:
-            value = getattr(self, field.name)
-            if not is_kind(value, field.type):
-                kind = {int: "a whole number", float: "a number"}[field.type]
-                raise UserError(f"{field.name} is {str(value)[:40]}; it must be {kind}")
-            if field.type is int:
+            value, kinds = getattr(self, field.name), get_args(field.type) or (field.type,)
+            if not any(is_kind(value, kind) for kind in kinds):
+                wanted = " or ".join(KINDS[kind] for kind in kinds)
+                raise UserError(f"{field.name} is {str(value)[:40]}; it must be {wanted}")
+            if int in kinds:
                 least, most = int(field.name != "pad_token_id"), MOST.get(field.name, MOST_OTHERS)
             else:
                 least, most = 0, 1
-            if not least <= value <= most:
+            if value is not None and not least <= value <= most:
                 raise UserError(f"{field.name} is {value}; it must be from {least:,} to {most:,}")
         dropouts = self.hidden_dropout_prob, self.attention_probs_dropout_prob
-        if self.layer_norm_eps == 0 or max(dropouts) == 1:
+        if self.layer_norm_eps == 0 or 1 in (*dropouts, self.classifier_dropout):
             raise UserError("layer_norm_eps must be above 0, and a dropout below 1")
         heads, layers = self.num_attention_heads, range(self.num_hidden_layers)
         if self.hidden_size % heads:
@@ -62,10 +68,15 @@ class BertConfig:
             raise UserError(f"FFN layer {wrong[0]} is out of range: {numbers}")
         self.ffn_layers = sorted(set(chosen))
 
+    def check_pairs(self, source):
+        """Raise UserError if the model has no second segment vector, which pairs of texts need."""
+        if self.type_vocab_size < 2:
+            raise UserError(f"{source} has type_vocab_size {self.type_vocab_size}: it takes single "
+                            "texts, no pairs, whose second text needs a segment vector of its own")
+
     def to_hugging_face(self, architecture):
         """The dictionary that config.json holds; `architecture`: the class of `transformers`."""
-        fixed = {"architectures": [architecture], **FIXED, "tie_word_embeddings": True}
-        return {**fixed, **asdict(self)}
+        return {"architectures": [architecture], **FIXED, **asdict(self)}
 
     @classmethod
     def from_hugging_face(cls, folder):
@@ -73,9 +84,9 @@ class BertConfig:
         path = Path(folder) / "config.json"
         saved = read_json(path)
         for name, value in FIXED.items():
-            if saved.get(name, value) != value:
-                known = f'only "{value}" is supported'
-                raise UserError(f'{path}: {name} is "{saved[name]}", but {known}')
+            if saved.get(name) not in (None, value):
+                shown, known = (json.dumps(each)[:40] for each in (saved[name], value))
+                raise UserError(f"{path}: {name} is {shown}, but only {known} is supported")
         names = [field.name for field in fields(cls)]
         try:
             return cls(**{name: saved[name] for name in names if name in saved})

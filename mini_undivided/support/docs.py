@@ -10,15 +10,15 @@ import sysconfig
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
-    atomic,
     cache_dir,
+    is_whole,
     remove_temporaries,
+    sealed,
     short_hash,
 )
+from mini_undivided.support.terminal import progress
 
 DOCS_VERSION = 2  # raise it when the text below changes
 RUN = 13  # words in a row: so many that two texts do not share them by chance
@@ -38,11 +38,11 @@ def docs_file(is_held_out):
         except PackageNotFoundError:
             pass
     path = cache_dir() / f"docs-{short_hash(' '.join(versions), 6)}.jsonl"
-    if not path.exists():
+    if not is_whole(path):
         remove_temporaries(path.parent)
         documents = gather_docs()
         texts = separate([text for _, text in documents], is_held_out)
-        with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        with sealed(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             for number, ((library, _), text) in enumerate(zip(documents, texts, strict=True)):
                 if len(text) > LEAST:
                     row = {"text": text, "library": library, "held_out": is_held_out(number)}
@@ -54,8 +54,7 @@ def gather_docs():
     """(library, document) pairs: each topic and docstring once, cleaned, in a mixed order."""
     documents = {}
     sources = list(doc_sources())
-    bar = tqdm(sources, desc="gathering docs", unit="file", leave=False, mininterval=0.5)
-    for library, path in bar:
+    for library, path in progress(sources, desc="gathering docs", unit="file"):
         for text in docstrings(path):
             prose = clean(text)
             if len(prose) > LEAST:

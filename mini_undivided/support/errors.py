@@ -24,6 +24,9 @@ def command_line():
     after Ctrl-C and SIGTERM.
     """
     codecs.register_error("plain", plain_letters)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for the whole program)
     streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     for name, stream in streams.items():
         if hasattr(stream, "reconfigure"):
@@ -51,6 +54,7 @@ def command_line():
     finally:
         signal.signal(signal.SIGTERM, before)
         for name, stream in streams.items():
+            getattr(sys, name).flush()
             setattr(sys, name, stream)
 
 
@@ -79,7 +83,7 @@ def plain_letters(error):
 
 
 class Patient:
-    """A stream that goes on in silence when its reader has gone (`| head -1`): no work is lost."""
+    """A stream that goes on when nobody takes what it writes (`| head -1`): no work is lost."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -96,8 +100,10 @@ class Patient:
         return self.patiently(self.stream.flush)
 
     def patiently(self, method, *arguments):
-        """Call a method; from a broken pipe on, everything goes to the null device."""
+        """Call a method; after an error, as of a broken pipe, all goes to the null device."""
         try:
             return method(*arguments)
-        except BrokenPipeError:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            if not isinstance(error, BrokenPipeError):  # a pipe's reader has gone on purpose
+                print(f"{self.stream.name} cannot be written: {error.strerror}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Reading and writing files: whole or not at all, JSON of the expected form, the cache folder."""
+"""Files: written whole or not at all, checked by checksum or by form; paths; the cache folder."""
 
 import errno
 import hashlib
@@ -13,6 +13,7 @@ from typing import get_args
 from mini_undivided.support.errors import UserError
 
 FULL = 1 << 20  # bytes left on a disk that is full
+POINTER = b"version https://git-lfs"
 
 
 # Writing.
@@ -36,6 +37,35 @@ def atomic(path):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def sealed(path):
+    """As `atomic`, for a file that only we write: its checksum lies beside it, in NAME.sum.
+
+    The checksum is written before the file is renamed, above that of the file that is replaced:
+    whenever a kill comes, the file that is there is one of the two.
+    """
+    with atomic(path) as temporary:
+        yield temporary
+        sums = [checksum(each) for each in (temporary, path) if Path(each).exists()]
+        write_text(f"{path}.sum", "\n".join(sums) + "\n")
+
+
+def is_whole(path):
+    """Whether a file that `sealed` wrote is there, and every byte of it as it was written."""
+    seal = Path(f"{path}.sum")
+    known = seal.read_bytes().split() if seal.exists() and Path(path).exists() else []
+    return bool(known) and checksum(path).encode() in known
+
+
+def checksum(path):
+    """A hash of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def remove_temporaries(folder):
@@ -90,6 +120,7 @@ def write_json(path, value):
 def reading(path):
     """Context: whatever goes wrong with the content of a file is an error that names the file."""
     try:
+        refuse_pointer(path)
         yield
     except UserError:
         raise
@@ -101,6 +132,14 @@ def reading(path):
         raise UserError(f"{path} cannot be read: {reason}") from None
 
 
+def refuse_pointer(path):
+    """Raise UserError if a file only says where git-lfs would find its content."""
+    if Path(path).is_file():
+        with open(path, "rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise UserError(f"{path} is a pointer of git-lfs: get the file with `git lfs pull`")
+
+
 def parse_json(text):
     """The value of a JSON text. Raises ValueError for what is not JSON, as NaN and Infinity."""
 
@@ -108,9 +147,12 @@ def parse_json(text):
         raise ValueError(f"{name} is no JSON number")
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=refuse)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if "\\ud" in text.lower():  # half a surrogate pair is no text: nothing could write or print it
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def read_json(path, form=dict):
@@ -155,13 +197,29 @@ def is_kind(value, kind):
     return type(value) is kind
 
 
-# The cache.
+# Paths.
+
+
+def from_user(text):
+    """A text that a user typed or set, usually a path: "~" is the home folder.
+
+    Raises UserError for bytes that are no UTF-8, and if the home folder is not known.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(text).decode(errors="replace")
+        raise UserError(f"{shown} is not UTF-8: choose another name") from None
+    path = os.path.expanduser(text)
+    if path.startswith("~/"):
+        raise UserError(f"{path}: the home folder is not known; set HOME")
+    return path
 
 
 def cache_dir():
     """The folder of text and token files: $MINI_UNDIVIDED_CACHE, else ~/.cache/mini_undivided."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mini_undivided"
-    path = Path(os.environ.get("MINI_UNDIVIDED_CACHE", default))
+    default = f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/mini_undivided"
+    path = Path(from_user(os.environ.get("MINI_UNDIVIDED_CACHE") or default))
     check_writable(path)
     path.mkdir(parents=True, exist_ok=True)
     return path

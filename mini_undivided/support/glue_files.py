@@ -1,4 +1,4 @@
-"""GLUE's files, its copy on the hub, the tasks made from the docs corpus, the GLUE server's zip."""
+"""GLUE's files, its copy on the hub, the task made from the docs corpus, the GLUE server's zip."""
 
 import math
 import zipfile
@@ -138,31 +138,16 @@ def read_hub(key, parts):
     return splits
 
 
-# Tasks made from the docs corpus.
+# The task made from the docs corpus.
 
 def make_docs_task(key, documents):
-    """Make a built-in task from documents, (library, sentences) pairs, one in five for dev.
-
-    In docs-next every second sentence, following or not, is one of its own part that opens no
-    document: neither what stands in training nor how documents begin gives an answer away.
-    """
-    rng = np.random.default_rng(0)
+    """Make a built-in task from documents, (library, sentences) pairs, one in five for dev."""
     splits = {}
     for part in ("train", "dev"):
-        mine = [each for i, each in enumerate(documents) if (i % 5 == 4) == (part == "dev")]
-        later = [sentence for _, group in mine for sentence in group[1:]]
-        texts, labels = [], []
-        for library, group in mine:
-            if key == "docs-library":
-                texts += [(sentence,) for sentence in group]
-                labels += [TASKS[key].labels.index(library)] * len(group)
-                continue
-            for first, second in zip(group, group[1:], strict=False):
-                follows = int(rng.random() < 0.5)
-                other = later[rng.integers(len(later))]
-                texts.append((first, second if follows else other))
-                labels.append(int(follows or other == second))
-        splits[part] = Split(texts, np.array(labels))
+        own = [each for i, each in enumerate(documents) if (i % 5 == 4) == (part == "dev")]
+        pairs = [(library, sentence) for library, group in own for sentence in group]
+        labels = np.array([TASKS[key].labels.index(library) for library, _ in pairs])
+        splits[part] = Split([(sentence,) for _, sentence in pairs], labels)
     return splits
 
 

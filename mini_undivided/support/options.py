@@ -13,8 +13,8 @@ from typing import get_args, get_origin
 
 from mini_undivided.support.config import BertConfig
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import reading
-from mini_undivided.support.run_directory import read_record, resolve
+from mini_undivided.support.files import from_user, reading
+from mini_undivided.support.run_directory import check_version, read_record, resolve
 
 # Layers, width and heads of tiny to base are those of Turc et al. 2019 (1908.08962). "laptop" and
 # everything else is ours. laptop and mini were tuned: small batches learn more from as many tokens.
@@ -33,7 +33,7 @@ PRESETS = {
     "base": dict(layers=12, hidden_size=768, heads=12, vocab_size=30528, seq_len=128,
                  batch_tokens=131072, steps=100000, lr=3e-4)}  # BERT's 30,522 to a multiple of 8
 GLUE_TASKS = "cola sst2 mrpc stsb qqp mnli qnli rte wnli"
-DOCS_TASKS = "docs-library docs-next"
+DOCS_TASK = "docs-library"
 DEVICES, DTYPES = ("auto", "cpu", "cuda", "mps"), ("auto", "float32", "bfloat16")
 RUN_HELP = "a run directory, a Hugging Face BERT, or its id on the hub"
 PRESET = "the preset's"  # what --help says of a default
@@ -90,11 +90,15 @@ def check(field, value):
 
 
 class Checked:
-    """Base of the options: what is out of bounds is an error in a notebook, too."""
+    """Base of the options: "~" is expanded and bounds are checked, in a notebook, too."""
 
     def __post_init__(self):
         for each in fields(self):
             value = getattr(self, each.name)
+            if isinstance(value, str):
+                setattr(self, each.name, from_user(value))
+            elif kind(each) == (str, True) and isinstance(value, list):
+                setattr(self, each.name, [from_user(text) for text in value])
             try:
                 check(each, value)
             except ValueError as wanted:
@@ -117,8 +121,9 @@ class PretrainOptions(Checked):
     init: str | None = option(
         None, "start from a run or a Hugging Face BERT: its sizes, weights and tokenizer", "RUN")
     corpus: list[str] = option(
-        ["docs"], "docs (documentation on this machine); files, folders or globs of .txt, .txt.gz "
-        "(a document a file) and .jsonl (a document a line, field text); or hf:NAME[:CONFIG]",
+        ["docs"], "docs (documentation on this machine); files, folders or globs of .txt (a "
+        "document a file) and .jsonl (a document a line, field text), which may be packed as .gz "
+        "or .xz; or hf:NAME[:CONFIG]",
         "TEXT")
     tokenizer: str | None = option(
         None, "vocab.txt, tokenizer.json or a folder with one of them", "PATH", unset="train one")
@@ -213,7 +218,7 @@ class FinetuneOptions(Checked):
     run: str = option(MISSING, RUN_HELP, "RUN")
     task: str = option(
         MISSING, f"one of GLUE's nine ({GLUE_TASKS}), all of them (all), or a task made from this "
-        f"machine's documentation, which is not GLUE ({DOCS_TASKS})", "NAME")
+        f"machine's documentation, which is not GLUE ({DOCS_TASK})", "NAME")
     data_dir: str | None = option(
         None, "folder of the official GLUE files, with CoLA/train.tsv", "DIR", unset="the hub")
     seeds: int = option(1, "independent runs, with the seeds 0 to N - 1", "N", most=1000)
@@ -317,7 +322,10 @@ def parse(text, field):
     if not text:
         raise argparse.ArgumentTypeError("it is empty")
     try:
+        text = from_user(text)
         value = type(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     except ValueError:
         value = float("nan")  # within no bounds
     try:
@@ -396,10 +404,9 @@ def resume_options(typed):
     out = typed.get("out") or train_options(typed).out
     if not (Path(out) / "train.json").exists():
         raise UserError(f"there is no run to resume in {out}; name it with --out")
-    saved = {**read_record(out)["options"], "out": out}
-    if saved.keys() != {each.name for each in fields(PretrainOptions)}:
-        raise UserError(f"the run in {out} was started by another version of mini_undivided, with "
-                        "another recipe: resume it with that version, or start a new run")
+    record = read_record(out)
+    check_version(out, record)
+    saved = {**record["options"], "out": out}
     changes = {name: typed[name] for name in MAY_CHANGE if name in typed}
     with reading(Path(out) / "train.json"):
         options = PretrainOptions(**saved | changes)

@@ -1,42 +1,39 @@
 """A run directory: a Hugging Face checkpoint, and what is needed to resume it and know its origin.
 
 config.json  model.safetensors  tokenizer.json  tokenizer_config.json    what Hugging Face reads
-training_state.pt                                                        what --resume reads
+training_state.pt  training_state.pt.sum                                 what --resume reads
 train.json  log.jsonl  loss.png                                          options; rows; the curve
 """
 
 import json
-import os
-import pickle
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 
+from mini_undivided import __version__
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
-    atomic,
     check_form,
+    is_whole,
     parse_json,
     read_json,
     reading,
     remove_temporaries,
+    sealed,
     write_text,
 )
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
-
+# Of train.json, and a row of log.jsonl.
 BASELINE = {"loss": float, "accuracy": float, "accuracy_at_mask": float}
 OPTIONS = {"corpus?": [str], "seq_len?": int, "out?": str}
 RESULT = {"validation_loss": float, "validation_accuracy": float, "tokens": int, "seconds": float,
           "tokens_per_second": float, "peak_memory_bytes": float | None,
           "baseline?": BASELINE, "accuracy_at_mask?": float}
 RECORD = {"status": str, "options": OPTIONS, "corpus": {"fingerprint": str, "documents": int},
-          "flops_per_token?": float, "baseline?": BASELINE, "result?": RESULT}  # of train.json
-ROW = {"step": int, "tokens?": int, "loss?": float, "validation_loss?": float}  # of log.jsonl
+          "versions?": dict, "flops_per_token?": float, "baseline?": BASELINE, "result?": RESULT}
+ROW = {"step": int, "tokens": int, "loss?": float, "validation_loss?": float}
 
 
 def resolve(directory):
@@ -48,10 +45,11 @@ def resolve(directory):
         raise UserError(f"{directory} is not a folder: give a run directory, such as runs/noffn")
     from huggingface_hub import snapshot_download
 
-    weights = ["model.safetensors", "pytorch_model.bin"]
-    wanted = ["config.json", *weights, "vocab.txt", "tokenizer*.json"]
+    weights = ["model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin",
+               "pytorch_model-*-of-*.bin", "*.index.json"]
+    words = ["vocab.txt", "tokenizer*.json", "added_tokens.json", "special_tokens_map.json"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=["config.json", *weights, *words]))
     except Exception as error:  # of many kinds: no network, no such model, no permission
         kind = type(error).__name__
         advice = "check the name" if "NotFound" in kind else "is there a network?"
@@ -70,24 +68,24 @@ def claim(directory):
 
     Removes the temporary files that killed processes left. UserError if another process holds it.
     """
+    from filelock import FileLock, Timeout  # late: slow to import
+
     Path(directory).mkdir(parents=True, exist_ok=True)
-    handle = None
-    if fcntl:
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            advice = "wait for it, or choose another folder with --out"
-            raise UserError(f"another process is training in {directory}: {advice}") from None
+    lock = FileLock(Path(directory) / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        advice = "wait for it, or choose another folder with --out"
+        raise UserError(f"another process is training in {directory}: {advice}") from None
     remove_temporaries(directory)
-    return handle
+    return lock
 
 
-def release(handle):
+def release(lock):
     """Give up what `claim` returned."""
-    if handle is not None:
-        os.close(handle)
+    if lock:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def has_checkpoint(directory):
@@ -98,14 +96,30 @@ def has_checkpoint(directory):
 
 def read_record(directory):
     """What train.json says of a run."""
-    return read_json(Path(directory) / "train.json", RECORD)
+    path = Path(directory) / "train.json"
+    record = read_json(path, RECORD)
+    if record["status"] == "finished":
+        check_form(record, {"result": RESULT}, path)
+    return record
+
+
+def check_version(directory, record):
+    """Raise UserError if another version of mini_undivided started a run, so that none can resume.
+
+    A version's first two numbers count: within them what a checkpoint holds stays the same.
+    """
+    started = str(record.get("versions", {}).get("mini_undivided"))
+    alike = started.split(".")[:2] == __version__.split(".")[:2]
+    if has_checkpoint(directory) and not alike:
+        raise UserError(f"{directory} was started with version {started} of mini_undivided, which "
+                        f"{__version__} cannot resume: start a new run with --init {directory}")
 
 
 def write_state(directory, state):
-    """Write training_state.pt: a dictionary of tensors and plain numbers."""
+    """Write training_state.pt, a dictionary of tensors and plain numbers, with its checksum."""
     import torch
 
-    with atomic(Path(directory) / "training_state.pt") as temporary:
+    with sealed(Path(directory) / "training_state.pt") as temporary:
         torch.save(state, temporary)
 
 
@@ -116,11 +130,10 @@ def read_state(directory):
     path = Path(directory) / "training_state.pt"
     if not path.exists():
         raise UserError(f"{directory} has no checkpoint yet: start it again without --resume")
+    if not is_whole(path):
+        raise UserError(f"{path} is damaged: it is not what {path.name}.sum is the checksum of")
     with reading(path):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # its text advises to load it without this safety
-            raise UserError(f"{path} holds something else than tensors and numbers") from None
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def append_log(directory, row):
@@ -146,12 +159,17 @@ def read_log(directory):
     return list(log_rows(directory))
 
 
-def truncate_log(directory, step):
-    """Drop the rows after `step`, which a resumed run will write again, and what is damaged."""
+def count_rows(directory):
+    """How many rows log.jsonl has."""
+    path = Path(directory) / "log.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def truncate_log(directory, count):
+    """Keep the first `count` rows: a resumed run writes the others again. Drop what is damaged."""
     rows = []
     try:
-        for row in log_rows(directory):
-            rows += [row] if row["step"] <= step else []
+        rows.extend(islice(log_rows(directory), count))
     except UserError as error:
         print(f"{error}; the rows from there on are dropped")
     write_text(Path(directory) / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -173,8 +191,8 @@ def trained_length(directory):
 
 def versions():
     """Versions of Python and of the libraries, and the checkout's git commit (or None)."""
-    numbers = {"python": platform.python_version()}
-    for name in ("mini_undivided", "torch", "numpy", "tokenizers", "datasets", "safetensors"):
+    numbers = {"python": platform.python_version(), "mini_undivided": __version__}
+    for name in ("torch", "numpy", "tokenizers", "datasets", "safetensors"):
         try:
             numbers[name] = version(name)
         except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The tasks of GLUE and the two made from the docs corpus: names, columns, labels, metrics."""
+"""The tasks of GLUE and the one made from the docs corpus: names, columns, labels, metrics."""
 
 import difflib
 from dataclasses import dataclass
@@ -48,8 +48,7 @@ GLUE = {
     "wnli": Task("WNLI", PAIR, "label", YES_NO, ("accuracy",), 5)}
 LIBRARIES = ("python", "numpy", "torch")
 BUILT_IN = {
-    "docs-library": Task("docs-library", ("sentence",), "library", LIBRARIES, ("accuracy",), 5),
-    "docs-next": Task("docs-next", PAIR, "next", YES_NO, ("accuracy",), 5)}
+    "docs-library": Task("docs-library", ("sentence",), "library", LIBRARIES, ("accuracy",), 5)}
 TASKS = {**GLUE, **BUILT_IN}
 
 

@@ -8,18 +8,25 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 
-def progress_bar(hidden=False, done=0, count=1):
-    """A bar over `count` runs of which `done` are over, with the time left for all of them."""
-    run = f"run {done + 1} of {count}, all: " * (count > 1)
-    form = run + "{percentage:3.0f} %|{bar:20}| {elapsed} < {remaining}{postfix}"  # postfix: ", …"
-    return tqdm(total=count, initial=done, bar_format=form, disable=hidden, mininterval=0.2,
+def progress(iterable=None, **kwargs):
+    """A bar of tqdm that leaves nothing behind, and on what is no terminal nothing at all."""
+    return tqdm(iterable, leave=False, mininterval=0.5, disable=None, **kwargs)
+
+
+def progress_bar(hidden=False):
+    """A bar of a run, with the time left.
+
+    In a log or a notebook there is none: what is written above it, ten lines a run, is left.
+    """
+    form = "{percentage:3.0f} %|{bar:20}| {elapsed} < {remaining}{postfix}"  # postfix: ", …"
+    return tqdm(total=1, bar_format=form, disable=hidden or None, mininterval=0.2,
                 dynamic_ncols=True)
 
 
-def show(bar, share, text):
-    """Move the bar to the share of the run at work that is over, with a text behind it."""
+def show(bar, progress, text):
+    """Move the bar to a progress from 0 to 1, with a text behind it."""
     if not bar.disable:
-        bar.n = bar.initial + share
+        bar.n = progress
         bar.set_postfix_str(text, refresh=False)
         bar.update(0)
 

@@ -3,16 +3,19 @@
 import glob
 import gzip
 import json
-import os
+import lzma
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from mini_undivided.support.errors import UserError
+from mini_undivided.support.errors import UserError, is_first_process
 
 PIECE = 4000  # characters: enough context, and short enough that one novel has a held-out part
 BLOCK = 1 << 20  # characters read at once
-SUFFIXES = (".txt", ".txt.gz", ".jsonl")
+SUFFIXES = (".txt", ".jsonl")
+OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+KNOWN = f"{' or '.join(SUFFIXES)}, which may be packed: {', '.join(OPENERS)}"
 
 
 class Piece(NamedTuple):
@@ -24,66 +27,112 @@ class Piece(NamedTuple):
 
 
 def find_files(name):
-    """The text files that a path, a folder or a glob stands for, in alphabetical order."""
-    path = Path(os.path.expanduser(name))
+    """The text files that a path, a folder or a glob stands for, in alphabetical order.
+
+    Hidden files in a folder are left out, and what is left out of a folder or glob is said.
+    """
+    path = Path(name)
     if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            known = ", ".join(SUFFIXES)
-            raise UserError(f"{name} is no corpus file: its name should end in {known}")
+        if not text_suffix(path):
+            raise UserError(f"{name} is no corpus file: its name should end in {KNOWN}")
         return [path]
-    matches = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-    matches = sorted(matches)
-    files = [match for match in matches if match.is_file() and match.name.endswith(SUFFIXES)]
+    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(name, recursive=True))
+    found = sorted(each for each in found if each.is_file())
+    hidden = [each for each in found if path.is_dir() and is_hidden(each.relative_to(path))]
+    files = [each for each in found if text_suffix(each) and each not in hidden]
     if not files:
-        missing = not matches and not path.is_dir()
-        reason = "no such file or folder" if missing else "it holds none of " + ", ".join(SUFFIXES)
+        nothing = f"it holds none of {KNOWN}"
+        reason = nothing if found or path.is_dir() else "no such file or folder"
         raise UserError(f"nothing to read at {name}: {reason}")
+    others = len(found) - len(hidden) - len(files)
+    for count, kind in ((len(hidden), "hidden"), (others, f"none of {KNOWN}")):
+        if count:
+            say_once(f"files of {name} that are left out, being {kind}: {count:,}")
     return files
 
 
-def read_pieces(path):
+@cache
+def say_once(text):
+    """Print a line that was not printed yet, in the first process only."""
+    if is_first_process():
+        print(text, flush=True)
+
+
+def is_hidden(path):
+    """Whether a file, or a folder that it lies in, has a name that begins with a full stop."""
+    return any(part.startswith(".") for part in path.parts)
+
+
+def different_files(paths):
+    """The paths, but of those that lead to one file, by a link, only the first."""
+    files = {}
+    for path in paths:
+        about = path.stat()
+        files.setdefault((about.st_dev, about.st_ino), path)
+    return tuple(files.values())
+
+
+def text_suffix(path):
+    """".txt" or ".jsonl", as a file's name ends before .gz and .xz; "" if it does in neither."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in OPENERS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in SUFFIXES else ""
+
+
+def open_text(path):
+    """Open a text file, packed or not; a byte that is not UTF-8 becomes half a surrogate pair."""
+    opener = OPENERS.get(path.suffix.lower(), open)
+    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=None)
+
+
+def read_pieces(path, ours=False):
     """Yield the pieces of a file, a block or a line in memory at a time.
 
-    A .txt or .txt.gz is one document, in pieces; each line of a .jsonl is one, in its field "text".
+    A .txt is one document, in pieces; each line of a .jsonl is one, in its field "text". ours: the
+    file is one of ours, whose field "held_out" counts.
     """
-    opener = gzip.open if path.name.endswith(".gz") else open
-    lines = 0  # of a .jsonl, read so far: where an error is
+    line = 0  # lines read so far
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline=None) as file:
-            if path.name.endswith(".jsonl"):
-                for line in file:
-                    lines += 1
-                    if line.strip():
-                        row = json.loads(line)
-                        row["text"].encode()  # half a surrogate pair is no text
-                        if row.get("held_out") not in (None, True, False):
-                            raise TypeError
-                        yield from pieces_of(row["text"], row.get("held_out"))
+        with open_text(path) as file:
+            if text_suffix(path) == ".jsonl":
+                for text in file:
+                    line += 1
+                    check_utf8(path, line, text)
+                    if text.strip():
+                        row = json.loads(text)
+                        row["text"].encode()
+                        yield from pieces_of(row["text"], row["held_out"] if ours else None)
                 return
             rest, begins = "", True
             while block := file.read(BLOCK):
+                check_utf8(path, line + 1, block)
+                line += block.count("\n")
                 *whole, rest = cut(rest + block)
                 for text in whole:
                     yield Piece(text, begins)
                     begins = False
             yield Piece(rest, begins)
-    except UnicodeDecodeError:
-        where = f"{path} is not UTF-8 in line {bad_line(path):,}"
-        raise UserError(f"{where}; convert it, for example with iconv") from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeEncodeError):
-        raise UserError(f'{path}, line {lines}: not a JSON object with a "text" field') from None
-    except (OSError, EOFError, zlib.error) as error:
+    except UserError:
+        raise
+    except UnicodeEncodeError:
+        raise UserError(f"{path}, line {line:,}: its text has half of a surrogate pair") from None
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f'{path}, line {line:,}: not a JSON object with a "text" field') from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}, line {line:,}, cannot be read as JSON: {error}") from None
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
 
 
-def bad_line(path):
-    """The number of the first line of a file that is not UTF-8."""
-    with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
+def check_utf8(path, line, text):
+    """Raise UserError if a text, which begins in this line, has a byte that is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        line += text.count("\n", 0, error.start)
+        where = f"{path} is not UTF-8 in line {line:,}"
+        raise UserError(f"{where}; convert it, for example with iconv") from None
 
 
 def read_hub(name):

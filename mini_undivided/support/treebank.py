@@ -1,21 +1,28 @@
 """Treebanks in the CoNLL-U format of Universal Dependencies."""
 
+import re
 from pathlib import Path
 
 from mini_undivided.support.errors import UserError
+from mini_undivided.support.text_files import check_utf8, open_text
+
+
+PARTS = {"train": "train", "dev": "valid", "test": "test"}
 
 
 def read_treebank(folder):
-    """The sentences of *train*.conllu, *dev*.conllu, *test*.conllu → {"train", "valid", "test"}."""
-    parts = {}
-    for part, name in (("train", "train"), ("valid", "dev"), ("test", "test")):
-        paths = sorted(Path(folder).glob(f"*{name}*.conllu"))
-        if len(paths) != 1:
-            wanted = f"one file *{name}*.conllu"
-            raise UserError(f"{folder} should hold {wanted}, but it holds {len(paths)}")
-        parts[part] = list(read_conllu(paths[0]))
+    """The sentences of a folder's .conllu files → {"train", "valid", "test"}.
+
+    The last of the words train, dev and test in a file's name says what it is for; large treebanks
+    have several files for training.
+    """
+    parts = {part: [] for part in PARTS.values()}
+    for path in sorted(Path(folder).glob("*.conllu")):
+        if names := re.findall("|".join(PARTS), path.name):
+            parts[PARTS[names[-1]]] += read_conllu(path)
+    for name, part in PARTS.items():
         if not parts[part]:
-            raise UserError(f"{paths[0]} holds no sentences")
+            raise UserError(f"{folder} holds no file *{name}*.conllu with a sentence")
     return parts
 
 
@@ -26,21 +33,19 @@ def read_conllu(path):
     stands for have lines of their own.
     """
     sentence = []
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                fields = line.rstrip("\n").split("\t")
-                if not line.strip():
-                    if sentence:
-                        yield sentence
-                    sentence = []
-                elif not line.startswith("#"):
-                    if len(fields) != 10:
-                        columns = f"{len(fields)} columns, but CoNLL-U has 10"
-                        raise UserError(f"{path}, line {number}: {columns}")
-                    if fields[0].isdigit():
-                        sentence.append((fields[1], fields[3]))
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8") from None
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            check_utf8(path, number, line)
+            fields = line.rstrip("\n").split("\t")
+            if not line.strip():
+                if sentence:
+                    yield sentence
+                sentence = []
+            elif not line.startswith("#"):
+                if len(fields) != 10:
+                    columns = f"{len(fields)} columns, but CoNLL-U has 10"
+                    raise UserError(f"{path}, line {number}: {columns}")
+                if fields[0].isdigit():
+                    sentence.append((fields[1], fields[3]))
     if sentence:
         yield sentence
