@@ -14,7 +14,7 @@ import torch
 from helpers import Trap, names
 
 import mini_undivided
-from mini_undivided.pretrain import pretrain
+from mini_undivided.run import pretrain
 from mini_undivided.support import checkpoint, run_directory
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
