@@ -17,6 +17,7 @@ from mini_undivided.optim import adamw
 from mini_undivided.pretrain import State
 from mini_undivided.report import tables
 from mini_undivided.report.analysis import Run
+from mini_undivided.report.results import make_results
 from mini_undivided.support import run_directory
 from mini_undivided.support.checkpoint import read_weights, restore_state
 from mini_undivided.support.errors import UserError
@@ -123,8 +124,8 @@ def load_words(folder):
 
 def load_results(folder):
     """Read what a report says of a run."""
-    facts = [Run(folder, "run").facts()]
-    tables.runs_table(facts), tables.glue_table(facts), tables.cost_sentence(facts[0], facts[0])
+    rows = make_results(Run(folder, "run").facts())
+    tables.runs_table(rows), tables.glue_table(rows), tables.cost_sentence(rows, "run", "run")
 
 
 KINDS = {

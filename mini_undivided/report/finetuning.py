@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from mini_undivided import glue
 from mini_undivided.model import BertConfig, Encoder, SequenceClassifier
+from mini_undivided.report.tables import count, wrap
 from mini_undivided.support.checkpoint import label_names, read_pooler
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import check_writable, read_json, write_json
@@ -95,8 +96,6 @@ class Finetuner:
             "scores": {name: {**glue.mean_and_std(v), "values": v} for name, v in values.items()},
             "primary": next(iter(values)), "majority": glue.best_constant(task, splits),
             "seconds_per_epoch": float(np.median(seconds))}
-        if key == "docs-next":
-            result["word_overlap"] = glue.word_overlap(splits)
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / f"{self.file_name(key)}.json", result)
         return result
@@ -141,9 +140,9 @@ class Finetuner:
     def describe(self, key, train, plan):
         """What a task's training is going to be, as a line of text."""
         padding = f"{glue.padding_share(train, plan[0]):.1%} padding"
-        epochs = f"{len(plan)} epochs of {len(plan[0]):,} batches of {self.options.batch_size}"
-        return (f"{key}: {len(train):,} examples, {epochs}, learning rate up to {self.lr:g}, "
-                f"{padding}, {self.machine}")
+        batches = f"{count(len(plan[0]), 'batch', 'batches')} of {self.options.batch_size}"
+        return wrap(f"{key}: {count(len(train), 'example')}, {count(len(plan), 'epoch')} of "
+                    f"{batches}, learning rate up to {self.lr:g}, {padding}, {self.machine}", 2)
 
     def file_name(self, key):
         """Results of a task have its name; those of the control are kept apart."""
