@@ -301,9 +301,8 @@ class Analysis:
             yield tables.probe_table(results)
             yield "![Probes](probes.png)"
         if not (collapse := part("rank collapse: ")).empty:
-            yield ("Rank collapse: distance of a sentence's token vectors from their mean, relative "
-                   "to their norm (0: all alike), and mean cosine of two of its tokens (1: all "
-                   "alike):")
+            yield ("Rank collapse: distance of a sentence's token vectors from their mean (0: all "
+                   "alike), and mean cosine of two of its tokens (1: all alike):")
             yield tables.layers_table(collapse)
             yield "![Rank collapse](collapse.png)"
 

@@ -57,8 +57,9 @@ def verdicts(values):
     if all(len(group) < 2 for groups in values.values() for group in groups.values()):
         return {}
     first, *others = kinds
+    pairs = ((measure, groups, other) for measure, groups in values.items() for other in others)
     return {(measure, other): verdict(first, other, groups[first], groups[other])
-            for measure, groups in values.items() for other in others if {first, other} <= {*groups}}
+            for measure, groups, other in pairs if {first, other} <= {*groups}}
 
 
 def verdict(first, other, a, b):

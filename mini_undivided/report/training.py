@@ -58,7 +58,8 @@ def check_replicate(found, wanted):
     """
     record = read_record(found.out)
     for name, value in asdict(wanted).items():
-        shown = record["options"].get(name, getattr(found, name))  # its own dtype, not what is typed
+        # `found` has the dtype that is typed, where a resumed run may change it
+        shown = record["options"].get(name, getattr(found, name))
         if name not in OWN and value != shown:
             raise UserError(
                 f"{found.out} was started with {name} {shown}, not {value}, and is no replicate "
