@@ -34,7 +34,7 @@ def test_the_whole_report(three, tmp_path):
     assert {path.name for path in out.iterdir()} == {"report.md", "results.csv", *figures}
     said = " ".join(done.stdout.split())
     for words in ("noffn has", "of full's parameters", "- validation loss: one run of a kind does",
-                  "comparisons: no clear difference", f"written to {out}: attention.png, "):
+                  "other measures: no clear difference", f"written to {out}: attention.png, "):
         assert words in said, words
     lines = done.stdout.splitlines()
     assert all(len(line) <= 80 for line in lines if str(out) not in line) and "|" not in said

@@ -6,6 +6,7 @@ Runs that differ in nothing but their seed are a kind; what is shown are the mea
 from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -276,8 +277,7 @@ class Analysis:
 
     def texts(self, results):
         """Yield the parts of the report, in Markdown, of what was measured."""
-        kinds = list(kinds_of(results))
-        first, *others = kinds
+        kinds = list(kinds_of(results))  # as Markdown shows them
         part = lambda prefix: results[results.measure.str.startswith(prefix)]  # noqa: E731
         yield f"# {', '.join(kinds)}"
         yield "\n".join(tables.findings(results, self.one_kind))
@@ -288,13 +288,14 @@ class Analysis:
             yield ("These runs were trained on different text; the sentences here are held out "
                    f"from {' '.join(self.corpus)}.")
         yield tables.glue_table(results)
-        if not (alike := part("CKA: ")).empty:
-            yield tables.cka_text(alike, first, self.one_kind)
-            yield tables.layers_table(alike[alike.other_layer.isna() & alike.layer.notna()])
-            yield "\n".join(tables.figure_link("CKA", figures.cka_file(kind)) for kind in others)
-        if not (looks := part("attention: ")).empty:
+        if not (cka := part("CKA: ")).empty:
+            yield tables.cka_text(cka, kinds[0], self.one_kind)
+            yield tables.layers_table(cka[cka.other_layer.isna() & cka.layer.notna()])
+            files = map(figures.cka_file, [*self.groups][1:])
+            yield "\n".join(f"![CKA]({quote(file)})" for file in files)
+        if not (attention := part("attention: ")).empty:
             yield "Who looks at whom, on average over tokens and heads; ± is over runs:"
-            yield tables.layers_table(looks)
+            yield tables.layers_table(attention)
             yield "![Attention](attention.png)"
         if not part("probe: ").empty:
             yield tables.probe_text(self.options.seeds)

@@ -2,7 +2,6 @@
 
 import shutil
 import textwrap
-from urllib.parse import quote
 
 import numpy as np
 
@@ -84,11 +83,6 @@ def escape(name):
     """A name of a run as Markdown that shows it literally."""
     special = set("\\`*<>[]$~#&") | ({"_"} if name.strip("_") != name or "__" in name else set())
     return "".join("\\" * (letter in special) + letter for letter in " ".join(name.split()))
-
-
-def figure_link(title, file):
-    """A figure in Markdown."""
-    return f"![{title}]({quote(file)})"
 
 
 def runs_table(results):
@@ -212,22 +206,22 @@ def probe_table(results):
 # What it says.
 
 def findings(results, one_kind):
-    """Yield two or three sentences for each kind but the first: what its numbers say."""
+    """Yield what the numbers of the first kind say, and two or three sentences for each other."""
     first, *others = kinds_of(results)
-    mean = summarise(results, "layer")["mean"]
-    best = best_layers(results)
-    tasks = [measure for measure, kind in best if kind == first]
+    mean, scores = summarise(results, "layer")["mean"], {}
+    for (task, kind), layer in best_layers(results).items():
+        scores.setdefault(kind, {})[task.removeprefix("probe: ")] = 100 * mean[task, kind, layer]
+    if first in scores:
+        best = ", ".join(f"{task} {score:.1f}" for task, score in scores[first].items())
+        yield f"Best-layer probe scores × 100 of {first}: {best}."
     for other in others:
         yield cost_sentence(results, first, other)
         if results.measure.eq(OUTPUTS["attention"]).any():
             yield cka_sentence(results, first, other, one_kind)
-        gaps = (100 * (mean[task, other, best[task, other]] - mean[task, first, best[task, first]])
-                for task in tasks)
-        gaps = (f"{task.removeprefix('probe: ')} {gap:+.1f}"
-                for task, gap in zip(tasks, gaps, strict=True))
-        if tasks:
-            pair = f"{other} less those of {first}"
-            yield f"Best-layer probe scores of {pair}, in points: {', '.join(gaps)}."
+        if first in scores:
+            gaps = ", ".join(f"{task} {scores[other][task] - score:+.1f}"
+                             for task, score in scores[first].items())
+            yield f"Best-layer probe scores of {other} less those of {first}, in points: {gaps}."
     runs = results[results.measure == "FFNs"].groupby("kind").size()
     if one_kind:
         yield "These runs differ in nothing but their seed: this is how far apart two seeds are."

@@ -194,13 +194,13 @@ def fill(model, tokenizer, sentence, top=5):
     Raises UserError if there is no [MASK], or if the sentence is longer than the model's positions.
     """
     encoding = tokenizer.encode(sentence)
-    places = [i for i, token in enumerate(encoding.tokens) if token == "[MASK]"]
-    if not places:
+    masked = [i for i, token in enumerate(encoding.tokens) if token == "[MASK]"]
+    if not masked:
         advice = "write one for each word to be filled in"
         raise UserError(f'there is no [MASK] in "{sentence}"; {advice}')
     model.eval()
     device = next(model.parameters()).device
-    ids, positions = (torch.tensor([row], device=device) for row in (encoding.ids, places))
+    ids, positions = (torch.tensor([row], device=device) for row in (encoding.ids, masked))
     logits = model(ids, positions=positions)[0]  # (M, V)
     logits[:, special_ids(tokenizer)] = float("-inf")
     best = logits.softmax(-1).topk(min(top, logits.size(-1)))
@@ -238,9 +238,9 @@ def show_fills(out):
 def make_hole(sentence, tokenizer, seq_len):
     """Mask the middle word of 8 to 20, if it is one token → (sentence, word), or None."""
     words = sentence.split()
-    place = len(words) // 2
+    middle = len(words) // 2
     if not 8 <= len(words) <= 20 or len(tokenizer.encode(sentence).ids) > seq_len:
         return None
-    if len(tokenizer.encode(words[place]).ids) != 3:  # [CLS], the word, [SEP]
+    if len(tokenizer.encode(words[middle]).ids) != 3:  # [CLS], the word, [SEP]
         return None
-    return " ".join([*words[:place], "[MASK]", *words[place + 1 :]]), words[place]
+    return " ".join([*words[:middle], "[MASK]", *words[middle + 1 :]]), words[middle]
