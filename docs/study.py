@@ -304,7 +304,8 @@ def scale():
     for group, name, _ in jobs():
         if group == "scale" and path_of(group, name).exists():
             size, kind, budget = name.split("-", 2)
-            losses[kind][size][float(budget)] = read_json(path_of(group, name), RUN)["validation_loss"]
+            result = read_json(path_of(group, name), RUN)
+            losses[kind][size][float(budget)] = result["validation_loss"]
     return losses
 
 
