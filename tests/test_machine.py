@@ -112,7 +112,7 @@ def test_moving_to_the_cpu_copies_nothing():
 def test_a_machine_says_what_it_is():
     """A machine names its device, precision, threads and number of processes."""
     text = str(Machine(torch.device("cpu"), torch.bfloat16, rank=1, world=3))
-    assert "cpu" in text and "bfloat16" in text and "3 processes" in text and "threads" in text
+    assert "cpu" in text and "bfloat16" in text and "3 processes" in text and "thread" in text
 
 
 # Memory and speed

@@ -50,7 +50,8 @@ def test_what_ffns_would_add_does_not_depend_on_the_heads(tale, tmp_path, capsys
     for flags, said in ((["--no-ffn"], True), ([], False)):
         out = tmp_path / str(said)
         train(train_options(*small_run(tale, out), "--steps", 1, "--next-sentence", *flags))
-        assert ("; an FFN in every layer would add 9,552 (+" in " ".join(capsys.readouterr().out.split())) == said
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ("; an FFN in every layer would add 9,552 (+" in shown) == said
 
 
 def test_help_answers_without_loading_pytorch():
