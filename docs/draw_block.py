@@ -8,7 +8,8 @@ from matplotlib.patches import Circle, FancyBboxPatch
 
 WIDTH, HEIGHT = 700, 566  # of the picture in pixels, which are the units of all coordinates
 BOX, ROW = 136, 32  # width and height of a box
-BLUE, ORANGE, GRAY, INK = "#dbe9f8", "#fde6cd", "#eeeeee", "#1f2328"
+GREEN, BLUE, GRAY, INK = "#e4f0e2", "#dbe9f8", "#eeeeee", "#1f2328"
+WITH_FFN, WITHOUT_FFN = "tab:blue", "tab:orange"  # as in all figures
 ARROW = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0,
          "mutation_scale": 12}  # fmt: skip
 
@@ -27,8 +28,8 @@ def box(axes, x, y, text, color="white"):
 
 def label(axes, x, y, text, size=10.5, **style):
     """Text, centred at (x, y) unless the style says otherwise."""
-    style = {"ha": "center", "va": "center", **style}
-    axes.text(x, y, text, fontsize=size, color=INK, **style)
+    style = {"ha": "center", "va": "center", "color": INK, **style}
+    axes.text(x, y, text, fontsize=size, **style)
 
 
 def arrow(axes, *points):
@@ -60,13 +61,14 @@ def sublayer(axes, x, top, boxes, title, weights, color):
 
 def block(axes, x, title, has_ffn):
     """A block from its input x at the top to its output."""
-    label(axes, x, 20, title, 13, weight="bold")
+    color = WITH_FFN if has_ffn else WITHOUT_FFN
+    label(axes, x, 20, title, 13, weight="bold", color=color)
     label(axes, x, 50, "x", 13, style="italic")
-    end = sublayer(axes, x, 76, ["Attention"], "Attention", "4 C² weights", BLUE)
+    end = sublayer(axes, x, 76, ["Attention"], "Attention", "4 C² weights", GREEN)
     if has_ffn:
         axes.plot((x, x), (end, end + 24), color=INK, linewidth=1.3)
         boxes = ["up: C → 4C", "GELU", "down: 4C → C"]
-        end = sublayer(axes, x, end + 30, boxes, "FFN", "8 C² weights", ORANGE)
+        end = sublayer(axes, x, end + 30, boxes, "FFN", "8 C² weights", BLUE)
     arrow(axes, (x, end), (x, end + 36))
     label(axes, x, end + 48, "to the next block")
 

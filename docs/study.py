@@ -21,7 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mini_undivided.metrics import mean_and_std  # noqa: E402
-from mini_undivided.report.figures import figure  # noqa: E402
+from mini_undivided.report.figures import (  # noqa: E402
+    WITH_FFNS,
+    WITHOUT_FFNS,
+    figure,
+    legend_below,
+)
 from mini_undivided.report.replicates import difference, in_brackets  # noqa: E402
 from mini_undivided.report.tables import plus_minus, spread, table  # noqa: E402
 from mini_undivided.support.errors import UserError, command_line  # noqa: E402
@@ -30,6 +35,7 @@ from mini_undivided.support.run_directory import (  # noqa: E402
     claim,
     has_checkpoint,
     read_log,
+    read_record,
     release,
 )
 
@@ -38,6 +44,11 @@ DEFAULTS = ROOT / "mini_undivided/report/default_runs.json"  # what loss.png dra
 GROUPS = ("docs", "tokens", "flops", "minutes", "glue", "scale", "speed")
 KEPT = ("validation_loss", "validation_accuracy", "accuracy_at_mask", "tokens", "flops",
         "tokens_per_second", "seconds", "peak_memory_bytes", "baseline")
+RUN = {  # what a pretraining run's result has at least, and what one of fine-tuning has
+    "validation_loss": float, "validation_accuracy": float, "tokens": int, "parameters": int,
+    "flops_per_token": float, "flops?": float, "tokens_per_second?": float,
+    "peak_memory_bytes?": float, "curve?": [[float]]}
+TUNED = {"scores": [float]}
 NO_FFN = ["--no-ffn"]
 ARCHITECTURES = {  # name: (what it is, options)
     "full": ("an FFN in every layer", []),
@@ -49,8 +60,8 @@ ARCHITECTURES = {  # name: (what it is, options)
     "wide": ("no FFN, 180 wide", [*NO_FFN, "--hidden-size", "180"]),
     "narrow": ("an FFN in every layer, 92 wide", ["--hidden-size", "92", "--ffn-size", "368"]),
     "shallow": ("an FFN in every layer, 1 layer", ["--layers", "1"]),
-    "more": ("a trained full, and 250 steps more", ["--steps", "250"]),
-    "cut": ("a trained full without its FFNs, and 250 steps more", [*NO_FFN, "--steps", "250"])}
+    "more": ("trained with FFNs, and 250 steps more", ["--steps", "250"]),
+    "cut": ("trained with FFNs, cut out, and 250 steps more", [*NO_FFN, "--steps", "250"])}
 SIZES = {"2x32": (2, 32), "2x64": (2, 64), "3x96": (3, 96), "4x128": (4, 128),
          "6x192": (6, 192)}  # layers, width
 KINDS = {"full": "with FFNs", "none": "no FFN"}
@@ -83,8 +94,7 @@ def jobs():
     yield from scale_jobs()
     for turn in range(3):
         for name in [*ARCHITECTURES][:-2]:
-            short = ["--short-first", "0", "--steps", "100"]
-            yield "speed", f"{name}-turn{turn}", [*pretrain(name, 0), *short]
+            yield "speed", f"{name}-turn{turn}", [*pretrain(name, 0), "--steps", "100"]
 
 
 def glue_jobs():
@@ -137,7 +147,7 @@ def train(corpus, glue, groups):
 def flops_of_full():
     """The FLOPs of a run with all FFNs, as text; None before there is one."""
     path = path_of("tokens", "full-seed0")
-    return f"{read_json(path)['flops']:g}" if path.exists() else None
+    return f"{read_json(path, {'flops': float})['flops']:g}" if path.exists() else None
 
 
 def do(group, name, command):
@@ -146,7 +156,8 @@ def do(group, name, command):
         call(command)
         task = command[command.index("--task") + 1]
         scratch = "-from-scratch" * ("--from-scratch" in command)
-        result = read_json(ROOT / command[1] / "glue" / f"{task}{scratch}.json")
+        result = read_json(ROOT / command[1] / "glue" / f"{task}{scratch}.json", {
+            "name": str, "primary": str, "scores": dict, "majority": dict, "train_examples": int})
         kept = {"scores": result["scores"][result["primary"]]["values"],
                 "metric": f"{result['name']} {result['primary']}", "majority":
                 result["majority"][result["primary"]], "train_examples": result["train_examples"]}
@@ -169,7 +180,7 @@ def call(command):
 
 def pretrained(run):
     """What is kept of a finished run."""
-    record = read_json(run / "train.json")
+    record = read_record(run)
     rows = [row for row in read_log(run) if "validation_loss" in row]
     return {**{key: record["result"][key] for key in KEPT},
             "curve": [[row["tokens"], row["validation_loss"]] for row in rows],
@@ -191,7 +202,8 @@ def lock_of(group, name):
 
 def results(group, name):
     """What was measured of an architecture so far, a dictionary a seed."""
-    return [read_json(path) for path in sorted((RESULTS / group).glob(f"{name}*.json"))]
+    form = TUNED if group == "glue" else RUN
+    return [read_json(path, form) for path in sorted((RESULTS / group).glob(f"{name}*.json"))]
 
 
 def losses_of(runs):
@@ -214,29 +226,30 @@ def compare(group, reference):
                      plus_minus(*mean_and_std(losses).values(), 3),
                      spread(*mean_and_std([r["validation_accuracy"] for r in runs]).values()), gap])
     return table(["", "parameters", "MFLOPs a token", "M tokens", "seeds", "validation loss",
-                  "masked accuracy, %", "minus full's [95 %]"], rows)
+                  "masked accuracy, %", "minus all FFNs' [95 %]"], rows)
 
 
 def draw_gaps(reference):
     """docs/gaps.svg: each architecture's loss minus that of full, with 95 % intervals."""
     groups = {"tokens": "at equal tokens", "flops": "at equal FLOPs"}
-    base = losses_of(reference)
-    with figure(ROOT / "docs/gaps.svg", 1, 1, (7.5, 4.5)) as (_, (axes,)):
+    base, names = losses_of(reference), [*ARCHITECTURES][1:]
+    title = ("Validation loss minus that with an FFN in every layer: left of 0 is better. Blue: "
+             "with FFNs, orange: without. Bars are 95 % intervals")
+    with figure(ROOT / "docs/gaps.svg", 1, 1, (8, 5), title) as (_, (axes,)):
         axes.axvline(0, color="gray", linewidth=1, label="an FFN in every layer")
         for i, (group, label) in enumerate(groups.items()):
-            for row, name in enumerate([*ARCHITECTURES][1:]):
+            axes.plot([], [], "os"[i], color="gray", label=label)
+            for row, name in enumerate(names):
                 losses = losses_of(results(group, name))
                 if min(len(losses), len(base)) > 1:
                     gap, half = difference(losses, base)
-                    axes.errorbar(gap, row + 0.2 * i, xerr=half, fmt="os"[i], color=f"C{i}",
-                                  capsize=3, label=label)
-                    label = None
-        texts = [text for text, _ in ARCHITECTURES.values()][1:]
-        axes.set_yticks(range(len(texts)), texts)
+                    color = WITHOUT_FFNS if "--no-ffn" in ARCHITECTURES[name][1] else WITH_FFNS
+                    axes.errorbar(gap, row + 0.2 * i, xerr=half, fmt="os"[i], color=color,
+                                  capsize=3)
+        axes.set_yticks(range(len(names)), [ARCHITECTURES[name][0] for name in names])
         axes.invert_yaxis()
-        axes.set(xlabel="validation loss minus that with all FFNs (nats)",
-                 title="Lower is better; bars are 95 % intervals")
-        axes.legend(fontsize=8)
+        axes.set(xlabel="difference of the validation loss (nats per masked token)")
+        legend_below(axes)
 
 
 def speed_table():
@@ -291,7 +304,8 @@ def scale():
     for group, name, _ in jobs():
         if group == "scale" and path_of(group, name).exists():
             size, kind, budget = name.split("-", 2)
-            losses[kind][size][float(budget)] = read_json(path_of(group, name))["validation_loss"]
+            result = read_json(path_of(group, name), RUN)
+            losses[kind][size][float(budget)] = result["validation_loss"]
     return losses
 
 
@@ -325,23 +339,25 @@ def slope(points):
 
 def draw_scale(losses):
     """docs/scale.svg: loss against training FLOPs, with and without FFNs."""
-    with figure(ROOT / "docs/scale.svg", 1, 1, (9.5, 5)) as (_, (axes,)):
-        for i, (kind, sizes) in enumerate(losses.items()):
-            for marker, (size, each) in zip("d^sov", sizes.items(), strict=True):
-                style = {"color": f"C{i}", "alpha": 0.5}
-                axes.plot(each.keys(), each.values(), marker + ":", label=in_words(size, kind),
-                          **style)
+    title = "Loss by budget and size (layers × width): with FFNs blue, without orange"
+    with figure(ROOT / "docs/scale.svg", 1, 1, (8, 5.5), title) as (_, (axes,)):
+        for kind, sizes in losses.items():
+            color = WITHOUT_FFNS if kind == "none" else WITH_FFNS
+            for size, marker in zip(sizes, "Dx^so", strict=True):
+                axes.plot(sizes[size].keys(), sizes[size].values(), marker + ":", color=color,
+                          alpha=0.5)
             points = frontier(sizes)
             fall = slope(points[1:])  # the first budget ends on the plateau
-            text = (f"best size, {KINDS[kind]}:\n−{fall:.2f} nats per tenfold\n"
-                    f"FLOPs from {BUDGETS[1]:.0e} on")
-            axes.plot(*zip(*points, strict=True), ("-", "--")[i], color=f"C{i}", linewidth=2.5,
-                      label=text)
-        axes.set(xscale="log", xlabel="training FLOPs", ylabel="validation loss (nats)",
-                 title="What FLOPs buy, with and without FFNs (layers × width)")
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=2.5,
+                      label=f"best size, {KINDS[kind]}: −{fall:.2f} nats per tenfold FLOPs "
+                            f"from {BUDGETS[1]:.0e} on")
+        for size, marker in zip(SIZES, "Dx^so", strict=True):
+            axes.plot([], [], marker + ":", color="gray", label=size.replace("x", " × "))
+        axes.set(xscale="log", xlabel="training FLOPs",
+                 ylabel="validation loss per masked token (nats)")
         axes.set_xticks(BUDGETS, [f"{budget:.1e}" for budget in BUDGETS])
         axes.minorticks_off()
-        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+        legend_below(axes, 2)
 
 
 def fill(text, name, content):

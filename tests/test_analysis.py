@@ -1,8 +1,11 @@
 """The analysis of runs: what it compares, what it does without, and what it refuses."""
 
+import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ from helpers import NOUNS, SMALL
 
 from mini_undivided import pretrain
 from mini_undivided.report import figures, tables
-from mini_undivided.report.analysis import Analysis, short_names
+from mini_undivided.report.analysis import Analysis, Run, analyse, short_names
+from mini_undivided.report.results import OUTPUTS, PAIRS, make_results, summarise
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.support.options import AnalyzeOptions, PretrainOptions
@@ -18,49 +22,44 @@ from mini_undivided.support.options import AnalyzeOptions, PretrainOptions
 
 def options(three, *names, **changed):
     """The options of an analysis that takes a few seconds."""
-    base = AnalyzeOptions(
-        [str(three / name) for name in names or ("full", "noffn")],
-        seeds=1,
-        examples=150,
-        device="cpu",
-    )
+    base = AnalyzeOptions([str(three / name) for name in names or ("full", "noffn")], seeds=1,
+                          examples=150, device="cpu")
     return replace(base, **changed)
 
 
-def test_every_option_changes_the_numbers(three, tmp_path, monkeypatch):
+def matrix(results, kind, output="block"):
+    """The mean CKA of all pairs of layers."""
+    rows = results[(results.kind == kind) & (results.measure == OUTPUTS[output] + PAIRS)]
+    return rows.pivot_table("value", "layer", "other_layer").to_numpy()
+
+
+def test_every_option_changes_the_numbers(three, tmp_path):
     """Every option changes the numbers that are written.
 
     Examples, per sentence, another corpus, seeds, [CLS] and a GLUE task.
     """
-    for name in ("plot_cka", "plot_collapse", "plot_attention", "plot_probes"):
-        monkeypatch.setattr(figures, name, lambda *_: None)  # most of the time that this takes
     (tmp_path / "SST-2").mkdir()
     for part in ("train", "dev"):
         rows = "\n".join(f"the {noun} {i}\t{i % 2}" for i, noun in enumerate(NOUNS * 3))
         (tmp_path / "SST-2" / f"{part}.tsv").write_text(f"sentence\tlabel\n{rows}\n")
     other = tmp_path / "other.jsonl"
-    rows = [
-        " ".join(f"The pig likes number {i + j} best of all." for j in range(5))
-        for i in range(0, 4000, 5)
-    ]
+    rows = [" ".join(f"The pig likes number {i + j} best of all." for j in range(5))
+            for i in range(0, 4000, 5)]
     other.write_text("".join(f'{{"text": "{row}"}}\n' for row in rows))
     plain = options(three, out=str(tmp_path / "out"))
-    base = Analysis(plain).cka()
-    for change in (
-        {"examples": 120},
-        {"per_sentence": True, "examples": 300},
-        {"corpus": [str(other)]},
-    ):
-        assert Analysis(replace(plain, **change)).cka() != base, change
-    base = Analysis(plain).probe()
+    base = [*Analysis(plain).cka()]
+    for change in ({"examples": 120}, {"per_sentence": True, "examples": 300},
+                   {"corpus": [str(other)]}):
+        assert [*Analysis(replace(plain, **change)).cka()] != base, change
+    base = [*Analysis(plain).probe()]
     for change in ({"seeds": 2}, {"cls": True}, {"task": ["sst2"], "data_dir": str(tmp_path)}):
-        assert Analysis(replace(plain, **change)).probe() != base, change
+        assert [*Analysis(replace(plain, **change)).probe()] != base, change
 
 
 def test_models_of_different_depth_are_compared(three, farm, tmp_path):
     """Models of two and of three layers can be compared.
 
-    The matrix is not square, and the report still has a row for each layer of the first model.
+    The matrix is not square, and the report still has a column for each layer of the first model.
     """
     deep = PretrainOptions(
         out=str(tmp_path / "deep"),
@@ -73,45 +72,83 @@ def test_models_of_different_depth_are_compared(three, farm, tmp_path):
     )
     pretrain.pretrain(deep)
     base = options(three, out=str(tmp_path / "out"))
-    result = Analysis(replace(base, runs=[base.runs[0], deep.out])).cka()
-    assert np.shape(result["values"]["deep"]["block"]["mean"]) == (3, 4)
-    assert len(tables.cka_table(result).splitlines()) == 2 + 3
+    results = make_results(Analysis(replace(base, runs=[base.runs[0], deep.out])).cka())
+    assert matrix(results, "deep").shape == (3, 4)
+    shown = tables.layers_table(results[results.measure == OUTPUTS["block"]])
+    assert "embeddings | layer 1 | layer 2 |" in shown and "layer 3" not in shown
 
 
-def test_replicates_are_compared_as_groups(three, tmp_path, monkeypatch):
+def test_replicates_are_compared_as_kinds(three, tmp_path):
     """CKA is the mean over all pairs of runs, the ceiling that of two seeds, whatever the order.
 
-    Attention and collapse are means over a group's runs.
+    Attention and collapse are means over a kind's runs.
     """
-    for name in ("plot_cka", "plot_collapse", "plot_attention"):
-        monkeypatch.setattr(figures, name, lambda *_: None)
-    out = str(tmp_path / "out")
-
     def cka(*names):
-        return Analysis(options(three, *names, out=out)).cka()
+        return make_results(Analysis(options(three, *names, out=str(tmp_path / "out"))).cka())
 
     alike, pairs = cka("full", "noffn", "twin"), [cka("full", "noffn"), cka("twin", "noffn")]
-    assert cka("twin", "noffn", "full")["values"]["noffn"] == alike["values"]["noffn"]
-    assert alike["first"] == "full" and alike["others"] == ["noffn"]
-    assert alike["ceilings"] == ["full, two seeds"] and pairs[0]["ceilings"] == []
-    values = [pair["values"]["noffn"]["block"]["mean"] for pair in pairs]
-    assert np.allclose(alike["values"]["noffn"]["block"]["mean"], np.mean(values, axis=0))
-    assert np.allclose(alike["values"]["noffn"]["block"]["std"], np.std(values, axis=0, ddof=1))
-    ceiling = cka("full", "twin")["values"]["twin"]
-    assert alike["values"]["full, two seeds"] == ceiling
-    assert alike["floors"] == {"noffn": "noffn, untrained"} and not alike["one_kind"]
-    assert cka("full", "twin")["one_kind"]
-    single = [pair["collapse"]["cosine"]["full" if i == 0 else "twin"]["mean"]
-              for i, pair in enumerate(pairs)]
-    assert np.allclose(alike["collapse"]["cosine"]["full"]["mean"], np.mean(single, axis=0))
-    analysis = Analysis(options(three, "full", "noffn", "twin", out=out))
-    looks = analysis.attention()
-    groups = analysis.attention_groups(looks)["self"]
-    assert list(groups) == ["full", "noffn", "full, untrained", "noffn, untrained"]
-    heads = np.array([looks[name]["self"] for name in ("full", "twin")])  # (runs, L, H)
-    assert heads.shape == (2, 2, 3) and np.array_equal(groups["full"]["heads"], heads)
-    assert np.allclose(groups["full"]["mean"], heads.mean((0, 2)))
-    assert np.allclose(groups["full"]["std"], heads.mean(2).std(0, ddof=1))
+    turned = matrix(cka("twin", "noffn", "full"), "noffn")
+    assert np.allclose(turned, matrix(alike, "noffn"), rtol=0, atol=1e-12)
+    assert {"noffn", "full, two seeds", "noffn, untrained"} <= {*alike.kind}
+    assert "full, two seeds" not in {*pairs[0].kind}
+    values = [matrix(pair, "noffn") for pair in pairs]
+    assert np.allclose(matrix(alike, "noffn"), np.mean(values, axis=0))
+    curve = summarise(alike, "layer").loc[OUTPUTS["block"], "noffn"]
+    diagonals = [np.diagonal(each) for each in values]
+    assert np.allclose(curve["std"], np.std(diagonals, axis=0, ddof=1))
+    assert np.allclose(matrix(alike, "full, two seeds"), matrix(cka("full", "twin"), "twin"))
+    measure = "rank collapse: mean cosine of two tokens"
+    single = [summarise(pair, "layer").loc[measure, name]["mean"]
+              for pair, name in zip(pairs, ("full", "twin"), strict=True)]
+    collapse = summarise(alike, "layer").loc[measure, "full"]["mean"]
+    assert np.allclose(collapse, np.mean(single, axis=0))
+    analysis = Analysis(options(three, "full", "noffn", "twin", out=str(tmp_path / "out")))
+    assert not analysis.one_kind and Analysis(options(three, "full", "twin")).one_kind
+    looks = make_results(analysis.attention())
+    assert [*looks.kind.unique()] == ["full", "noffn", "full, untrained", "noffn, untrained"]
+    looks = looks[looks.measure == "attention: share on the token itself"]
+    heads = looks[looks.kind == "full"].pivot_table("value", ["run", "layer"], "head")
+    assert heads.shape == (2 * 2, 3)  # runs and layers, heads
+    means = heads.to_numpy().mean(1).reshape(2, 2)  # (runs, L)
+    curve = summarise(looks, "layer").loc["attention: share on the token itself", "full"]
+    assert np.allclose(curve["mean"], means.mean(0))
+    assert np.allclose(curve["std"], means.std(0, ddof=1))
+
+
+def test_precision_makes_another_kind(three, tmp_path):
+    """A run in bfloat16 is no replicate of one in float32, though the option of both is "auto"."""
+    for name in ("a", "b"):
+        shutil.copytree(three / "full", tmp_path / name)
+    path = tmp_path / "b/train.json"
+    record = read_json(path)
+    record["options"]["seed"] = 5
+    for precision, same in (("float32", True), ("bfloat16", False)):
+        record["machine"]["device"] = f"some device, {precision}"
+        write_json(path, record)
+        runs = [Run(tmp_path / name, name) for name in ("a", "b")]
+        assert (runs[0].replicates == runs[1].replicates) == same
+
+
+def test_figures_show_names_as_they_are(three, tmp_path, monkeypatch):
+    """Names with $, _ and | break neither figures nor tables, and are shown literally.
+
+    With FFNs is blue and without orange, whatever comes first; a further kind has a third colour.
+    """
+    drawn, legend = [], figures.legend_below
+    monkeypatch.setattr(figures, "legend_below", lambda axes, *columns: (
+        drawn.extend(axes.get_legend_handles_labels()[1]), legend(axes, *columns)))
+    for name, copy in {"noffn": "_n$_{$|*x*", "full": "full"}.items():
+        shutil.copytree(three / name, tmp_path / copy)
+    runs = [str(tmp_path / "full"), str(tmp_path / "_n$_{$|*x*")]
+    shown = analyse("cka", options(three, runs=runs, out=str(tmp_path / "out")))
+    assert " _n$_{$|*x*" in drawn and "_n$_{$|*x* has" in shown
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "\\_n\\$\\_{\\$\\|\\*x\\*" in text and " _n$" not in text
+    links = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert len(links) == 2 and all((tmp_path / "out" / unquote(link)).exists() for link in links)
+    style = figures.styles({"none": 0, "every2": 2, "full": 4})
+    assert [style[kind][0] for kind in ("none", "every2", "full")] == [
+        "tab:orange", "tab:blue", "tab:green"]
 
 
 def test_runs_without_a_record_are_read_too(three, farm, tmp_path, monkeypatch):
@@ -125,11 +162,11 @@ def test_runs_without_a_record_are_read_too(three, farm, tmp_path, monkeypatch):
     analysis = Analysis(
         options(three, out=str(tmp_path / "out"), runs=[str(three / "full"), str(tmp_path)])
     )
-    facts = [run.facts() for run in analysis.runs]
-    assert facts[1]["parameters"] == facts[0]["parameters"]
-    *_, known, bare = tables.runs_table(facts).splitlines()
+    results = make_results(analysis.facts())
+    *_, known, bare = tables.runs_table(results).splitlines()
     assert (known.count("–"), bare.count("–")) == (0, 5)
-    assert "FLOPs" not in tables.cost_sentence(*facts)
+    assert tables.cost_sentence(results, *results.kind.unique()[:2]).endswith(
+        "has 100% of full's parameters.")
     monkeypatch.setattr(Analysis, "sentences", ["docs takes long to read"])
     for named, text in (([], ["docs"]), ([farm], [farm])):
         base = options(three, out=str(tmp_path / "out"), corpus=named)
@@ -151,7 +188,7 @@ def test_bad_runs_are_refused(three, farm, tmp_path):
     """What cannot be analysed is refused in one sentence.
 
     Different tokenizers, a run that is still being written, too few examples, a task that does not
-    exist, and --data-dir without --task.
+    exist, and --data-dir without --task. No folder is made for the report.
     """
     other = PretrainOptions(
         out=str(tmp_path / "other"),
@@ -173,18 +210,19 @@ def test_bad_runs_are_refused(three, farm, tmp_path):
     with pytest.raises(UserError, match="other"):
         Analysis(options(three, out=out, runs=[other.out, str(three / "full")]))
     with pytest.raises(UserError, match="needs 256 tokens at least"):
-        Analysis(options(three, out=out, examples=3)).cka()
+        analyse("cka", options(three, out=out, examples=3))
     with pytest.raises(UserError, match="100 different sentences at least"):
-        Analysis(options(three, out=out, examples=30)).probe()
+        analyse("probe", options(three, out=out, examples=30))
     with pytest.raises(UserError, match='did you mean "sst2"'):
         Analysis(options(three, out=out, task=["sst3"]))
     with pytest.raises(UserError, match="--data-dir does nothing without --task"):
         Analysis(options(three, out=out, data_dir="x"))
+    assert not Path(out).exists()  # no empty folder is left
 
 
 def test_without_matplotlib_the_numbers_are_still_written(three, tmp_path, monkeypatch, capsys):
-    """A machine without matplotlib gets the JSON, and a line that says what is missing."""
+    """A machine without matplotlib gets the numbers, and a line that says what is missing."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    Analysis(options(three, out=str(tmp_path))).cka()
-    assert {path.name for path in tmp_path.iterdir()} == {"cka.json"}
+    analyse("cka", options(three, out=str(tmp_path)))
+    assert {path.name for path in tmp_path.iterdir()} == {"results.csv", "report.md"}
     assert "matplotlib is not installed: no figure was drawn" in capsys.readouterr().out

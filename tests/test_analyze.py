@@ -3,9 +3,10 @@
 from dataclasses import fields
 from functools import partial
 
-import numpy as np
+import pandas
 import pytest
-from helpers import help_of, run_script, write_treebank
+from helpers import help_of, names, run_script, write_treebank
+from matplotlib import image
 
 import analyze
 from mini_undivided.support.files import read_json, write_json
@@ -15,123 +16,66 @@ run = partial(run_script, "analyze.py")
 
 
 def test_the_whole_report(three, tmp_path):
-    """Two runs and another seed of the first give tables, figures and JSON.
+    """Two runs and another seed of the first give tables, figures and a table of results.
 
-    The tables are on the terminal and in report.md, the figures are not blank, and the numbers are
-    in cka.json, probe.json and report.json.
+    The terminal has a summary that fits 80 columns, and the path; the tables are in report.md, all
+    numbers in results.csv, and the figures are not blank.
     """
-    result = {
-        "name": "RTE",
-        "from_scratch": False,
-        "scores": {"accuracy": {"mean": 0.612, "std": 0.013}},
-        "majority": {"accuracy": 0.527},
-    }
+    score = {"name": "RTE", "from_scratch": False, "majority": {"accuracy": 0.527},
+             "scores": {"accuracy": {"mean": 0.612, "std": 0.013}}}
     (three / "noffn" / "glue").mkdir(exist_ok=True)
-    write_json(three / "noffn" / "glue" / "rte.json", result)
+    write_json(three / "noffn" / "glue" / "rte.json", score)
     write_treebank(tmp_path, 60)
     out = tmp_path / "out"
-    done = run(
-        three / "full",
-        three / "noffn",
-        three / "twin",
-        "--conllu",
-        tmp_path,
-        "--examples",
-        150,
-        "--seeds",
-        2,
-        "--out",
-        out,
-        "--device",
-        "cpu",
-    )
+    done = run(three / "full", three / "noffn", three / "twin", "--conllu", tmp_path,
+               "--examples", 150, "--seeds", 2, "--out", out, "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    written = {path.name for path in out.iterdir()}
-    assert written == {
-        "report.md",
-        "report.json",
-        "cka.json",
-        "attention.json",
-        "probe.json",
-        "cka-noffn.png",
-        "attention.png",
-        "probes.png",
-        "collapse.png",
-    }
+    figures = {"cka-noffn.png", "attention.png", "probes.png", "collapse.png"}
+    assert {path.name for path in out.iterdir()} == {"report.md", "results.csv", *figures}
+    said = " ".join(done.stdout.split())
+    for words in ("noffn has", "of full's parameters", "- validation loss: one run of a kind does",
+                  "other measures: no clear difference", f"written to {out}: attention.png, "):
+        assert words in said, words
+    lines = done.stdout.splitlines()
+    assert all(len(line) <= 80 for line in lines if str(out) not in line) and "|" not in said
     text = (out / "report.md").read_text()
-    assert text.strip() in done.stdout
-    for words in (
-        "noffn has",
-        "of full's parameters",
-        "0 of 2",
-        "2 of 2",
-        "61.2 ± 1.3",
-        "52.7",
-        "full, two seeds",
-        "Replicates: mean",
-        "entropy of a token's weights",
-        "![Attention](attention.png)",
-        "part of speech",
-        "selectivity",
-        "![CKA](cka-noffn.png)",
-        "the best model without context", "MFLOPs a token",
-    ):
+    for words in ("noffn has", "of full's parameters", "61.2 ± 1.3", "52.7", "full, two seeds",
+                  "Replicates: mean", "entropy of a token's weights", "part of speech",
+                  "![Attention](attention.png)", "![CKA](cka-noffn.png)", "selectivity",
+                  "the best model without context", "MFLOPs per token"):
         assert words in text, words
-    for name in written:
-        if name.endswith(".png"):
-            from matplotlib import image
+    for name in figures:
+        assert image.imread(out / name).std() > 0.02
+    results = pandas.read_csv(out / "results.csv")
 
-            assert image.imread(out / name).std() > 0.02
-    alike = read_json(out / "cka.json")
-    values = alike["values"]["noffn"]
-    shapes = {place: np.shape(each["mean"]) for place, each in values.items()}
-    assert shapes == {"block": (3, 3), "attention": (2, 2)}
-    assert alike["rows"] > 256 and set(alike["values"]) == {
-        "noffn", "full, two seeds", "noffn, untrained"}
-    probes = read_json(out / "probe.json")
-    assert len(probes["full"]["sentence length"]["trained"]["mean"]) == 3
-    assert "control" in probes["noffn"]["part of speech"]
-    facts = read_json(out / "report.json")["runs"]
-    trained = read_json(three / "full" / "train.json")
-    assert facts[0]["validation_loss"] == trained["result"]["validation_loss"]
-    assert facts[1]["glue"] == [result]
+    def find(measure, kind):
+        return results[results.measure.str.startswith(measure) & (results.kind == kind)]
+
+    assert len(find("CKA: block outputs of all", "noffn")) == 2 * 3 * 3  # two pairs of runs
+    assert len(find("CKA: attention outputs of all", "full, two seeds")) == 2 * 2
+    assert find("CKA: number of tokens", "full").value.item() > 256
+    assert find("probe: sentence length", "full").layer.tolist() == [0, 1, 2, 0, 1, 2]
+    assert len(find("probe: part of speech", "noffn, control task")) == 3
+    assert find("fine-tuned: RTE", "noffn")[["value", "spread"]].values.tolist() == [[0.612, 0.013]]
+    trained = read_json(three / "full" / "train.json")["result"]
+    loss = find("validation loss", "full")[["run", "seed", "value"]].values.tolist()
+    assert loss[0] == ["full", 0, trained["validation_loss"]] and loss[1][:2] == ["twin", 1]
 
 
 def test_one_alone(three, tmp_path):
-    """cka and probe write only their own files, and probe takes a single run."""
-    done = run(
-        "cka",
-        three / "full",
-        three / "twin",
-        "--out",
-        tmp_path / "a",
-        "--examples",
-        150,
-        "--device",
-        "cpu",
-    )
+    """cka and probe write only what they measure, and probe takes a single run."""
+    done = run("cka", three / "full", three / "twin", "--out", tmp_path / "a", "--examples", 150,
+               "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "Debiased linear CKA with full" in done.stdout and "Rank collapse" in done.stdout
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {
-        "cka.json",
-        "cka-twin.png",
-        "collapse.png",
-    }
-    done = run(
-        "probe",
-        three / "noffn",
-        "--out",
-        tmp_path / "b",
-        "--examples",
-        150,
-        "--seeds",
-        1,
-        "--device",
-        "cpu",
-    )
+    assert names(tmp_path / "a") == ["cka-twin.png", "collapse.png", "report.md", "results.csv"]
+    text = (tmp_path / "a" / "report.md").read_text()
+    assert "Debiased linear CKA with full" in text and "Rank collapse" in text
+    assert "robes" not in text and "![Attention]" not in text
+    done = run("probe", three / "noffn", "--out", tmp_path / "b", "--examples", 150, "--seeds", 1,
+               "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert "bigram shift" in done.stdout
-    assert {path.name for path in (tmp_path / "b").iterdir()} == {"probe.json", "probes.png"}
+    assert names(tmp_path / "b") == ["probes.png", "report.md", "results.csv"]
+    assert "bigram shift" in (tmp_path / "b" / "report.md").read_text()
 
 
 def test_fill(three):
@@ -141,10 +85,7 @@ def test_fill(three):
     """
     done = run("fill", three / "noffn", "the [MASK] and the [MASK] .")
     assert done.returncode == 0
-    assert [line[:8] for line in done.stdout.splitlines()] == [
-        "[MASK] 1",
-        "[MASK] 2",
-    ]
+    assert [line[:8] for line in done.stdout.splitlines()] == ["[MASK] 1", "[MASK] 2"]
     refused = run("fill", three / "noffn", "the fox .")
     assert refused.returncode == 2 and 'error: there is no [MASK] in "the fox ."' in refused.stderr
 
@@ -152,15 +93,10 @@ def test_fill(three):
 def test_every_option_reaches_the_analysis():
     """The flags of report, cka and probe together are the fields of AnalyzeOptions."""
     commands = analyze.parser()._subparsers._group_actions[0].choices
-    flags = {
-        name: {action.dest for action in parser._actions} - {"help"}
-        for name, parser in commands.items()
-    }
-    assert (
-        flags["report"]
-        == flags["cka"] | flags["probe"]
-        == {field.name for field in fields(AnalyzeOptions)}
-    )
+    flags = {name: {action.dest for action in parser._actions} - {"help"}
+             for name, parser in commands.items()}
+    every = {field.name for field in fields(AnalyzeOptions)}
+    assert flags["report"] == flags["cka"] | flags["probe"] == every
     assert flags["cka"] != flags["probe"]
 
 

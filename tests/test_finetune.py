@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import help_of, run_script
+from helpers import help_of, run_script, write_lines
 
 import finetune
 from mini_undivided.model import BertConfig, MaskedLM
@@ -21,9 +21,8 @@ def encoder(tmp_path_factory):
     folder.mkdir()
     tokenizer = train_tokenizer(["the red fox and the grey gnu"] * 5, 90)
     torch.manual_seed(1)
-    MaskedLM(BertConfig(tokenizer.get_vocab_size(), 24, 1, 3, 41, ffn_layers=[])).save_pretrained(
-        folder
-    )
+    config = BertConfig(tokenizer.get_vocab_size(), 24, 1, 3, 41, ffn_layers=[])
+    MaskedLM(config).save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     return folder
 
@@ -32,48 +31,29 @@ def encoder(tmp_path_factory):
 def data_dir(tmp_path_factory):
     """CoLA and SST-2, a few rows each."""
     folder = tmp_path_factory.mktemp("glue")
-    for part in ("train", "dev"):
-        for name, head, row in (
-            ("CoLA", "", "gj04\t{}\t\tThe {} fox."),
-            ("SST-2", "sentence\tlabel\n", "{1} fox\t{0}"),
-        ):
-            rows = [
-                row.format(label, colour) for label, colour in ((1, "red"), (0, "grey"), (1, "red"))
-            ] * 7
-            (folder / name).mkdir(exist_ok=True)
-            (folder / name / f"{part}.tsv").write_text(head + "\n".join(rows) + "\n")
+    labels = ((1, "red"), (0, "grey"), (1, "red"))
+    for name, head, row in (("CoLA", "", "gj04\t{}\t\tThe {} fox."),
+                            ("SST-2", "sentence\tlabel", "{1} fox\t{0}")):
+        rows = [row.format(*each) for each in labels] * 7
+        for part in ("train", "dev"):
+            write_lines(folder, f"{name}/{part}.tsv", *([head] if head else []), *rows)
     return folder
 
 
 def test_a_task_from_start_to_table(encoder, data_dir):
     """A task prints its plan, a line for each seed, a table, and where the results are.
 
-    The table has the mean, the deviation and the majority.
+    The table has the mean, the deviation and the majority. No line is longer than 80 columns.
     """
-    done = run(
-        encoder,
-        "--task",
-        "sst2",
-        "--data-dir",
-        data_dir,
-        "--seeds",
-        2,
-        "--epochs",
-        1,
-        "--device",
-        "cpu",
-    )
+    done = run(encoder, "--task", "sst2", "--data-dir", data_dir, "--seeds", 2, "--epochs", 1,
+               "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    for word in (
-        "sst2: 21 examples, 1 epochs of 1 batches of 32",
-        "sst2, seed 0: accuracy",
-        "sst2, seed 1: accuracy",
-        "±",
-        "66.7",
-        f"written to {encoder}/glue: ",
-        "sst2.json",
-    ):
+    for word in ("sst2: 21 examples, 1 epoch of 1 batch of 32", "sst2, seed 0: accuracy",
+                 "sst2, seed 1: accuracy", "±", "66.7", f"written to {encoder}/glue: ",
+                 "sst2.json"):
         assert word in done.stdout, word
+    lines = [line for line in done.stdout.splitlines() if str(encoder) not in line]
+    assert max(map(len, lines)) <= 80
     assert read_json(encoder / "glue" / "sst2.json")["options"]["seeds"] == 2
 
 
@@ -82,18 +62,8 @@ def test_all_takes_what_is_there(encoder, data_dir):
 
     The results of --from-scratch are kept apart.
     """
-    done = run(
-        encoder,
-        "--task",
-        "all",
-        "--data-dir",
-        data_dir,
-        "--epochs",
-        1,
-        "--from-scratch",
-        "--device",
-        "cpu",
-    )
+    done = run(encoder, "--task", "all", "--data-dir", data_dir, "--epochs", 1, "--from-scratch",
+               "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "left out: MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI" in done.stdout
     assert "average" not in done.stdout

@@ -18,6 +18,7 @@ from mini_undivided.corpus import open_corpus
 from mini_undivided.model import MaskedLM
 from mini_undivided.report import tables
 from mini_undivided.report.analysis import Run
+from mini_undivided.report.results import make_results
 from mini_undivided.support import run_directory
 from mini_undivided.support.checkpoint import read_weights
 from mini_undivided.support.errors import UserError
@@ -145,8 +146,8 @@ def load_results(folder):
     """Read what a report says of a run."""
     (folder / "glue").mkdir()
     shutil.copy(folder / "rte.json", folder / "glue")
-    facts = [Run(folder, "run").facts()]
-    tables.runs_table(facts), tables.glue_table(facts), tables.cost_sentence(facts[0], facts[0])
+    rows = make_results(Run(folder, "run").facts())
+    tables.runs_table(rows), tables.glue_table(rows), tables.cost_sentence(rows, "run", "run")
 
 
 def load_text(name):

@@ -98,7 +98,7 @@ def test_autocast_is_of_the_dtype():
 def test_a_machine_says_what_it_is():
     """A machine names its device, precision, threads and number of processes."""
     text = str(Machine(torch.device("cpu"), torch.bfloat16, rank=1, world_size=3))
-    assert "cpu" in text and "bfloat16" in text and "3 processes" in text and "threads" in text
+    assert "cpu" in text and "bfloat16" in text and "3 processes" in text and "thread" in text
 
 
 # Memory and speed

@@ -1,6 +1,6 @@
 """Replicates: who belongs together, intervals against SciPy, and verdicts that follow from them."""
 
-from types import SimpleNamespace
+from math import isnan, sqrt
 
 import numpy as np
 import pytest
@@ -11,118 +11,95 @@ from mini_undivided.support.errors import UserError
 from mini_undivided.support.options import PretrainOptions
 
 
-def run(name, fingerprint="x", **options):
-    return SimpleNamespace(name=name, fingerprint=fingerprint, options=options)
+class Run:
+    """What of a run decides whose replicate it is."""
+
+    def __init__(self, name, fingerprint="x", precision=None, **options):
+        self.name, self.options = name, options
+        share = replicates.what_replicates_share
+        self.replicates = share(options, fingerprint, precision) if options else name
 
 
-def test_runs_that_differ_in_nothing_but_their_seed_are_one_group():
-    """Whatever order they come in; another option or text makes another group.
+def groups_of(*runs):
+    return {kind: [run.name for run in group] for kind, group in
+            replicates.group_runs(runs).items()}
 
-    What has no record, as a Hugging Face BERT, is a group of its own.
+
+def test_runs_that_differ_in_nothing_but_their_seed_are_one_kind():
+    """Whatever order they come in; another option, text or precision makes another kind.
+
+    What has no record, as a Hugging Face BERT, is a kind of its own; an option that an old record
+    lacks has its default's value.
     """
-    runs = [run("full", seed=0, out="a", lr=1), run("noffn-seed1", seed=1, ffn_layers=[], lr=1),
-            run("full-seed2", seed=2, out="b", lr=1), run("bert"), run("other"),
-            run("noffn", seed=0, ffn_layers=[], lr=1), run("slow", seed=0, lr=2),
-            run("novels", "y", seed=0, lr=1)]
-    groups = replicates.group_runs(runs)
-    assert {name: [run.name for run in group] for name, group in groups.items()} == {
-        "full": ["full", "full-seed2"], "noffn": ["noffn-seed1", "noffn"], "bert": ["bert"],
-        "other": ["other"], "slow": ["slow"], "novels": ["novels"]}
+    default = PretrainOptions()
+    assert groups_of(
+        Run("full", seed=0, out="a", lr=1), Run("noffn-seed1", seed=1, ffn_layers=[], lr=1),
+        Run("full-seed2", seed=2, out="b", lr=1, next_sentence=default.next_sentence), Run("bert"),
+        Run("other"), Run("noffn", seed=0, ffn_layers=[], lr=1), Run("slow", seed=0, lr=2),
+        Run("novels", "y", seed=3, lr=1), Run("half", "x", "bfloat16", seed=4, lr=1),
+        Run("typed", seed=5, lr=1, dtype="float32")) == {
+            "full": ["full", "full-seed2"], "noffn": ["noffn-seed1", "noffn"], "bert": ["bert"],
+            "other": ["other"], "slow": ["slow"], "novels": ["novels"], "half": ["half"],
+            "typed": ["typed"]}
 
 
 def test_replicates_alone_are_compared_with_one_another():
-    """Runs that are all of one kind are groups of one; equal names of groups become the runs'."""
-    runs = [run("full", seed=0), run("full-seed1", seed=1)]
-    assert list(replicates.group_runs(runs)) == ["full", "full-seed1"]
-    assert replicates.are_alike(runs) and not replicates.are_alike([*runs, run("x", lr=1, seed=2)])
-    runs = [run(f"{folder}/x{end}", "text", lr=lr, seed=len(end))
+    """Runs that are all of one kind are kinds of one; equal names of kinds become the runs'."""
+    assert list(groups_of(Run("full", seed=0), Run("full-seed1", seed=1))) == ["full", "full-seed1"]
+    runs = [Run(f"{folder}/x{end}", lr=lr, seed=len(end))
             for folder, lr in (("a", 1), ("b", 2)) for end in ("", "-seed1")]
-    assert list(replicates.group_runs(runs)) == ["a/x", "b/x"]
-    runs = [run("x-seed1", lr=1, seed=1), run("x-seed2", lr=1, seed=2), run("x", lr=2, seed=0)]
-    assert list(replicates.group_runs(runs)) == ["x-seed1", "x"]
+    assert list(groups_of(*runs)) == ["a/x", "b/x"]
+    runs = [Run("x-seed1", lr=1, seed=1), Run("x-seed2", lr=1, seed=2), Run("x", lr=2, seed=0)]
+    assert list(groups_of(*runs)) == ["x-seed1", "x"]
 
 
-def test_copies_are_no_replicates_and_old_records_lack_options():
-    """Two runs of one seed are refused; an option that a record lacks has its default's value."""
+def test_copies_are_no_replicates():
+    """Two runs of one seed are refused."""
     with pytest.raises(UserError, match="a and c have the same seed: a copy of a run is not a"):
-        replicates.group_runs([run("a", seed=0), run("b", seed=1), run("c", seed=0)])
-    default = PretrainOptions()
-    runs = [run("x", seed=0),
-            run("x-seed1", seed=1, next_sentence=default.next_sentence, lr=default.lr),
-            run("y", seed=0, next_sentence=True)]
-    assert list(replicates.group_runs(runs)) == ["x", "y"]
-
-
-def test_means_and_deviations_over_runs():
-    """Curves, probes and facts of a group are means over its runs, deviations with n - 1."""
-    both = replicates.mean_and_std([[1.0, 2.0], [3.0, 2.0]])
-    assert both["mean"] == [2.0, 2.0] and both["std"] == pytest.approx([2**0.5, 0])
-    assert replicates.mean_and_std([[1.0]]) == {"mean": [1.0], "std": None}
-    probes = [{"tags": {
-        "metric": "accuracy", "majority": 0.3, "untrained": {"mean": [x], "std": [9], "valid": [0]},
-        "trained": {"mean": [x, 0.5], "std": [9, 9], "valid": [x / 2, 0.1]}}} for x in (0.2, 0.6)]
-    assert replicates.average_probes(probes[:1]) is probes[0]
-    trained = replicates.average_probes(probes)["tags"]["trained"]
-    assert trained["mean"] == pytest.approx([0.4, 0.5]) and trained["valid"] == [0.2, 0.1]
-    assert trained["std"] == pytest.approx([0.4 / 2**0.5, 0])
-    first = replicates.average_probes(probes)["tags"]["untrained"]
-    assert first is probes[0]["tags"]["untrained"]  # all runs have the same
-    facts = [{"parameters": 7, "validation_loss": x, "tokens": 10} for x in (4.0, 5.0)]
-    assert replicates.group_facts(facts) == {
-        "parameters": 7, "validation_loss": 4.5, "tokens": 10, "seeds": 2}
-
-
-@pytest.mark.parametrize("freedom", [1.0, 1.7, 2.0, 3.3, 4.0, 7.9, 30.0, 400.0])
-def test_quantiles_are_those_of_scipy(freedom):
-    """The quantile of Student's t, for whole and broken degrees of freedom."""
-    assert replicates.t_quantile(0.975, freedom) == pytest.approx(
-        scipy.stats.t.ppf(0.975, freedom), rel=1e-4)
+        groups_of(Run("a", seed=0), Run("b", seed=1), Run("c", seed=0))
 
 
 @pytest.mark.parametrize("sizes", [(3, 5), (2, 2), (5, 3)])
-def test_intervals_are_those_of_scipy(sizes):
-    """Difference and 95 % interval are those of SciPy's t-test with unequal variances."""
+def test_intervals_are_welchs(sizes):
+    """Difference and half width are t √(s_a²/n_a + s_b²/n_b), with Welch's degrees of freedom."""
     rng = np.random.default_rng(sum(sizes))
     a, b = rng.normal(4, 0.1, sizes[0]), rng.normal(4.2, 0.4, sizes[1])
-    gap, half = replicates.difference(a, b)
-    wanted = scipy.stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    assert (gap - half, gap + half) == pytest.approx(tuple(wanted), rel=1e-4)
+    errors = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    freedom = sum(errors) ** 2 / (errors[0] ** 2 / (len(a) - 1) + errors[1] ** 2 / (len(b) - 1))
+    half = scipy.stats.t.ppf(0.975, freedom) * sqrt(sum(errors))
+    assert replicates.difference(a, b) == pytest.approx((a.mean() - b.mean(), half))
 
 
 def test_verdicts_follow_from_the_interval():
     """Apart from 0 the interval names a side; around 0 it says what would go unseen."""
-    clear = replicates.verdict("full", "noffn", [4.0, 4.01, 3.99], [4.5, 4.52, 4.48])
-    assert clear.startswith("noffn is higher than full by 0.5: +0.500 [+0.4")
-    lower = replicates.verdict("full", "noffn", [4.5, 4.52, 4.48], [4.0, 4.01, 3.99])
-    assert lower.startswith("noffn is lower than full by 0.5: -0.500 [-0.5")
-    blurred = replicates.verdict("full", "noffn", [4.0, 4.5, 4.2], [4.1, 4.4, 4.3])
+    low, high = [4.0, 4.01, 3.99], [4.5, 4.52, 4.48]
+    sentence, clear = replicates.verdict("full", "noffn", low, high)
+    assert sentence.startswith("noffn is higher than full by 0.5: +0.500 [+0.4") and clear
+    sentence, clear = replicates.verdict("full", "noffn", high, low)
+    assert sentence.startswith("noffn is lower than full by 0.5: -0.500 [-0.5") and clear
+    sentence, clear = replicates.verdict("full", "noffn", [4.0, 4.5, 4.2], [4.1, 4.4, 4.3])
     _, half = replicates.difference([4.1, 4.4, 4.3], [4.0, 4.5, 4.2])
-    assert "cannot be told apart with 3 and 3 seeds" in blurred
-    assert f"a difference under {half:.2g} would go unseen" in blurred
-    assert "does not tell" in replicates.verdict("full", "noffn", [4.0], [4.1, 4.2])
-    assert "are equal in all" in replicates.verdict("full", "noffn", [4.0, 4.0], [4.0, 4.0])
+    assert "no significant difference between noffn and full with 3 and 3 seeds" in sentence
+    assert f"a difference under {half:.2g} would go unseen" in sentence and not clear
+    sentence, clear = replicates.verdict("full", "noffn", [4.0], [4.1, 4.2])
+    assert "does not tell" in sentence and not clear
 
 
-def test_a_group_is_its_pretrained_models_not_their_fine_tunings():
-    """A run's score on a task is the mean of its fine-tunings; missing numbers are left out."""
-    result = {"name": "RTE", "from_scratch": False,
-              "scores": {"accuracy": {"mean": 0.6, "std": 0.1, "values": [0.5, 0.7]}}}
-    facts = {"validation_loss": 4.0, "glue": [result, {**result, "from_scratch": True}]}
-    probes = {"tags": {"trained": {"mean": [0.1, 0.9, 0.3], "valid": [0.0, 0.1, 0.2]}}}
-    looks = {"[CLS]": [[0.1, 0.3], [0.5, 0.7]]}
-    assert replicates.measures(facts, looks, probes, {"tags": 2}) == {
-        "validation loss": 4.0, "RTE accuracy": 0.6, "RTE accuracy, from scratch": 0.6,
-        "attention: weight on [CLS]": pytest.approx(0.4), "probe: tags": 0.3}
+def test_seeds_that_do_not_differ_give_no_interval():
+    """Equal scores of all seeds, up to rounding, say nothing of chance: no side is named."""
+    for a, b in (([0.6, 0.6], [0.5, 0.5]), ([0.3, 0.1 + 0.2, 0.3], [0.2, 0.2, 0.2]),
+                 ([0.5, 0.5], [0.5, 0.5]), ([0.0, 0.0], [0.0, 0.0])):
+        gap, half = replicates.difference(a, b)
+        assert gap == pytest.approx(np.mean(a) - np.mean(b)) and isnan(half)
+        sentence, clear = replicates.verdict("full", "noffn", a, b)
+        assert "there is no interval" in sentence and not clear
+    assert not isnan(replicates.difference([0.5, 0.5], [0.4, 0.6])[1])  # one side is enough
 
 
-def test_single_runs_make_no_table():
-    """Without a group of two there is nothing to say; with one there is a row a measure."""
-    one = {"full": {"validation loss": [4.0]}, "noffn": {"validation loss": [4.1]}}
-    assert replicates.compare_groups(one) == ""
-    runs = [{"validation loss": 4.0, "RTE accuracy": 0.5}, {"validation loss": 4.1}]
-    many = {"full": replicates.collect(runs), "noffn": {"validation loss": [4.3, 4.5]},
-            "last": {"validation loss": [4.6]}}
-    text = replicates.compare_groups(many)
-    assert "4.050 ± 0.071 (2)" in text and "4.400 ± 0.141 (2)" in text and "4.600 (1)" in text
-    assert "0.500 (1)" in text
-    assert text.count("- validation loss: ") == 2 and "- RTE" not in text
+def test_single_runs_have_no_verdicts():
+    """Without a kind of two runs there is nothing to say; with one, each pair with the first."""
+    assert replicates.verdicts({"loss": {"full": [4.0], "noffn": [4.1]}}) == {}
+    said = replicates.verdicts({
+        "loss": {"full": [4.0, 4.1], "noffn": [4.3, 4.5], "last": [4.6]}, "RTE": {"full": [0.5]},
+        "CoLA": {"noffn": [0.1], "full": [0.2]}})
+    assert list(said) == [("loss", "noffn"), ("loss", "last"), ("CoLA", "noffn")]

@@ -158,6 +158,17 @@ def test_tables_follow_from_results(study, tmp_path):
     assert rows[0][1:5] == ["12,345", "2.50", "2.00", "2"]
 
 
+def test_damaged_results_are_named(study, tmp_path):
+    """A result that lacks a number, or has text in its place, is an error that names the file."""
+    for damaged in ({}, {**result(4.0), "validation_loss": "4"}, {**result(4.0), "curve": [3]}):
+        write_json(tmp_path / "tokens/full-seed1.json", damaged)
+        with pytest.raises(UserError, match=r"full-seed1\.json"):
+            study.results("tokens", "full")
+    write_json(tmp_path / "glue/full-rte-seed0.json", {"scores": ["0.5"]})
+    with pytest.raises(UserError, match=r'seed0\.json: an entry of "scores" is 0.5, but should'):
+        study.glue_scores("full", "rte", "seed")
+
+
 def test_the_frontier_is_the_best_size_at_each_budget(study, tmp_path):
     """Slopes are those of a planted power of ten; the table has dashes for what is missing."""
     for i, budget in enumerate(study.BUDGETS[:3]):

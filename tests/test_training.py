@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
@@ -54,26 +56,43 @@ def test_the_band_is_that_of_default_runs_alone(tmp_path, monkeypatch):
         assert band(**changes) is None, changes
 
 
-def test_the_band_is_drawn(tmp_path):
-    """loss.png has pale orange where the band lies; without a step it is not drawn."""
+def test_the_loss_curve(tmp_path, monkeypatch):
+    """loss.png has pale grey where the band lies; without a step it is not drawn.
+
+    Its curves are blue with FFNs and orange without, and it says what is masked.
+    """
     (tmp_path / "log.jsonl").write_text("")
-    figures.plot_losses(tmp_path)
+    write_json(tmp_path / "config.json", {"ffn_layers": []})
+    record = {"options": {"out": str(tmp_path), "mask_share": 0.4}}
+    figures.plot_losses(record)
     assert not (tmp_path / "loss.png").exists()
     (tmp_path / "log.jsonl").write_text("".join(
         json.dumps({"step": i, "tokens": i, "loss": 5.0 - i / 9}) + "\n" for i in range(1, 9)))
     band = {"seeds": 5, "tokens": [2, 8], "mean": [4, 3], "std": [1, 1]}
-    for usual, least, most in ((None, 0, 100), (band, 10_000, np.inf)):
-        figures.plot_losses(tmp_path, None, usual)
-        pixels = image.imread(tmp_path / "loss.png")[..., :3]
-        pale = 0.75 + 0.25 * np.array(colors.to_rgb("tab:orange"))  # a quarter of it on white
-        assert least <= (np.abs(pixels - pale) < 0.01).all(-1).sum() <= most
+    labels, legend = [], figures.legend_below
+    monkeypatch.setattr(figures, "legend_below", lambda axes, *columns: (
+        labels.append(axes.get_legend_handles_labels()[1]), legend(axes, *columns)))
+
+    def pixels(color, alpha):
+        mixed = 1 - alpha + alpha * np.array(colors.to_rgb(color))
+        drawn = image.imread(tmp_path / "loss.png")[..., :3]
+        return (np.abs(drawn - mixed) < 0.01).all(-1).sum()
+
+    for usual, ffns, color in ((None, [], "tab:orange"), (band, [0], "tab:blue")):
+        write_json(tmp_path / "config.json", {"ffn_layers": ffns})
+        figures.plot_losses(record, usual)
+        assert pixels(color, 0.45) > 100
+        assert (pixels("gray", 0.35) > 10_000) == (usual is not None)
+    assert labels[0] == ["training, 40% of the tokens masked"]
 
 
 def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monkeypatch):
     """--seeds N trains seeds 0 to N - 1, each in its folder, as single runs with these seeds do.
 
-    Called again, it skips what is finished and resumes what is not; other options are refused.
+    Called again, it skips what is finished and resumes what is not; other options, another
+    precision or text are refused.
     """
+    farm = shutil.copytree(farm, tmp_path / "farm")
     typed = vars(train.parser().parse_args([str(x) for x in small_run(farm, tmp_path / "run")]))
     step = pretrain.train_step
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # else there is no bar
@@ -106,6 +125,12 @@ def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monk
     other = {name: value for name, value in typed.items() if name != "steps"}
     with pytest.raises(UserError, match="run was started with steps 11, not 3000, and is no rep"):
         training.train_seeds({**other, "seeds": 3})
+    half = {**typed, "dtype": "bfloat16"}
+    with pytest.raises(UserError, match="was started with dtype auto, not bfloat16"):
+        training.train_seeds({**half, "seeds": 3})
+    (Path(farm) / "0.txt").write_text("Another text.")
+    with pytest.raises(UserError, match="run was trained on another text than .* is now"):
+        training.train_seeds({**typed, "seeds": 4})
     for name in LAUNCHER:
         monkeypatch.setenv(name, "2")
     with pytest.raises(UserError, match="--seeds does not work under torchrun"):

@@ -1,31 +1,43 @@
-"""Compare runs: CKA, attention, probes and rank collapse, as tables, figures and one report.
+"""Compare runs: CKA, attention, probes and rank collapse, as one table of results and a report.
 
-Runs that differ in nothing but their seed are a group; what is shown are the means of groups.
+Runs that differ in nothing but their seed are a kind; what is shown are the means of kinds.
 """
 
 from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from mini_undivided.attention import STATISTICS, attention_sums, attention_weights
-from mini_undivided.cka import OUTPUTS, compare
+from mini_undivided.cka import compare
 from mini_undivided.corpus import held_out, open_corpus, sentences
 from mini_undivided.glue import collate, length_batches
-from mini_undivided.metrics import mean_and_std
 from mini_undivided.costs import count_parameters
+from mini_undivided.metrics import mean_and_std
 from mini_undivided.model import BertConfig, Encoder
 from mini_undivided.probe import run_probes
 from mini_undivided.report import figures, replicates, tables
+from mini_undivided.report.results import (
+    COMPARED_ROWS,
+    CONTROL,
+    TWO_SEEDS,
+    UNTRAINED,
+    VALID,
+    cka_rows,
+    compared,
+    kinds_of,
+    layer_rows,
+    make_results,
+)
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
     check_form,
     check_writable,
     read_json,
-    write_json,
     write_text,
 )
 from mini_undivided.support.machine import Machine
@@ -49,14 +61,18 @@ BATCH = 32  # sentences in a forward pass
 RESULT = {"task?": str, "name": str, "from_scratch": bool, "scores": dict, "majority": dict}
 LONGEST = 128  # tokens of a sentence that are looked at
 LONGEST_DRAWN = 40
+COLLAPSE = ("distance from the mean, relative to the norm", "mean cosine of two tokens")
 
 
 class Run:
-    """A run directory or Hugging Face checkpoint, read: config, encoder, tokenizer, records."""
+    """A run directory or Hugging Face checkpoint, read: config, encoder, tokenizer, records.
+
+    kind: the name of the replicates that it is one of.
+    """
 
     def __init__(self, directory, name):
         check_finished(directory)
-        self.folder, self.name = resolve(directory), name
+        self.folder, self.name, self.kind = resolve(directory), name, name
         self.config = BertConfig.from_hugging_face(self.folder)
         self.tokenizer = load_tokenizer(self.folder)
         check_fits(self.tokenizer, self.config.vocab_size, directory)
@@ -80,23 +96,45 @@ class Run:
         """The most tokens of a sequence that the run was trained on."""
         return self.options.get("seq_len", self.config.max_position_embeddings)
 
+    @property
+    def replicates(self):
+        """What it shares with its replicates, as text; with nothing, if it has no record."""
+        if not self.options:
+            return self.name
+        half = "bfloat16" in str(self.record.get("machine"))  # the option may say "auto"
+        return replicates.what_replicates_share(self.options, self.fingerprint, half)
+
+    @property
+    def start(self):
+        """The first columns of its rows of results."""
+        return {"kind": self.kind, "run": self.name, "seed": self.options.get("seed")}
+
     def facts(self):
-        """What the tables say of the run, and what finetune.py left in it."""
-        results = sorted((self.folder / "glue").glob("*.json"))
-        return {"name": self.name, "parameters": count_parameters(self.config),
-                "ffns": len(self.config.ffn_layers), "layers": self.config.num_hidden_layers,
-                "flops_per_token": self.record.get("flops_per_token"),
-                **self.record.get("result", {}),
-                "glue": [read_result(path) for path in results]}
+        """Rows of what training gave, and of what finetune.py left."""
+        result, flops = self.record.get("result", {}), self.record.get("flops_per_token")
+        numbers = {
+            "layers": self.config.num_hidden_layers, "FFNs": len(self.config.ffn_layers),
+            "parameters": count_parameters(self.config), "MFLOPs per token": flops and flops / 1e6,
+            "tokens seen": result.get("tokens"), "tokens/s": result.get("tokens_per_second"),
+            "validation loss": result.get("validation_loss"),
+            "masked accuracy": result.get("validation_accuracy")}
+        for measure, value in numbers.items():
+            if value is not None:
+                yield {**self.start, "measure": measure, "value": value}
+        for path in sorted((self.folder / "glue").glob("*.json")):
+            yield from fine_tuned(path, self.start)
 
 
-def read_result(path):
-    """What finetune.py wrote of a task."""
+def fine_tuned(path, start):
+    """Rows of what finetune.py wrote of a task; start: the first columns of the run's rows."""
     result = read_json(path, RESULT)
     for metric, score in result["scores"].items():
         check_form(score, {"mean": float, "std": float | None}, path, f'"{metric}"')
         check_form(result["majority"], {metric: float}, path)
-    return result
+        scratch = " from scratch" if result["from_scratch"] else ""
+        measure = f"fine-tuned{scratch}: {result['name']} {metric}"
+        yield {**start, "measure": measure, "value": score["mean"], "spread": score["std"]}
+        yield {"kind": "majority", "measure": measure, "value": result["majority"][metric]}
 
 
 class Analysis:
@@ -122,8 +160,11 @@ class Analysis:
                     f"{self.first.name} and {other.name} have different tokenizers; to be "
                     "compared, runs need the same tokens: train one with --tokenizer and the "
                     "other's folder")
-        self.groups = replicates.group_runs(self.runs)  # {name: runs}
-        self.one_kind = len(self.runs) > 1 and replicates.are_alike(self.runs)
+        self.groups = replicates.group_runs(self.runs)  # {kind: runs}
+        for kind, runs in self.groups.items():
+            for run in runs:
+                run.kind = kind
+        self.one_kind = len(self.runs) > 1 == len({run.replicates for run in self.runs})
         self.tokenizer = self.first.tokenizer
         positions = (run.config.max_position_embeddings for run in self.runs)
         self.length = min(LONGEST, *(run.longest for run in self.runs), *positions)
@@ -134,7 +175,6 @@ class Analysis:
         self.fingerprint = None if options.corpus else self.first.fingerprint
         if not self.sentences:
             raise UserError(f"the held-out part of {' '.join(self.corpus)} has no sentences")
-        self.out.mkdir(parents=True, exist_ok=True)
 
     @cached_property
     def sentences(self):
@@ -153,51 +193,56 @@ class Analysis:
 
     @cached_property
     def encoders(self):
-        """Every run's encoder, and for each group an untrained one, on the device."""
+        """Every run's encoder, and for each kind an untrained one, on the device."""
         encoders = {run.name: run.encoder for run in self.runs}
-        encoders |= {untrained(name): runs[0].untrained(0) for name, runs in self.groups.items()}
+        encoders |= {kind + UNTRAINED: runs[0].untrained(0) for kind, runs in self.groups.items()}
         return {name: encoder.to(self.machine.device) for name, encoder in encoders.items()}
 
-    def average(self, values):
-        """Values by run → {group, or untrained group: mean and deviation over its runs}."""
-        means = {name: mean_and_std([values[run.name] for run in runs])
-                 for name, runs in self.groups.items()}
-        return means | {untrained(name): mean_and_std([values[untrained(name)]])
-                        for name in self.groups}
+    @cached_property
+    def starts(self):
+        """The first columns of an encoder's rows of results, by its name."""
+        untrained = (kind + UNTRAINED for kind in self.groups)
+        starts = {run.name: run.start for run in self.runs}
+        return starts | {name: {"kind": name, "run": name} for name in untrained}
+
+    def facts(self):
+        """Yield rows of each run, and of the best model without context on the first one's text."""
+        for run in self.runs:
+            yield from run.facts()
+        if baseline := self.first.record.get("baseline"):
+            for measure, name in (("validation loss", "loss"), ("masked accuracy", "accuracy")):
+                yield {"kind": "no context", "measure": measure, "value": baseline[name]}
 
     def cka(self):
-        """CKA of the first group with each other one, ceilings and floors; each one's collapse.
+        """Yield rows of CKA of the first kind with each other one, ceilings and floors; collapse.
 
-        A floor is the other group's untrained model. A ceiling is the CKA of two runs of one group,
+        A floor is the other kind's untrained model. A ceiling is the CKA of two runs of one kind,
         if it is as deep as the first.
         """
         first, *others = self.groups
-        names = {name: [run.name for run in runs] for name, runs in self.groups.items()}
-        depth = self.first.config.num_hidden_layers
-        deep = {name: runs[0].config.num_hidden_layers for name, runs in self.groups.items()}
-        pairs = {name: list(product(names[first], names[name])) for name in others}
-        pairs |= {two_seeds(name): list(combinations(each, 2))
-                  for name, each in names.items() if len(each) > 1 and deep[name] == depth}
-        pairs |= {untrained(name): [(self.first.name, untrained(name))] for name in others}
-        every = [pair for each in pairs.values() for pair in each]
-        values, shapes, count = compare(
-            self.encoders, self.batches("CKA"), every, self.options.per_sentence)
-        alike = {
-            "rows": count, "rows_are": "sentences" if self.options.per_sentence else "tokens",
-            "first": first, "others": others, "one_kind": self.one_kind,
-            "floors": {name: untrained(name) for name in others},
-            "ceilings": [name for name in map(two_seeds, names) if name in pairs],
-            "values": {name: {output: mean_and_std([values[pair][output] for pair in each])
-                              for output in OUTPUTS} for name, each in pairs.items()},
-            "collapse": {kind: self.average({name: x[:, i] for name, x in shapes.items()})
-                         for i, kind in enumerate(("distance", "cosine"))}}
-        write_json(self.out / "cka.json", alike)
-        figures.plot_cka(alike, self.out)
-        figures.plot_collapse(alike["collapse"], self.out)
-        return alike
+        names = {kind: [run.name for run in runs] for kind, runs in self.groups.items()}
+        depths = {kind: runs[0].config.num_hidden_layers for kind, runs in self.groups.items()}
+        pairs = {kind: list(product(names[first], names[kind])) for kind in others}
+        pairs |= {kind + TWO_SEEDS: list(combinations(runs, 2)) for kind, runs in names.items()
+                  if len(runs) > 1 and depths[kind] == depths[first]}
+        pairs |= {kind + UNTRAINED: [(self.first.name, kind + UNTRAINED)] for kind in others}
+        values, collapse, count = compare(
+            self.encoders, self.batches("CKA"), [pair for runs in pairs.values() for pair in runs],
+            self.options.per_sentence)
+        what = "sentences" if self.options.per_sentence else "tokens"
+        yield {"kind": first, "measure": COMPARED_ROWS + what, "value": count}
+        for kind, runs in pairs.items():
+            for pair in runs:
+                for output, matrix in values[pair].items():
+                    yield from cka_rows({"kind": kind, "run": " & ".join(pair)}, output,
+                                        matrix.tolist())
+        for i, what in enumerate(COLLAPSE):
+            for name, curves in collapse.items():
+                yield from layer_rows(
+                    self.starts[name], f"rank collapse: {what}", curves[:, i].tolist())
 
     def attention(self):
-        """What heads look at → {run or untrained group: {statistic: (L, H)}}."""
+        """Yield rows of what the heads of runs and of untrained encoders look at."""
         sums, count = dict.fromkeys(self.encoders, 0.0), 0
         for ids, mask, segments in self.batches("attention"):
             real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
@@ -206,103 +251,66 @@ class Analysis:
             for name, encoder in self.encoders.items():
                 weights = attention_weights(encoder, ids, mask, segments)
                 sums[name] = sums[name] + attention_sums(weights, real, is_sep).cpu().double()
-        looks = {name: dict(zip(STATISTICS, (x / count).tolist(), strict=True))
-                 for name, x in sums.items()}
-        write_json(self.out / "attention.json", looks)
-        figures.plot_attention(self.attention_groups(looks), self.out)
-        return looks
-
-    def attention_groups(self, looks):
-        """Statistics by run → {statistic: {group: mean and deviation by layer, of all heads}}.
-
-        "heads": those of each run, (runs, L, H).
-        """
-        by_group = {}
-        for kind in STATISTICS:
-            heads = {name: np.array(each[kind]) for name, each in looks.items()}  # (L, H)
-            by_group[kind] = self.average({name: x.mean(1) for name, x in heads.items()})
-            for name, values in by_group[kind].items():
-                members = [run.name for run in self.groups.get(name, ())] or [name]
-                values["heads"] = [heads[member] for member in members]
-        return by_group
+        for i, what in enumerate(STATISTICS.values()):
+            for name, total in sums.items():
+                for head, values in enumerate((total[i] / count).T.tolist(), 1):
+                    start = {**self.starts[name], "head": head}
+                    yield from layer_rows(start, f"attention: {what}", values, first=1)
 
     def probe(self):
-        """Probe every run, and its untrained twin, on all tasks → {run: {task: scores}}."""
-        options, device, probes = self.options, self.machine.device, {}
+        """Yield rows of probes of all runs, of their untrained counterparts, and controls."""
+        options, device = self.options, self.machine.device
         tasks = text_tasks(self.sentences, options.examples)
         if options.conllu:
             tasks.append(treebank_task(options.conllu, options.examples))
         tasks += [glue_task(key, options.data_dir, options.examples) for key in options.task]
         for run in self.runs:
             fresh = lambda seed, run=run: run.untrained(seed).to(device)  # noqa: E731
-            probes[run.name] = run_probes(
+            scores = run_probes(
                 run.encoder.to(device), fresh, tasks, self.tokenizer, self.machine, self.length,
                 options.seeds, options.cls)
-        write_json(self.out / "probe.json", probes)
-        figures.plot_probes(self.probe_groups(probes), self.out)
-        return probes
+            variants = {"trained": run.start, "control": {**run.start, "kind": run.kind + CONTROL}}
+            if run is self.groups[run.kind][0]:  # all of a kind have the same untrained ones
+                variants["untrained"] = self.starts[run.kind + UNTRAINED]
+            for task, of in scores.items():
+                measure = f"probe: {task} ({of['metric']})"
+                for variant, start in variants.items():
+                    if score := of.get(variant):
+                        yield from layer_rows(start, measure, score["mean"], score["std"])
+                        yield from layer_rows(start, VALID + measure, score["valid"])
+                yield {"kind": "majority", "measure": measure, "value": of["majority"]}
 
-    def probe_groups(self, probes):
-        """Scores of run_probes by run → by group, over the group's runs if it has several."""
-        return {name: replicates.average_probes([probes[run.name] for run in runs])
-                for name, runs in self.groups.items()}
-
-    def report(self):
-        """Everything: JSON files, figures, report.md → the report's text."""
-        alike, looks, probes = self.cka(), self.attention(), self.probe()
-        facts = {run.name: run.facts() for run in self.runs}
-        write_json(self.out / "report.json", {"runs": [*facts.values()], "length": self.length})
-        text = "\n\n".join(filter(None, self.parts(facts, alike, looks, probes))) + "\n"
-        write_text(self.out / "report.md", text)
-        return text
-
-    def replicates(self, facts, looks, probes, by_group):
-        """What the groups say of one another, or an empty string; by_group: of probe_groups."""
-        measured = {}
-        for name, runs in self.groups.items():
-            layers = {task: tables.best_layer(each["trained"])
-                      for task, each in by_group[name].items()}
-            measured[name] = replicates.collect([
-                replicates.measures(facts[run.name], looks[run.name], probes[run.name], layers)
-                for run in runs])
-        return replicates.compare_groups(measured)
-
-    def parts(self, facts, alike, looks, probes):
-        """The parts of the report, in Markdown."""
-        texts = {run.record["corpus"]["fingerprint"] for run in self.runs if run.record}
-        groups = [{**replicates.group_facts([facts[run.name] for run in runs]), "name": name}
-                  for name, runs in self.groups.items()]
-        by_group = self.probe_groups(probes)
-        yield f"# {', '.join(self.groups)}"
-        yield "\n".join(tables.findings(groups, alike, by_group))
-        yield tables.runs_table(facts.values())
-        yield self.replicates(facts, looks, probes, by_group)
-        yield tables.baseline_text(self.first.record.get("baseline"))
-        if len(texts) > 1:
-            source = " ".join(self.corpus)
-            yield ("These runs were trained on different text; "
-                   f"the sentences here are held out from {source}.")
-        yield tables.glue_table(facts.values())
-        yield tables.cka_text(alike)
-        yield tables.cka_table(alike)
-        yield "\n".join(f"![CKA]({name})" for name in figures.cka_files(alike))
-        yield tables.attention_table(self.attention_groups(looks))
-        yield "![Attention](attention.png)"
-        yield tables.probe_text(self.options.seeds)
-        yield tables.probe_table(by_group)
-        yield "![Probes](probes.png)"
-        yield tables.collapse_table(alike)
-        yield "![Rank collapse](collapse.png)"
-
-
-def untrained(name):
-    """The name of a group's untrained model."""
-    return f"{name}, untrained"
-
-
-def two_seeds(name):
-    """The name of the comparison of a group's runs with one another."""
-    return f"{name}, two seeds"
+    def texts(self, results):
+        """Yield the parts of the report, in Markdown, of what was measured."""
+        kinds = list(kinds_of(results))  # as Markdown shows them
+        part = lambda prefix: results[results.measure.str.startswith(prefix)]  # noqa: E731
+        yield f"# {', '.join(kinds)}"
+        yield "\n".join(tables.findings(results, self.one_kind))
+        yield tables.runs_table(results)
+        yield tables.replicates_text(compared(results), kinds)
+        yield tables.baseline_text(results)
+        if len({run.fingerprint for run in self.runs if run.record}) > 1:
+            yield ("These runs were trained on different text; the sentences here are held out "
+                   f"from {' '.join(self.corpus)}.")
+        yield tables.glue_table(results)
+        if not (cka := part("CKA: ")).empty:
+            yield tables.cka_text(cka, kinds[0], self.one_kind)
+            yield tables.layers_table(cka[cka.other_layer.isna() & cka.layer.notna()])
+            files = map(figures.cka_file, [*self.groups][1:])
+            yield "\n".join(f"![CKA]({quote(file)})" for file in files)
+        if not (attention := part("attention: ")).empty:
+            yield "Who looks at whom, on average over tokens and heads; ± is over runs:"
+            yield tables.layers_table(attention)
+            yield "![Attention](attention.png)"
+        if not part("probe: ").empty:
+            yield tables.probe_text(self.options.seeds)
+            yield tables.probe_table(results)
+            yield "![Probes](probes.png)"
+        if not (collapse := part("rank collapse: ")).empty:
+            yield ("Rank collapse: distance of a sentence's token vectors from their mean (0: all "
+                   "alike), and mean cosine of two of its tokens (1: all alike):")
+            yield tables.layers_table(collapse)
+            yield "![Rank collapse](collapse.png)"
 
 
 def short_names(paths):
@@ -315,22 +323,25 @@ def short_names(paths):
 
 
 def analyse(command, options):
-    """Do one of report, cka and probe → its tables as text, and where the rest is."""
+    """Do one of report, cka and probe, and write results.csv, figures and report.md → a summary."""
     if command != "probe" and len(options.runs) < 2:
         given = f"only {options.runs[0]} was given"
         raise UserError(f"{command} compares two runs or more, but {given}")
     analysis = Analysis(options)
-    if command == "report":
-        parts = [analysis.report()]
-    elif command == "cka":
-        alike = analysis.cka()
-        parts = [tables.cka_text(alike), tables.cka_table(alike), tables.collapse_table(alike)]
-    else:
-        scores = analysis.probe_groups(analysis.probe())
-        parts = [tables.probe_text(options.seeds), tables.probe_table(scores)]
-    text = "\n\n".join(parts)
-    files = ", ".join(sorted(path.name for path in analysis.out.iterdir()))
-    return f"{text}\n\nwritten to {analysis.out}: {files}"
+    measured = {"report": (analysis.cka, analysis.attention, analysis.probe),
+                "cka": (analysis.cka,), "probe": (analysis.probe,)}[command]
+    rows = [row for measure in (analysis.facts, *measured) for row in measure()]
+    results = make_results(rows)
+    out = analysis.out
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "results.csv", results.to_csv(index=False))
+    figures.plot_results(results, out)
+    literal = results.assign(kind=results.kind.map(tables.escape),
+                             run=results.run.map(tables.escape, na_action="ignore"))
+    write_text(out / "report.md", "\n\n".join(filter(None, analysis.texts(literal))) + "\n")
+    files = ", ".join(sorted(path.name for path in out.iterdir()))
+    summary = tables.summary_text(results, analysis.one_kind)
+    return f"{summary}\n{tables.wrap(f'written to {out}: {files}')}"
 
 
 def draw_attention(run, sentence):

@@ -8,6 +8,7 @@ import torch
 from mini_undivided import glue
 from mini_undivided.metrics import in_words, majority, mean_and_std
 from mini_undivided.model import BertConfig, Encoder, SequenceClassifier
+from mini_undivided.report.tables import count, wrap
 from mini_undivided.support.checkpoint import label_names, read_pooler
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import check_writable, read_json, write_json
@@ -126,10 +127,10 @@ class Finetuner:
         """What a task's training is going to be, as a line of text."""
         size = self.options.batch_size
         batches = glue.length_batches(train, size, np.random.default_rng(0))
-        padding = f"{glue.padding_ratio(train, batches):.1%} padding"
-        epochs = f"{epochs} epochs of {len(batches):,} batches of {size}"
-        return (f"{key}: {len(train):,} examples, {epochs}, learning rate up to {self.lr:g}, "
-                f"{padding}, {self.machine}")
+        return wrap(f"{key}: {count(len(train), 'example')}, {count(epochs, 'epoch')} of "
+                    f"{count(len(batches), 'batch', 'batches')} of {size}, learning rate up to "
+                    f"{self.lr:g}, {glue.padding_ratio(train, batches):.1%} padding, "
+                    f"{self.machine}", 2)
 
     def file_name(self, key):
         """Results of a task have its name; those of the control are kept apart."""

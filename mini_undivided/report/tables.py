@@ -1,18 +1,35 @@
-"""Tables and sentences of a report, in Markdown that is also readable in a terminal."""
+"""Tables and sentences, in Markdown that is also readable in a terminal."""
 
-from itertools import zip_longest
+import shutil
+import textwrap
 
 import numpy as np
 
-from mini_undivided.attention import STATISTICS
+from mini_undivided.glue import mean_and_std
+from mini_undivided.report.replicates import verdicts
+from mini_undivided.report.results import (
+    COMPARED_ROWS,
+    CONTROL,
+    OUTPUTS,
+    TWO_SEEDS,
+    UNTRAINED,
+    best_layers,
+    compared,
+    kinds_of,
+    summarise,
+)
 from mini_undivided.support.tasks import GLUE
 
-OUTPUTS = {"attention": "attention outputs", "block": "block outputs"}
-FIRST = {"attention": 1, "block": 0}  # the number of a matrix's first layer; 0: the embeddings
+RUN_COLUMNS = {  # measure: its form in the table of runs
+    "layers": ".0f", "FFNs": ".0f", "parameters": ",.0f", "MFLOPs per token": ".2f",
+    "tokens seen": ",.0f", "tokens/s": ",.0f", "validation loss": ".3f", "masked accuracy": ".1%"}
 
+
+# Numbers, text and tables.
 
 def table(header, rows):
     """Rows of strings as an aligned Markdown table; all columns but the first to the right."""
+    header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in [header, *rows])
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []
@@ -23,9 +40,9 @@ def table(header, rows):
 
 
 def plus_minus(mean, deviation=None, digits=2):
-    """A mean with its standard deviation, if there is one."""
-    spread = "" if deviation is None else f" ± {deviation:.{digits}f}"
-    return f"{mean:.{digits}f}{spread}"
+    """A mean with its standard deviation, if there is one (None or NaN: none)."""
+    known = deviation is not None and deviation == deviation
+    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if known else "")
 
 
 def spread(mean, deviation=None):
@@ -33,33 +50,16 @@ def spread(mean, deviation=None):
     return plus_minus(100 * mean, None if deviation is None else 100 * deviation, 1)
 
 
-def runs_table(facts):
-    """Size, cost and pretraining result of each run."""
-    columns = {
-        "MFLOPs a token": lambda run: f"{run['flops_per_token'] / 1e6:.2f}",
-        "tokens seen": lambda run: f"{run['tokens']:,}",
-        "tokens/s": lambda run: f"{run['tokens_per_second']:,.0f}",
-        "validation loss": lambda run: f"{run['validation_loss']:.3f}",
-        "masked accuracy": lambda run: f"{run['validation_accuracy']:.1%}"}
-
-    def cell(show, run):
-        try:
-            return show(run)
-        except (KeyError, TypeError):  # a Hugging Face checkpoint has no record
-            return "–"
-
-    rows = [[run["name"], f"{run['ffns']} of {run['layers']}", f"{run['parameters']:,}",
-             *(cell(show, run) for show in columns.values())] for run in facts]
-    return table(["run", "FFNs", "parameters", *columns], rows)
+def count(number, noun, plural=None):
+    """A number of things: "1 epoch", "2,500 steps"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def baseline_text(baseline):
-    """What the losses of the table of runs are to be held against, or an empty string."""
-    if not baseline:
-        return ""
-    return ("On the first run's validation text the best model without context, which knows how "
-            "common words are and looks at the masked place alone, has a loss of "
-            f"{baseline['loss']:.3f} and an accuracy of {baseline['accuracy']:.1%}.")
+def wrap(text, indent=0):
+    """Text broken between words to the terminal's width, its lines but the first indented."""
+    width = max(40, shutil.get_terminal_size().columns)
+    return textwrap.fill(text, width, subsequent_indent=" " * indent, break_long_words=False,
+                         break_on_hyphens=False)
 
 
 def finetuning_table(results):
@@ -77,84 +77,98 @@ def finetuning_table(results):
     return "\n".join(lines)
 
 
-def glue_table(facts):
+# What a report holds. `results`: the table of report/results.py; its names are shown as they are.
+
+def escape(name):
+    """A name of a run as Markdown that shows it literally."""
+    special = set("\\`*<>[]$~#&") | ({"_"} if name.strip("_") != name or "__" in name else set())
+    return "".join("\\" * (letter in special) + letter for letter in " ".join(name.split()))
+
+
+def runs_table(results):
+    """Size, cost and pretraining result of each run."""
+    rows = results[results.measure.isin(RUN_COLUMNS) & results.run.notna()]
+    cells = {(row.run, row.measure): format(row.value, RUN_COLUMNS[row.measure])
+             for row in rows.itertuples()}
+    return table(["run", *RUN_COLUMNS], [
+        [run, *(cells.get((run, measure), "–") for measure in RUN_COLUMNS)]
+        for run in rows.run.unique()])
+
+
+def replicates_text(values, kinds):
+    """Means over the seeds of each kind, and verdicts, or an empty string; values: `compared`."""
+    said = verdicts(values)
+    if not said:
+        return ""
+    head = ("Replicates: mean ± standard deviation over pretraining seeds, their number in "
+            "parentheses. In brackets the 95 % confidence interval of the difference, by Welch's "
+            "t: of twenty such intervals one misses by chance.\n\n")
+    rows = [[measure, *(over_seeds(groups.get(kind, [])) for kind in kinds)]
+            for measure, groups in values.items()]
+    said = "\n".join(f"- {measure}: {sentence}" for (measure, _), (sentence, _) in said.items())
+    return f"{head}{table(['', *kinds], rows)}\n\n{said}"
+
+
+def over_seeds(values):
+    """Mean, standard deviation and number of values, as text."""
+    if not values:
+        return "–"
+    return f"{plus_minus(*mean_and_std(values).values(), 3)} ({len(values)})"
+
+
+def baseline_text(results):
+    """What the losses of the table of runs are to be held against, or an empty string."""
+    rows = results[results.kind == "no context"]
+    if rows.empty:
+        return ""
+    loss, accuracy = rows.value
+    return ("On the first run's validation text the best model without context, which knows how "
+            "common words are and looks at the masked position alone, has a loss of "
+            f"{loss:.3f} and an accuracy of {accuracy:.1%}.")
+
+
+def glue_table(results):
     """The dev scores that finetune.py left in the runs, or an empty string."""
-    scores, guesses = {}, {}
-    for run in facts:
-        for result in run["glue"]:
-            column = run["name"] + ", from scratch" * result["from_scratch"]
-            for metric, score in result["scores"].items():
-                row = f"{result['name']} {metric}"
-                scores.setdefault(row, {})[column] = spread(score["mean"], score["std"])
-                guesses.setdefault(row, spread(result["majority"][metric]))
-    columns = sorted({column for row in scores.values() for column in row})
-    rows = [[row, *(scores[row].get(c, "–") for c in columns), guesses[row]] for row in scores]
-    head = "Fine-tuned, dev scores × 100:\n\n"
-    return head + table(["task", *columns, "majority"], rows) if rows else ""
+    scores = results[results.measure.str.startswith("fine-tuned")]
+    if scores.empty:
+        return ""
+    cells = {key: spread(mean, std) for key, mean, std, _ in summarise(scores).itertuples()}
+    kinds = [*kinds_of(results), "majority"]
+    rows = [[measure, *(cells.get((measure, kind), "–") for kind in kinds)]
+            for measure in scores.measure.unique()]
+    head = ("Dev scores × 100; ± is over pretraining seeds, or of a single run over fine-tuning "
+            "seeds:\n\n")
+    return head + table(["", *kinds], rows)
 
 
-def cka_text(alike):
+def layers_table(results):
+    """A row for each measure and kind, a column for each layer."""
+    summary = summarise(results, "layer")
+    layers = sorted(summary.index.unique("layer"))
+    rows = {}
+    for (measure, kind, layer), mean, std, _ in summary.itertuples():
+        name = f"{measure.split(': ')[-1]}, {kind}"
+        rows.setdefault(name, dict.fromkeys(layers, "–"))[layer] = plus_minus(mean, std)
+    names = [f"layer {layer}" if layer else "embeddings" for layer in layers]
+    return table(["", *names], [[name, *row.values()] for name, row in rows.items()])
+
+
+def rows_compared(results):
+    """The number of rows that CKA was computed from, as text: "1,280 tokens"."""
+    row = results[results.measure.str.startswith(COMPARED_ROWS)].iloc[0]
+    return f"{row.value:,.0f} {row.measure.removeprefix(COMPARED_ROWS)}"
+
+
+def cka_text(results, first, one_kind):
     """What stands above the table of CKA."""
     ceiling = "without a ceiling, which two seeds of one kind would give"
-    if alike["ceilings"]:
+    if results.kind.str.endswith(TWO_SEEDS).any():
         ceiling = "with two seeds of one kind as its ceiling"
-    if alike["one_kind"]:
+    if one_kind:
         ceiling = "which is the ceiling for other kinds, as these runs differ in their seed alone"
-    size = f"n = {alike['rows']:,} {alike['rows_are']}"
-    return (f"Debiased linear CKA with {alike['first']} at equal depth, {size}, {ceiling}, and an "
-            "untrained model as its floor; with several seeds, mean ± standard deviation over "
-            "pairs of runs:")
-
-
-def equal_depth(matrix, output="block"):
-    """The values of a CKA matrix at equal relative depth: (row, column, value) for each row.
-
-    Depth is a layer's number, with the embeddings as 0, divided by the number of layers.
-    """
-    first = FIRST[output]
-    most, others = len(matrix) - 1 + first, len(matrix[0]) - 1 + first  # layers of the two models
-    values = []
-    for i, row in enumerate(matrix):
-        j = max(first, round((i + first) * others / max(1, most))) - first
-        values.append((i, j, row[j]))
-    return values
-
-
-def depth_curve(alike, name, output, kind="mean"):
-    """The values of a comparison at equal depth (row, column, value), or None if it has none."""
-    matrix = alike["values"][name][output][kind]
-    return matrix and equal_depth(matrix, output)
-
-
-def cka_table(alike):
-    """CKA at equal depth: a row a layer, two columns for each comparison, ceiling and floor."""
-    columns = [(name, output) for output in OUTPUTS for name in alike["values"]]
-    curves = []
-    for name, output in columns:
-        mean, std = (depth_curve(alike, name, output, kind) for kind in ("mean", "std"))
-        curve = [plus_minus(x, std and std[i][2]) for i, (*_, x) in enumerate(mean)]
-        curves.append(curve if output == "block" else ["–", *curve])  # embeddings: no attention
-    rows = zip_longest(layer_names(max(map(len, curves))), *curves, fillvalue="–")
-    return table(["", *(f"{name}, {output}" for name, output in columns)], list(rows))
-
-
-def layer_names(count):
-    """The names of the embeddings and the layers after them."""
-    return ["embeddings", *(f"layer {layer}" for layer in range(1, count))]
-
-
-def attention_table(looks):
-    """What the heads of each layer look at, on average: a row for each statistic and group."""
-    rows = []
-    for kind, groups in looks.items():
-        for name, values in groups.items():
-            std = values["std"] or [None] * len(values["mean"])
-            layers = [plus_minus(*each) for each in zip(values["mean"], std, strict=True)]
-            rows.append([f"{STATISTICS[kind]}, {name}", *layers])
-    longest = max(map(len, rows))
-    rows = [[*row, *["–"] * (longest - len(row))] for row in rows]
-    head = "Who looks at whom, on average over tokens and heads; ± is over runs:\n\n"
-    return head + table(["", *layer_names(longest)[1:]], rows)
+    return (f"Debiased linear CKA with {first} at equal depth, n = {rows_compared(results)}, "
+            f"{ceiling}, and an untrained model as its floor; with several seeds, mean ± standard "
+            "deviation over pairs of runs:")
 
 
 def probe_text(seeds):
@@ -162,107 +176,104 @@ def probe_text(seeds):
     return ("Linear probes on frozen features, test scores × 100 of the best layer (0: "
             "embeddings), which the validation part chose. Of several runs: mean ± standard "
             "deviation over them. Of a single run, and of untrained encoders: over "
-            f"{seeds} seeds, which draw four fifths of one training part; how much other sentences "
-            "in the test part would change a score is not in it. Majority: the best that one "
-            "answer for all scores.")
+            f"{count(seeds, 'seed')}, which draw four fifths of one training part; how much other "
+            "sentences in the test part would change a score is not in it. Majority: the best that "
+            "one answer for all scores.")
 
 
-def probe_table(probes):
-    """For each task and run its best layer, beside embeddings, untrained encoder and controls."""
-    header = ["task", "run", "layer", "score", "embeddings", "untrained", "majority", "control",
+def probe_table(results):
+    """For each task and kind its best layer, beside embeddings, untrained encoder and controls."""
+    header = ["task", "kind", "layer", "score", "embeddings", "untrained", "majority", "control",
               "selectivity"]
-    tasks = next(iter(probes.values()))
-    return table(header, [[t, run, *probe_cells(p[t])] for t in tasks for run, p in probes.items()])
+    best, rows = best_layers(results), []
+    probes = results[results.measure.str.startswith("probe: ")]
+    summary = summarise(probes.fillna({"layer": 0}), "layer")  # of the majority, no layer
+    scores = {key: numbers[:2] for key, *numbers in summary.itertuples()}
+    for task in probes.measure.unique():
+        for kind in kinds_of(results):
+            at = lambda kind, layer, task=task: scores[task, kind, layer]  # noqa: E731
+            layer, fresh = best[task, kind], best[task, kind + UNTRAINED]
+            cells = [at(kind, layer), at(kind, 0), at(kind + UNTRAINED, fresh), at("majority", 0)]
+            control, selectivity = "–", "–"
+            if (task, kind + CONTROL, layer) in scores:
+                control = spread(*at(kind + CONTROL, layer))
+                selectivity = spread(at(kind, layer)[0] - at(kind + CONTROL, layer)[0])
+            rows.append([task.removeprefix("probe: "), kind, str(layer),
+                         *(spread(*cell) for cell in cells), control, selectivity])
+    return table(header, rows)
 
 
-def probe_cells(scores):
-    """The cells of one task and run, from the best layer to selectivity, as in `probe_table`."""
+# What it says.
 
-    def best(kind):
-        return best_layer(scores[kind])
-
-    def at(kind, layer):
-        mean, deviation = scores[kind]["mean"], scores[kind]["std"]
-        return spread(mean[layer], deviation and deviation[layer])
-
-    layer = best("trained")
-    cells = [str(layer), at("trained", layer), at("trained", 0), at("untrained", best("untrained"))]
-    control = ["–", "–"]
-    if "control" in scores:
-        gap = scores["trained"]["mean"][layer] - scores["control"]["mean"][layer]
-        control = [at("control", layer), spread(gap)]
-    return [*cells, spread(scores["majority"]), *control]
-
-
-def best_layer(scores):
-    """The layer that the validation part chooses: nothing is chosen on what it is scored on."""
-    return int(np.argmax(scores["valid"]))
-
-
-def collapse_table(alike):
-    """The last layers' rank collapse, and the embeddings'."""
-    rows = []
-    for kind, groups in alike["collapse"].items():
-        for name, curve in groups.items():
-            mean, last = curve["mean"], curve["std"] and curve["std"][-1]
-            values = (mean[0], min(mean), max(mean))
-            rows.append([f"{kind}, {name}", *map(plus_minus, values), plus_minus(mean[-1], last)])
-    head = ("Rank collapse: distance of a sentence's token vectors from their mean, relative to "
-            "their norm (0: all alike), and mean cosine of two of its tokens (1: all alike):\n\n")
-    return head + table(["", "embeddings", "least", "most", "last layer"], rows)
-
-
-def findings(groups, alike, probes):
-    """Two or three sentences a pair of groups: what the numbers say, and how far they go."""
-    first = groups[0]
-    best = {name: {task: each["trained"]["mean"][best_layer(each["trained"])]
-                   for task, each in tasks.items()} for name, tasks in probes.items()}
-    for other in groups[1:]:
-        yield cost_sentence(first, other)
-        yield alike_sentence(alike, other["name"])
-        ours, theirs = best[first["name"]], best[other["name"]]
-        gaps = ", ".join(f"{task} {100 * (theirs[task] - ours[task]):+.1f}" for task in ours)
-        pair = f"{other['name']} less those of {first['name']}"
-        yield f"Best-layer probe scores of {pair}, in points: {gaps}."
-    if alike["one_kind"]:
+def findings(results, one_kind):
+    """Yield what the numbers of the first kind say, and two or three sentences for each other."""
+    first, *others = kinds_of(results)
+    mean, scores = summarise(results, "layer")["mean"], {}
+    for (task, kind), layer in best_layers(results).items():
+        scores.setdefault(kind, {})[task.removeprefix("probe: ")] = 100 * mean[task, kind, layer]
+    if first in scores:
+        best = ", ".join(f"{task} {score:.1f}" for task, score in scores[first].items())
+        yield f"Best-layer probe scores × 100 of {first}: {best}."
+    for other in others:
+        yield cost_sentence(results, first, other)
+        if results.measure.eq(OUTPUTS["attention"]).any():
+            yield cka_sentence(results, first, other, one_kind)
+        if first in scores:
+            gaps = ", ".join(f"{task} {scores[other][task] - score:+.1f}"
+                             for task, score in scores[first].items())
+            yield f"Best-layer probe scores of {other} less those of {first}, in points: {gaps}."
+    runs = results[results.measure == "FFNs"].groupby("kind").size()
+    if one_kind:
         yield "These runs differ in nothing but their seed: this is how far apart two seeds are."
-    elif min(group["seeds"] for group in groups) < 2:
+    elif others and min(runs) < 2:
         yield ("A kind with one seed: differences as small as those between seeds say nothing of "
                "FFNs. Several seeds of each kind, given together, are compared as groups.")
 
 
-def cost_sentence(first, other):
-    """Size, compute and validation loss of a run beside the first one's."""
-    share = other["parameters"] / first["parameters"]
-    text = f"{other['name']} has {share:.0%} of {first['name']}'s parameters"
-    if first["flops_per_token"] and other["flops_per_token"]:
-        share = other["flops_per_token"] / first["flops_per_token"]
-        text += f" and {share:.0%} of its FLOPs a token"
-    if "validation_loss" in first and "validation_loss" in other:
-        gap = other["validation_loss"] - first["validation_loss"]
-        seen = " and ".join(dict.fromkeys(f"{run['tokens']:,}" for run in (other, first)))
+def cost_sentence(results, first, other):
+    """Size, compute and validation loss of a kind beside the first one's."""
+    mean = summarise(results[results.layer.isna()])["mean"]
+    ours, theirs = mean.xs(first, level="kind"), mean.xs(other, level="kind")
+    text = f"{other} has {theirs['parameters'] / ours['parameters']:.0%} of {first}'s parameters"
+    both = {*ours.index} & {*theirs.index}
+    if "MFLOPs per token" in both:
+        share = theirs["MFLOPs per token"] / ours["MFLOPs per token"]
+        text += f" and {share:.0%} of its FLOPs per token"
+    if "validation loss" in both:
+        gap = theirs["validation loss"] - ours["validation loss"]
+        tokens = (f"{kind['tokens seen']:,.0f}" for kind in (theirs, ours))
         sign = "higher" if gap > 0 else "lower"
-        text += f"; after {seen} tokens its validation loss is {abs(gap):.3f} nats {sign}"
+        text += (f"; after {' and '.join(dict.fromkeys(tokens))} tokens its validation loss is "
+                 f"{abs(gap):.3f} nats {sign}")
     return text + "."
 
 
-def alike_sentence(alike, name):
+def cka_sentence(results, first, other, one_kind):
     """The mean CKA of attention outputs at equal depth, on the scale from floor to ceiling."""
-    mean = {}
-    for key in alike["values"]:
-        mean[key] = float(np.mean([value for *_, value in depth_curve(alike, key, "attention")]))
-    floor, first = mean[alike["floors"][name]], alike["first"]
-    likeness = f"{mean[name]:.2f} on average"
-    text = f"At equal depth, CKA of {name}'s attention outputs with {first}'s is {likeness}"
-    if alike["one_kind"]:
+    mean = summarise(results[results.measure == OUTPUTS["attention"]])["mean"].droplevel("measure")
+    ceilings, floor = mean[mean.index.str.endswith(TWO_SEEDS)], mean[other + UNTRAINED]
+    text = (f"At equal depth, CKA of {other}'s attention outputs with {first}'s is "
+            f"{mean[other]:.2f} on average")
+    if one_kind:
         return f"{text} (floor {floor:.2f})."
-    if not alike["ceilings"]:
+    if ceilings.empty:
         limit = "without two seeds of one kind one cannot say whether that is much"
         return f"{text} (floor {floor:.2f}); {limit}."
-    pairs = ", ".join(f"of {key} {mean[key]:.2f}" for key in alike["ceilings"])
-    ceiling = np.mean([mean[key] for key in alike["ceilings"]])
+    pairs = ", ".join(f"of {kind} {value:.2f}" for kind, value in ceilings.items())
     text += f"; that {pairs}, and of an untrained model {floor:.2f}"
+    ceiling = ceilings.mean()
     if ceiling - floor < 0.05:
-        return f"{text}: too close together to tell likeness from none."
-    share = (mean[name] - floor) / (ceiling - floor)
+        return f"{text}: too close together to tell similarity from none."
+    share = (mean[other] - floor) / (ceiling - floor)
     return f"{text}, so it goes {share:.0%} of the way from floor to ceiling."
+
+
+def summary_text(results, one_kind):
+    """What analyze.py prints: the findings, and what differs clearly, wrapped for a terminal."""
+    said = verdicts(compared(results))
+    lines = [f"{measure}: {sentence}" for (measure, _), (sentence, clear) in said.items()
+             if clear or measure == "validation loss"]
+    if len(lines) < len(said):
+        lines.append(f"{count(len(said) - len(lines), 'other measure')}: no clear difference")
+    lines = [*findings(results, one_kind), *(f"- {line}" for line in lines)]
+    return "\n".join(wrap(line, 2) for line in lines)

@@ -13,7 +13,8 @@ from mini_undivided.costs import count_parameters
 from mini_undivided.metrics import mean_and_std
 from mini_undivided.model import MaskedLM
 from mini_undivided.report.figures import plot_losses
-from mini_undivided.report.tables import plus_minus
+from mini_undivided.report.replicates import OWN
+from mini_undivided.report.tables import count, plus_minus, wrap
 from mini_undivided.run import pretrain
 from mini_undivided.support.errors import UserError, is_first_process
 from mini_undivided.support.files import read_json, remove_temporaries
@@ -43,21 +44,27 @@ def train(options, resume=False):
     else:
         record = pretrain(options, resume, announce)
     if is_first_process():
-        made = record["options"]
-        plot_losses(options.out, record.get("baseline"), usual_losses(made),
-                    made.get("next_sentence", False))
+        plot_losses(record, usual_losses(record["options"]))
         print(ending(record))
     return record["status"] == "finished"
 
 
 def check_replicate(found, wanted):
-    """Raise UserError if a run that is there was trained otherwise than is wanted."""
+    """Raise UserError if a run that is there was trained otherwise than is wanted.
+
+    Its options may differ in what replicates may differ in, its text not at all.
+    """
+    record = read_record(found.out)
     for name, value in asdict(wanted).items():
-        shown = getattr(found, name)
-        if name not in MAY_CHANGE and value != shown:
+        # `found` has the dtype that is typed, where a resumed run may change it
+        shown = record["options"].get(name, getattr(found, name))
+        if name not in OWN and value != shown:
             raise UserError(
                 f"{found.out} was started with {name} {shown}, not {value}, and is no replicate "
                 "of these options: choose another folder with --out, or give the same options")
+    if record["corpus"]["fingerprint"] != open_corpus(wanted.corpus).fingerprint:
+        raise UserError(f"{found.out} was trained on another text than {' '.join(wanted.corpus)} "
+                        "is now, and is no replicate: choose another folder with --out")
 
 
 def usual_losses(options):
@@ -77,8 +84,8 @@ def train_seeds(typed):
     """Train replicates, seeds 0 to N - 1, as train.py's options say → whether all are finished."""
     if launcher().world_size > 1:  # a process group cannot be joined twice
         raise UserError("--seeds does not work under torchrun: start each seed with --seed")
-    count, losses = typed["seeds"], []
-    for seed in range(count):
+    number, losses = typed["seeds"], []
+    for seed in range(number):
         own = {**typed, "seed": seed}
         del own["seeds"]
         if seed and "out" in typed:
@@ -90,11 +97,12 @@ def train_seeds(typed):
             wanted, options = options, resume_options(own)
             check_replicate(options, wanted)
         if not resume or read_record(out)["status"] != "finished":
-            say(f"\nrun {seed + 1} of {count}, seed {seed}: {out}\n")
+            say(f"\nrun {seed + 1} of {number}, seed {seed}: {out}\n")
             if not train(options, resume):
                 return False
         losses.append(read_record(out)["result"]["validation_loss"])
-    say(f"\n{count} seeds: validation loss {plus_minus(*mean_and_std(losses).values(), 3)} nats")
+    loss = plus_minus(*mean_and_std(losses).values(), 3)
+    say(f"\n{count(number, 'seed')}: validation loss {loss} nats")
     return True
 
 
@@ -117,33 +125,38 @@ def describe(record, run, tokenizer):
     if more:
         share = more / record["parameters"]
         parameters += f"; an FFN in every layer would add {more:,} (+{share:.0%})"
-    lengths = (("steps", ",d"), ("flops", ".3g"), ("minutes", "g"))
-    length = next(f"{options[unit]:{form}} {unit}" for unit, form in lengths if options[unit])
+    length = count(options["steps"] or 0, "step")
+    if not options["steps"]:
+        flops, minutes = options["flops"], options["minutes"]
+        length = f"{flops:.3g} FLOPs" if flops else f"{minutes:g} minutes"
     optimizer = f"AdamW (peak learning rate {options['lr']:g})"
     if options["optimizer"] == "muon":
         optimizer = ("Muon for the hidden weight matrices (peak learning rate "
                      f"{options['muon_lr']:g}), {optimizer} for the rest")
-    case = "cased" if is_cased(tokenizer) else "uncased"
-    unit = "whole documents"
+    pairs = "sequences are pairs, half of them random, " if options["next_sentence"] else ""
+    held_out = count(corpus["held_out"], "whole document")
     if corpus["held_out_unit"] != "documents":
-        unit = f"of {corpus['pieces']:,} pieces, which share their documents"
-    return "\n".join((
-        f"corpus      {' '.join(corpus['names'])}: {corpus['documents']:,} documents, "
-        f"{corpus['words']:,} words, {corpus['tokens']:,} tokens",
-        f"held out    {corpus['held_out']:,} {unit}",
-        f"overlap     {corpus['overlap']:.1%} of the held-out words are in runs of 13 that "
-        "training has",
-        f"tokenizer   WordPiece, {case}, {tokenizer.get_vocab_size():,} entries",
-        f"model       {layers} layers, {config.hidden_size} wide, "
-        f"{config.num_attention_heads} heads, {ffns}: {parameters}",
-        f"compute     {run.flops_per_token / 1e6:,.2f} million FLOPs per token, forward and backward",
-        f"batch       {size * seq_len:,} tokens = {size} sequences of {seq_len} = {at_once} at once "
-        f"× {size // at_once // processes} accumulated × {processes} process(es)",
-        f"training    {length}, {options['mlm_probability']:.0%} of the tokens masked, "
-        f"{'sequences are pairs, half of them random, ' * options['next_sentence']}"
-        f"dropout {options['dropout']:g}, seed {options['seed']}",
-        f"optimizer   {optimizer}",
-        f"device      {run.machine}"))
+        held_out = f"{corpus['held_out']:,} of {corpus['pieces']:,} pieces, which share their " \
+                   "documents"
+    lines = {
+        "corpus": f"{' '.join(corpus['names'])}: {count(corpus['documents'], 'document')}, "
+                  f"{corpus['words']:,} words, {corpus['tokens']:,} tokens",
+        "held out": held_out,
+        "overlap": f"{corpus['overlap']:.1%} of the held-out words are in runs of 13 that training "
+                   "has",
+        "tokenizer": f"WordPiece, {'cased' if is_cased(tokenizer) else 'uncased'}, "
+                     f"{tokenizer.get_vocab_size():,} entries",
+        "model": f"{count(layers, 'layer')}, {config.hidden_size} wide, "
+                 f"{count(config.num_attention_heads, 'head')}, {ffns}: {parameters}",
+        "compute": f"{run.flops_per_token / 1e6:,.2f} million FLOPs per token, forward and backward",
+        "batch": f"{size * seq_len:,} tokens = {count(size, 'sequence')} of {seq_len} = "
+                 f"{at_once} at once × {size // at_once // processes} accumulated × "
+                 f"{count(processes, 'process', 'processes')}",
+        "training": f"{length}, {options['mlm_probability']:.0%} of the tokens masked, {pairs}"
+                    f"dropout {options['dropout']:g}, seed {options['seed']}",
+        "optimizer": optimizer,
+        "device": str(run.machine)}
+    return "\n".join(wrap(f"{name:12}{text}", 12) for name, text in lines.items())
 
 
 def ending(record):
@@ -166,11 +179,10 @@ def ending(record):
                      f"this one is {abs(gap):.2f} nats {side} it")
     peak = result["peak_memory_bytes"]
     memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""
-    return "\n".join((
-        *lines,
-        f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, "
-        f"{result['tokens_per_second']:,.0f} tokens/s{memory}",
-        f"written to {out}: model.safetensors, loss.png and more", show_fills(out)))
+    lines += [f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, "
+              f"{result['tokens_per_second']:,.0f} tokens/s{memory}",
+              f"written to {out}: model.safetensors, loss.png and more"]
+    return "\n".join([*(wrap(line, 2) for line in lines), show_fills(out)])
 
 
 @torch.inference_mode()
@@ -180,13 +192,13 @@ def fill(model, tokenizer, sentence, top=5):
     Raises UserError if there is no [MASK], or if the sentence is longer than the model's positions.
     """
     encoding = tokenizer.encode(sentence)
-    places = [i for i, token in enumerate(encoding.tokens) if token == "[MASK]"]
-    if not places:
+    masked = [i for i, token in enumerate(encoding.tokens) if token == "[MASK]"]
+    if not masked:
         advice = "write one for each word to be filled in"
         raise UserError(f'there is no [MASK] in "{sentence}"; {advice}')
     model.eval()
     device = next(model.parameters()).device
-    ids, positions = (torch.tensor([row], device=device) for row in (encoding.ids, places))
+    ids, positions = (torch.tensor([row], device=device) for row in (encoding.ids, masked))
     logits = model(ids, positions=positions)[0]  # (M, V)
     logits = logits[:, : tokenizer.get_vocab_size()]  # a model may have room for more words
     logits[:, special_ids(tokenizer)] = float("-inf")
@@ -227,9 +239,9 @@ def show_fills(out):
 def make_hole(sentence, tokenizer, seq_len):
     """Mask the middle word of 8 to 20, if it is one token → (sentence, word), or None."""
     words = sentence.split()
-    place = len(words) // 2
+    middle = len(words) // 2
     if not 8 <= len(words) <= 20 or len(tokenizer.encode(sentence).ids) > seq_len:
         return None
-    if len(tokenizer.encode(words[place]).ids) != 3:  # [CLS], the word, [SEP]
+    if len(tokenizer.encode(words[middle]).ids) != 3:  # [CLS], the word, [SEP]
         return None
-    return " ".join([*words[:place], "[MASK]", *words[place + 1 :]]), words[place]
+    return " ".join([*words[:middle], "[MASK]", *words[middle + 1 :]]), words[middle]

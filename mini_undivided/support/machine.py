@@ -88,7 +88,8 @@ class Machine:
 
     def __str__(self):
         name = torch.cuda.get_device_name(self.device) if self.on_gpu else self.device.type
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        count = torch.get_num_threads()
+        threads = f", {count} thread{'s' * (count > 1)}" if self.device.type == "cpu" else ""
         processes = f", {self.world_size} processes" if self.world_size > 1 else ""
         precision = str(self.dtype).removeprefix("torch.")
         apple = self.device.type == "cpu" and torch.backends.mps.is_available()
