@@ -20,7 +20,7 @@ from mini_undivided.model import MaskedLM
 from mini_undivided.report import figures, training
 from mini_undivided.report.training import fill
 from mini_undivided.support import options as run_options
-from mini_undivided.support.errors import LAUNCHER, UserError
+from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.tokenizer import load_tokenizer
 
@@ -63,7 +63,7 @@ def test_the_loss_curve(tmp_path, monkeypatch):
     """
     (tmp_path / "log.jsonl").write_text("")
     write_json(tmp_path / "config.json", {"ffn_layers": []})
-    record = {"options": {"out": str(tmp_path), "mask_share": 0.4}}
+    record = {"options": {"out": str(tmp_path), "mlm_probability": 0.4}}
     figures.plot_losses(record)
     assert not (tmp_path / "loss.png").exists()
     (tmp_path / "log.jsonl").write_text("".join(
@@ -131,7 +131,8 @@ def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monk
     (Path(farm) / "0.txt").write_text("Another text.")
     with pytest.raises(UserError, match="run was trained on another text than .* is now"):
         training.train_seeds({**typed, "seeds": 4})
-    for name in LAUNCHER:
-        monkeypatch.setenv(name, "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--seeds does not work under torchrun"):
         training.train_seeds({**typed, "seeds": 3})

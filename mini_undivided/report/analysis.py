@@ -17,7 +17,6 @@ from mini_undivided.cka import compare
 from mini_undivided.corpus import held_out, open_corpus, sentences
 from mini_undivided.glue import collate, length_batches
 from mini_undivided.costs import count_parameters
-from mini_undivided.metrics import mean_and_std
 from mini_undivided.model import BertConfig, Encoder
 from mini_undivided.probe import run_probes
 from mini_undivided.report import figures, replicates, tables

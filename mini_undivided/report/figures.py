@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mini_undivided.data import MASK_SHARE
+from mini_undivided.data import MLM_PROBABILITY
 from mini_undivided.report.results import (
     CONTROL,
     OUTPUTS,
@@ -126,12 +126,12 @@ def plot_losses(record, usual=None):
     color = WITH_FFNS if has_ffns else WITHOUT_FFNS
     title = f"{out}: how well masked tokens are predicted"
     with figure(out / "loss.png", 1, 1, (7, 5), title) as (_, (axes,)):
-        label = f"training, {options['mask_share']:.0%} of the tokens masked"
+        label = f"training, {options['mlm_probability']:.0%} of the tokens masked"
         if options.get("next_sentence"):
             label += ", loss of pairs added"
         axes.plot(*np.mean(groups, axis=1).T, label=label, color=color, alpha=0.45)
         if valid:
-            label = f"validation, {MASK_SHARE:.0%} masked"
+            label = f"validation, {MLM_PROBABILITY:.0%} masked"
             axes.plot(*zip(*valid, strict=True), "o-", label=label, color=color)
         if usual:
             edges = (np.array(usual["mean"]) + side * np.array(usual["std"]) for side in (-2, 2))

@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 
-from mini_undivided.glue import mean_and_std
+from mini_undivided.metrics import mean_and_std
 from mini_undivided.report.replicates import verdicts
 from mini_undivided.report.results import (
     COMPARED_ROWS,
