@@ -104,6 +104,7 @@ def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monk
     other = {name: value for name, value in typed.items() if name != "steps"}
     with pytest.raises(UserError, match="run was started with steps 11, not 3000, and is no rep"):
         training.train_seeds({**other, "seeds": 3})
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "2" if name == "WORLD_SIZE" else "0")
     with pytest.raises(UserError, match="--seeds does not work under torchrun"):
         training.train_seeds({**typed, "seeds": 3})
