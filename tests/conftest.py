@@ -35,7 +35,7 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     """Tests marked gpu are skipped without --gpu."""
     for item in items:
-        if "gpu" in item.keywords and not config.getoption("gpu"):
+        if item.get_closest_marker("gpu") and not config.getoption("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a GPU: run with --gpu"))
 
 

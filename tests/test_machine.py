@@ -1,16 +1,23 @@
 """What a run runs on: the choices of "auto", errors that say what is missing, memory and speed."""
 
+import os
 import sys
+import sysconfig
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from mini_undivided.data import MaskedBatch
+from mini_undivided.model import BertConfig, MaskedLM
+from mini_undivided.pretrain import masked_loss
 from mini_undivided.report.training import ending
 from mini_undivided.run import pretrain
 from mini_undivided.support import machine as machine_module
-from mini_undivided.support.errors import UserError
+from mini_undivided.support.errors import UserError, command_line
+from mini_undivided.support.launcher import launcher
 from mini_undivided.support.machine import Machine
 
 
@@ -26,7 +33,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
         monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             monkeypatch.delenv(name, raising=False)
 
     return look
@@ -52,14 +59,33 @@ def test_auto_is_cuda_or_the_cpu_and_what_is_asked_for_counts(machine, has, aske
     assert (chosen.rank, chosen.world_size) == (0, 1)
 
 
+def set_launcher(monkeypatch, **changes):
+    """Set what torchrun sets for the first of two processes, with changes; None: not set."""
+    variables = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": 29500}
+    for name, value in (variables | changes).items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, str(value))
+
+
+def test_a_launchers_variables_count_only_together(monkeypatch):
+    """If one is missing, empty or no number, or the rank too large, a process is on its own."""
+    set_launcher(monkeypatch, RANK=7, WORLD_SIZE=16, LOCAL_RANK=3)
+    assert launcher() == (7, 16, 3)
+    for change in ({"RANK": None}, {"WORLD_SIZE": ""}, {"LOCAL_RANK": "x"}, {"MASTER_ADDR": None},
+                   {"MASTER_PORT": ""}, {"RANK": 2}, {"RANK": -1}):
+        set_launcher(monkeypatch, **change)
+        assert launcher() == (0, 1, 0), change
+
+
 def test_processes_of_torchrun_need_a_device_each(machine, monkeypatch):
     """Two processes leave an Apple GPU alone; more than there are CUDA GPUs are an error."""
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     for cuda in (False, True):
         machine(cuda=cuda, mps=True)
-        for name, value in (("RANK", 1), ("WORLD_SIZE", 2), ("LOCAL_RANK", 1),
-                            ("MASTER_ADDR", "x"), ("MASTER_PORT", 1)):
-            monkeypatch.setenv(name, str(value))
+        set_launcher(monkeypatch, RANK=1, LOCAL_RANK=1)
         with pytest.raises(UserError, match="1 GPU" if cuda else "several processes"):
             Machine.start("auto" if cuda else "mps")
         assert cuda or Machine.start().device.type == "cpu"
@@ -73,6 +99,35 @@ def test_torch_compile_needs_triton_and_a_gpu_that_it_knows(monkeypatch, triton,
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert Machine(torch.device("cuda:0")).compiles == (triton and capability > (7,))
     assert not Machine(torch.device("cpu")).compiles
+
+
+@pytest.mark.parametrize("change", [
+    {"PATH": "", "CC": ""}, {"CC": "/usr/bin/cc"}, {"headers": "/nowhere"}])
+def test_without_a_c_compiler_a_model_is_not_compiled(monkeypatch, change):
+    """Triton builds with $CC, gcc or clang, and Python's headers; without them a run goes on."""
+    monkeypatch.setattr(machine_module, "find_spec", lambda name: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(machine_module.sysconfig, "get_path",
+                        lambda name, path=sysconfig.get_path: change.get("headers") or path(name))
+    for name in ("PATH", "CC"):
+        monkeypatch.setenv(name, change.get(name, os.environ.get(name, "")))
+    assert Machine(torch.device("cuda:0")).compiles == (change == {"CC": "/usr/bin/cc"})
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_muon_multiplies_in_bfloat16_where_a_gpu_does(machine, bfloat16):
+    """Muon's products are in bfloat16 on GPUs that have it, and in float32 on those before 2020."""
+    machine(cuda=True, bfloat16=bfloat16)
+    quick = torch.bfloat16 if bfloat16 else torch.float32
+    assert Machine(torch.device("cuda:0")).quick_dtype == quick
+
+
+def test_an_apple_gpu_is_pointed_out(machine):
+    """On a computer with an Apple GPU, the device line says how to use it."""
+    machine(mps=True)
+    assert "--device mps" in str(Machine.start()) and "--device mps" not in str(Machine.start("mps"))
+    machine()
+    assert "mps" not in str(Machine.start())
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
@@ -144,10 +199,58 @@ def test_the_peak_is_that_of_the_gpus_name(gpu, name, peak):
     assert Machine(torch.device("cpu"), torch.bfloat16).peak_flops() is None
 
 
-@pytest.mark.parametrize("gigabytes, least, most", [
-    (2, 4096, 4096), (24, 12_288, 24_000), (80, 49_152, 80_000), (141, 98_304, 141_000)])
-def test_a_micro_batch_grows_with_the_memory_of_the_gpu(gpu, gigabytes, least, most):
-    """At least 512 tokens and at most 1,000 a GB, but never fewer than on a CPU, 4,096."""
+BASE = BertConfig()
+
+
+@pytest.mark.parametrize("gigabytes, config, least, most", [
+    (2, BASE, 1024, 2048), (24, BASE, 16_384, 24_000), (80, BASE, 65_536, 80_000),
+    (80, BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16), 16_384, 32_768),
+    (141, BASE, 98_304, 141_000)])
+def test_a_micro_batch_grows_with_the_memory_of_the_gpu(gpu, gigabytes, config, least, most):
+    """At most 1,000 tokens of BERT-Base a GB, and fewer of a larger model; 4,096 on a CPU."""
     gpu.total_memory = int(gigabytes * 0.99 * 2**30)  # a part of it is the driver's
-    assert least <= Machine(torch.device("cuda:0")).tokens_at_once <= most
-    assert Machine(torch.device("cpu")).tokens_at_once == 4096
+    assert least <= Machine(torch.device("cuda:0")).tokens_at_once(config) <= most
+    assert Machine(torch.device("cpu")).tokens_at_once(config) == 4096
+
+
+@pytest.mark.parametrize("ffn_layers", [None, []])
+def test_the_memory_of_a_token_is_estimated_from_above(gpu, ffn_layers):
+    """What a step keeps for the backward pass is less than the estimate, but no tenth of it."""
+    config = BertConfig(vocab_size=2003, hidden_size=96, num_hidden_layers=5, num_attention_heads=3,
+                        intermediate_size=384, hidden_dropout_prob=0.0,
+                        attention_probs_dropout_prob=0.0, ffn_layers=ffn_layers)
+    model, kept = MaskedLM(config), {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    ids, positions = torch.randint(2003, (7, 64)), torch.arange(25).repeat(7, 1)  # 40 % masked
+    batch = MaskedBatch(ids, positions, ids[:, :25])
+    with (torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+          torch.autocast("cpu", torch.bfloat16)):
+        masked_loss(model, batch)
+    gpu.total_memory = 2**30
+    estimate = 2**30 / Machine(torch.device("cuda:0")).tokens_at_once(config)
+    actual = sum(storage.nbytes() for storage in kept.values()) / ids.numel()
+    assert estimate / 10 < actual < estimate
+
+
+def gpu_is_full():
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("work", [
+    gpu_is_full, lambda: torch.empty(2**60), lambda: np.empty(2**55)])
+def test_memory_that_is_full_is_a_sentence(work, capsys):
+    """A GPU's, PyTorch's on the CPU, numpy's: the sentence names options that there are."""
+    with pytest.raises(SystemExit) as ended, command_line():
+        work()
+    shown = capsys.readouterr().err
+    assert ended.value.code == 2 and shown.startswith("error: out of memory")
+    assert "train.py --micro-batch, finetune.py --batch-size" in shown
+    with pytest.raises(RuntimeError, match="another"), command_line():
+        raise RuntimeError("another")

@@ -60,8 +60,8 @@ def command_line():
 
 def is_out_of_memory(error):
     """Whether an error says so: PyTorch's for a GPU, its plain RuntimeError for a CPU, Python's."""
-    name = type(error).__name__  # an import of PyTorch would delay --help
-    return name in ("OutOfMemoryError", "MemoryError") or "DefaultCPUAllocator" in str(error)
+    gpu = type(error).__name__ == "OutOfMemoryError"  # an import of PyTorch would delay --help
+    return gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def fail(sentence):
