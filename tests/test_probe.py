@@ -8,7 +8,7 @@ from helpers import WORDS, sentences, write_treebank
 
 from mini_undivided import glue, probe
 from mini_undivided.model import BertConfig, Encoder
-from mini_undivided.support import probe_tasks
+from mini_undivided import probe_tasks
 from mini_undivided.support.machine import Machine
 from mini_undivided.tokenizer import train_tokenizer
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import sentences, write_treebank
 
-from mini_undivided.support import probe_tasks
+from mini_undivided import probe_tasks
 from mini_undivided.support.errors import UserError
 
 

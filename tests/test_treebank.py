@@ -6,7 +6,7 @@ import torch
 from helpers import tag_of, treebank_row, write_treebank
 
 from mini_undivided import probe
-from mini_undivided.support import probe_tasks
+from mini_undivided import probe_tasks
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.treebank import read_conllu, read_treebank
 
