@@ -40,6 +40,22 @@ from mini_undivided.support.tokenizer_files import (
 SPECIAL = tuple(SPECIAL_TOKENS.values())  # [PAD], [UNK], [CLS], [SEP], [MASK]
 
 
+def wordpiece(word, vocabulary):
+    """Cut a word greedily into pieces of a vocabulary, the longest first → list of pieces.
+
+    What the library does in Rust; here it is to be read, and for tests.
+    """
+    pieces, start = [], 0
+    while start < len(word):
+        mark, ends = "##" if start else "", range(len(word), start, -1)
+        end = next((end for end in ends if mark + word[start:end] in vocabulary), None)
+        if end is None:  # not even a single character is known: the whole word is unknown
+            return ["[UNK]"]
+        pieces.append(mark + word[start:end])
+        start = end
+    return pieces
+
+
 def assemble(model, cased=False, strip_accents=None, chinese=None):
     """Put BERT's normalisation and pre-tokenisation before a WordPiece model → Tokenizer.
 

@@ -15,7 +15,7 @@ from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegac
 from mini_undivided.support.errors import UserError
 from mini_undivided.tokenizer import (
     SPECIAL, check_fits, is_cased, load_tokenizer, ordinary_ids, same_tokenizer, save_tokenizer,
-    special_ids, train_tokenizer)
+    special_ids, train_tokenizer, wordpiece)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = [
@@ -239,6 +239,17 @@ def test_training_gives_a_vocabulary_of_the_size_asked_for(cased):
     assert len(tokenizer.encode("the").ids) == 3  # a frequent word is one entry
     assert is_cased(tokenizer) == cased
     assert any(word != word.lower() for word in set(tokenizer.get_vocab()) - set(SPECIAL)) == cased
+
+
+def test_the_greedy_cut_is_the_librarys(greek):
+    """The few lines that show how WordPiece cuts a word give the library's pieces of any word."""
+    tokenizer, rng = greek[1], np.random.default_rng(7)
+    vocabulary, letters = tokenizer.get_vocab(), [*"abdegilmnoprtuж"]
+    words = {"".join(rng.choice(letters, size=rng.integers(1, 14))) for _ in range(400)}
+    cuts = {word: wordpiece(word, vocabulary) for word in words | {*tokenizer.get_vocab()}}
+    for word, pieces in cuts.items():
+        assert pieces == [token.value for token in tokenizer.model.tokenize(word)], word
+    assert {1, 2, 3} <= {len(pieces) for pieces in cuts.values()} and ["[UNK]"] in cuts.values()
 
 
 def test_training_again_gives_the_same_tokenizer():
