@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import NOUNS, SMALL
 
-from mini_undivided import pretrain
+from mini_undivided.run import pretrain
 from mini_undivided.report import figures, tables
 from mini_undivided.report.analysis import Analysis, Run, analyse, short_names
 from mini_undivided.report.results import OUTPUTS, PAIRS, make_results, summarise
@@ -70,7 +70,7 @@ def test_models_of_different_depth_are_compared(three, farm, tmp_path):
         batch_tokens=33 * 6,
         steps=3,
     )
-    pretrain.pretrain(deep)
+    pretrain(deep)
     base = options(three, out=str(tmp_path / "out"))
     results = make_results(Analysis(replace(base, runs=[base.runs[0], deep.out])).cka())
     assert matrix(results, "deep").shape == (3, 4)
@@ -198,7 +198,7 @@ def test_bad_runs_are_refused(three, farm, tmp_path):
         batch_tokens=33 * 6,
         steps=1,
     )
-    pretrain.pretrain(other)
+    pretrain(other)
     out = str(tmp_path / "out")
     with pytest.raises(
         UserError,

@@ -175,7 +175,7 @@ def test_a_tilde_is_the_home_folder_in_every_option(monkeypatch, options, given)
 def test_bars_are_for_terminals(monkeypatch, capsys, is_terminal):
     """A bar is drawn on a terminal alone: a log or a notebook keeps only the lines above it."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
-    with progress_bar(count=2) as bar:
+    with progress_bar() as bar:
         for i in range(50):
             show(bar, i / 50, f"step {i}")
             bar.refresh()

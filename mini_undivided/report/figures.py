@@ -221,11 +221,11 @@ def plot_collapse(results, style, out):
 
 @needs_matplotlib
 def plot_attention(results, style, out):
-    """What heads look at: a panel a statistic, means as lines, heads as dots."""
-    title = ("Where heads look on held-out sentences: a dot is a head of a run, a line the mean of "
+    """What heads attend to: a panel a statistic, means as lines, heads as dots."""
+    title = ("What heads attend to in held-out sentences: a dot is a head of a run, a line the mean of "
              "all, its band the standard deviation over runs")
     with figure(out / "attention.png", 2, 3, (13, 8), title) as (_, panels):
-        shares = []
+        weights = []
         for axes, (measure, rows) in zip(panels, results.groupby("measure", sort=False),
                                          strict=False):
             curves(axes, rows, style)
@@ -234,9 +234,9 @@ def plot_attention(results, style, out):
                 axes.plot(heads.layer.tolist(), heads.value, ".", **dots)
             measure = measure.removeprefix("attention: ")
             by_layer(axes, xlabel="layer", title=measure, ylim=(0, 1.05 * rows.value.max()))
-            shares += [axes] * measure.startswith("share")
-        top = max(axes.get_ylim()[1] for axes in shares)
-        for axes in shares:  # these are compared
+            weights += [axes] * measure.startswith("weight")
+        top = max(axes.get_ylim()[1] for axes in weights)
+        for axes in weights:  # these are compared
             axes.set_ylim(0, top)
         panels[-1].axis("off")
         panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center")
