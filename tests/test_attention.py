@@ -1,4 +1,4 @@
-"""Attention weights: against `transformers`, and the statistics against their definitions."""
+"""Attention weights against `transformers`; statistics and rank collapse against definitions."""
 
 import math
 
@@ -7,13 +7,12 @@ import torch
 import transformers
 from helpers import run_script
 
-from mini_undivided.attention import STATISTICS, attention_sums, attention_weights
+from mini_undivided.attention import STATISTICS, attention_sums, attention_weights, collapse
 from mini_undivided.model import BertConfig, Encoder
 
 
 def test_weights_are_those_of_transformers(tmp_path):
     """With padding and segments, the weights of all heads equal those of a BertModel to 1e-5."""
-    torch.manual_seed(0)
     sizes = {"vocab_size": 57, "hidden_size": 33, "num_hidden_layers": 2, "num_attention_heads": 3,
              "intermediate_size": 41, "max_position_embeddings": 19}
     theirs = transformers.BertModel(
@@ -49,10 +48,7 @@ def test_statistics_of_planted_weights():
 
 def test_sums_do_not_depend_on_padding_or_batches():
     """Sums over a padded batch are the sums over its texts one by one."""
-    torch.manual_seed(0)
-    encoder = Encoder(BertConfig(
-        vocab_size=57, hidden_size=33, num_hidden_layers=2, num_attention_heads=3,
-        intermediate_size=41, max_position_embeddings=19, initializer_range=0.3)).eval()
+    encoder = Encoder(BertConfig(57, 33, 2, 3, 41, 19, initializer_range=0.3)).eval()
     ids, lengths = torch.randint(5, 57, (3, 11)), (11, 4, 7)
     mask = torch.arange(11) < torch.tensor(lengths)[:, None]
     together = attention_sums(attention_weights(encoder, ids, mask), mask, ids == 9)
@@ -62,6 +58,30 @@ def test_sums_do_not_depend_on_padding_or_batches():
         weights = attention_weights(encoder, row)
         alone = alone + attention_sums(weights, torch.ones_like(row).bool(), row == 9)
     assert torch.allclose(together, alone, atol=1e-4) and together.shape == (5, 2, 3)
+
+
+def test_collapse_of_planted_tokens():
+    """Equal tokens have distance 0, cosine 1; orthogonal ones √(1 - 1/T), 0; padding is left out."""
+    mask = torch.tensor([[True] * 4 + [False] * 2])
+    same, orthogonal = torch.ones(1, 6, 7), torch.eye(6, 7)[None].clone()
+    orthogonal[0, 4:] = 99
+    distance, cosine = collapse([same, orthogonal], mask)[..., 0].unbind(1)
+    assert distance.tolist() == pytest.approx([0, math.sqrt(3 / 4)], abs=1e-6)
+    assert cosine.tolist() == pytest.approx([1, 0], abs=1e-6)
+
+
+def test_collapse_equals_its_definition():
+    """Rank collapse equals its definition, written as loops over texts and pairs of tokens."""
+    x, lengths = torch.randn(3, 11, 5) + 0.4, (11, 2, 6)
+    mask = torch.arange(11) < torch.tensor(lengths)[:, None]
+    measures = collapse([x], mask)[0]  # (2, B)
+    for i, length in enumerate(lengths):
+        tokens = x[i, :length]
+        distance = (tokens - tokens.mean(0)).norm() / tokens.norm()
+        assert measures[0, i].item() == pytest.approx(distance.item(), rel=1e-5)
+        pairs = [torch.cosine_similarity(a, b, dim=0)
+                 for j, a in enumerate(tokens) for b in tokens[j + 1 :]]
+        assert measures[1, i].item() == pytest.approx(torch.stack(pairs).mean().item(), abs=1e-5)
 
 
 def test_a_sentence_is_drawn(three, tmp_path):

@@ -1,7 +1,5 @@
 """CKA: against a second formula, on planted cases, and on the encoders' real tokens only."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -32,24 +30,14 @@ def hsic_of_features(a, b):
     trace = (a.T @ b).square().sum() - a2 @ b2
     sum_a, sum_b = a.sum(0).square().sum() - a2.sum(), b.sum(0).square().sum() - b2.sum()
     rows_a, rows_b = a @ a.sum(0) - a2, b @ b.sum(0) - b2
-    return (trace + sum_a * sum_b / ((n - 1) * (n - 2)) - 2 * (rows_a @ rows_b) / (n - 2)) / (
-        n * (n - 3)
-    )
+    total = trace + sum_a * sum_b / ((n - 1) * (n - 2)) - 2 * (rows_a @ rows_b) / (n - 2)
+    return total / (n * (n - 3))
 
 
 def encoder(layers=3, width=24, seed=0, **kwargs):
     """A small encoder with fresh weights, large enough that its layers differ."""
     torch.manual_seed(seed)
-    model = Encoder(
-        BertConfig(
-            vocab_size=97,
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=3,
-            intermediate_size=41,
-            **kwargs,
-        )
-    ).eval()
+    model = Encoder(BertConfig(97, width, layers, 3, 41, **kwargs)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8 if parameter.dim() > 1 else 1)
@@ -76,10 +64,7 @@ def test_gram_form_equals_feature_form(n, widths):
 
 
 def test_centred_gram_matrices():
-    """The rows, columns and diagonal of every layer's centred matrix are 0.
-
-    Adding a constant to the features changes nothing.
-    """
+    """Rows, columns and diagonal of every layer's centred matrix are 0; a shift changes nothing."""
     x = torch.stack([gaussian(19, 7), gaussian(19, 7, 1)])
     centred = cka.centre(x)
     assert centred.sum(1).abs().max() < 1e-10 and centred.sum(2).abs().max() < 1e-10
@@ -112,10 +97,7 @@ def test_unrelated_layers_give_zero_where_the_plain_form_gives_much():
 
 
 def test_minibatches_do_not_drift():
-    """The mean over many minibatches is close to the value on all rows.
-
-    That holds whatever the size of a minibatch.
-    """
+    """The mean over minibatches of any size is close to the value on all rows."""
     a = gaussian(4096, 31) * torch.linspace(0.2, 3, 31)
     b = a[:, 14:] + 1.5 * gaussian(4096, 17, 1)
     whole = cka.cka(a, b)
@@ -147,7 +129,6 @@ def test_outputs_are_the_layers_of_one_forward_pass():
 
 def test_rows_leave_padding_out():
     """A text's row is the mean of its real tokens, whatever the padding holds."""
-    torch.manual_seed(0)
     x, mask = torch.randn(5, 13, 7), torch.arange(13) < torch.tensor([3, 13, 4, 9, 1])[:, None]
     garbage = x.masked_fill(~mask[..., None], 99.0)
     assert torch.equal(cka.text_means(x[None], mask), cka.text_means(garbage[None], mask))
@@ -160,30 +141,27 @@ def test_padding_changes_nothing_in_the_end():
     models = {"a": encoder(), "b": encoder(seed=1)}
     pad = torch.nn.functional.pad
     wide = [(pad(i, (0, 16), value=55), pad(m, (0, 16)), pad(s, (0, 16))) for i, m, s in batches()]
-    one, shapes, rows = cka.compare(models, batches(), [("a", "b")], n=64)
+    one, collapses, rows = cka.compare(models, batches(), [("a", "b")], n=64)
     two, others, _ = cka.compare(models, wide, [("a", "b")], n=64)
     assert torch.allclose(one["a", "b"]["block"], two["a", "b"]["block"], atol=1e-4)
-    assert torch.allclose(shapes["a"], others["a"], atol=1e-4)
+    assert torch.allclose(collapses["a"], others["a"], atol=1e-4)
     real = sum(int(mask.sum()) for _, mask, _ in batches())
     assert rows == real // 64 * 64
 
 
 def test_compare_gives_every_layer_against_every_layer():
-    """Models of different depth and width are compared layer by layer.
-
-    There is a matrix of all pairs, 1 for a copy, and equal to cka() on the rows themselves.
-    """
+    """Models of different depth and width: all pairs of layers, 1 for a copy, else as cka()."""
     first, deep = encoder(), encoder(layers=5, width=36, seed=1)
     models = {"a": first, "copy": first, "deep": deep}
     pairs = [("a", "copy"), ("a", "deep"), ("deep", "copy")]
-    values, shapes, rows = cka.compare(models, batches(), pairs, n=32)
+    values, collapses, rows = cka.compare(models, batches(), pairs, n=32)
     assert list(values) == pairs
     wide, tall = values["a", "deep"], values["deep", "copy"]
     assert wide["block"].shape == (4, 6) and wide["attention"].shape == (3, 5)
     assert torch.allclose(tall["block"], wide["block"].T, atol=1e-9)
     same = values["a", "copy"]["block"]
     assert torch.allclose(same.diagonal(), torch.ones(4).double(), atol=1e-6)
-    assert shapes["deep"].shape == (6, 2)
+    assert collapses["deep"].shape == (6, 2)
     ids, mask, segments = next(batches())
     n = int(mask.sum())
     values, _, rows = cka.compare(models, [(ids, mask, segments)], pairs, n=n)
@@ -209,10 +187,7 @@ def test_one_forward_pass_of_each(monkeypatch):
 
 
 def test_per_text_is_another_question():
-    """The means of texts are other rows than tokens.
-
-    There are as many as texts, and the values differ.
-    """
+    """The means of texts are other rows than tokens: as many as texts, with other values."""
     models = {"a": encoder(), "b": encoder(seed=1)}
     tokens, _, many = cka.compare(models, batches(), [("a", "b")], n=16)
     texts, _, few = cka.compare(models, batches(), [("a", "b")], per_text=True, n=16)
@@ -220,75 +195,28 @@ def test_per_text_is_another_question():
     assert (tokens["a", "b"]["block"] - texts["a", "b"]["block"]).abs().max() > 0.01
 
 
-def test_memory_stays_bounded():
-    """However many batches there are, few rows wait at once.
+def test_the_buffer_is_bounded_and_mixes_batches():
+    """Never more rows wait than BUFFERED minibatches and a batch, however many batches there are.
 
-    Never more than SHUFFLED minibatches and a batch.
+    Minibatches are in float64, have the same rows of all encoders, and are no single text's tokens.
     """
-    pool, most = cka.Pool(8), 0
+    buffer, most = cka.ShuffleBuffer(8), 0
     for i in range(200):
-        pool.add("a", torch.full((2, 13, 3), float(i)))
-        pool.add("b", torch.full((2, 13, 5), float(i)))
-        for minibatch in pool.take(64):
+        buffer.add("a", torch.full((2, 13, 3), float(i)))
+        buffer.add("b", torch.full((2, 13, 5), float(i)))
+        for minibatch in buffer.take(64):
             assert minibatch["a"].shape == (2, 8, 3) and minibatch["a"].dtype == torch.float64
-            # the same rows of both
             assert torch.equal(minibatch["a"][0, :, 0], minibatch["b"][1, :, 4])
-        most = max(most, pool.size)
+            assert len(set(minibatch["a"].flatten().tolist())) >= 3
+        most = max(most, buffer.size)
     assert most < 64 + 13
 
 
-def test_rows_of_a_minibatch_are_mixed():
-    """A minibatch is not made of one text's tokens.
-
-    The rows of several batches are shuffled together.
-    """
-    pool = cka.Pool(8)
-    for i in range(16):
-        pool.add("a", torch.full((1, 8, 1), float(i)))
-    kinds = [len(set(m["a"].flatten().tolist())) for m in pool.take(64)]
-    assert min(kinds) >= 3
-
-
 def test_too_few_rows():
-    """Fewer rows than one minibatch are an error that says how many there are.
-
-    So is a minibatch that is too small for the estimator.
-    """
+    """Fewer rows than one minibatch are an error, and a minibatch too small for the estimator."""
     models = {"a": encoder(), "b": encoder(seed=1)}
     rows = sum(int(mask.sum()) for _, mask, _ in batches(2))
     with pytest.raises(UserError, match=f"needs 256 tokens at least, but there are {rows}"):
         cka.compare(models, batches(2), [("a", "b")])
     with pytest.raises(UserError, match="at least 4 rows"):
         cka.compare(models, batches(2), [("a", "b")], n=3)
-
-
-def test_collapse_of_planted_tokens():
-    """Equal tokens have distance 0 and cosine 1, orthogonal ones sqrt(1 - 1/T) and 0.
-
-    Padding plays no part.
-    """
-    mask = torch.tensor([[True] * 4 + [False] * 2])
-    same, orthogonal = torch.ones(1, 6, 7), torch.eye(6, 7)[None].clone()
-    orthogonal[0, 4:] = 99
-    distance, cosine = cka.collapse([same, orthogonal], mask)[..., 0].unbind(1)
-    assert distance.tolist() == pytest.approx([0, math.sqrt(3 / 4)], abs=1e-6)
-    assert cosine.tolist() == pytest.approx([1, 0], abs=1e-6)
-
-
-def test_collapse_equals_its_definition():
-    """Rank collapse equals its definition, written as loops over texts and pairs of tokens."""
-    torch.manual_seed(0)
-    x, lengths = torch.randn(3, 11, 5) + 0.4, (11, 2, 6)
-    mask = torch.arange(11) < torch.tensor(lengths)[:, None]
-    measures = cka.collapse([x], mask)[0]  # (2, B)
-    for i, length in enumerate(lengths):
-        tokens = x[i, :length]
-        assert measures[0, i].item() == pytest.approx(
-            ((tokens - tokens.mean(0)).norm() / tokens.norm()).item(), rel=1e-5
-        )
-        pairs = [
-            torch.cosine_similarity(a, b, dim=0)
-            for j, a in enumerate(tokens)
-            for b in tokens[j + 1 :]
-        ]
-        assert measures[1, i].item() == pytest.approx(torch.stack(pairs).mean().item(), abs=1e-5)

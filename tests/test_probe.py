@@ -6,9 +6,8 @@ import sklearn.linear_model
 import torch
 from helpers import WORDS, sentences, write_treebank
 
-from mini_undivided import glue, probe
+from mini_undivided import metrics, probe, probe_tasks
 from mini_undivided.model import BertConfig, Encoder
-from mini_undivided import probe_tasks
 from mini_undivided.support.machine import Machine
 from mini_undivided.tokenizer import train_tokenizer
 
@@ -44,12 +43,12 @@ def planted(seed=0, counts=(211, 83, 97), classes=3, width=13):
     rng = np.random.default_rng(seed)
     directions = 5 * rng.normal(size=(classes, width))
     features, labels = {}, {}
-    for part, count in zip(probe.PARTS, counts, strict=True):
-        labels[part] = rng.choice(classes, count, p=[0.5, 0.3, 0.2])
+    for split, count in zip(probe.SPLITS, counts, strict=True):
+        labels[split] = rng.choice(classes, count, p=[0.5, 0.3, 0.2])
         noise = rng.normal(size=(3, count, width))
-        noise[0] += directions[labels[part]]
-        noise[2] += 0.1 * directions[labels[part]]
-        features[part] = torch.tensor(noise, dtype=torch.float32)
+        noise[0] += directions[labels[split]]
+        noise[2] += 0.1 * directions[labels[split]]
+        features[split] = torch.tensor(noise, dtype=torch.float32)
     return features, labels
 
 
@@ -57,32 +56,23 @@ def planted(seed=0, counts=(211, 83, 97), classes=3, width=13):
 
 
 def test_planted_labels_are_found_and_noise_is_not():
-    """Features that hold the label give 100 %, and random ones about the majority.
-
-    Weak ones give something in between.
+    """Features that hold the label give 100 %, random ones about the majority, weak ones between.
     """
     features, labels = planted()
     majority = np.mean(labels["test"] == 0)
     knows, noise, weak = probe.probe(features, labels, 3)["test"]
-    assert knows == 1.0
-    assert abs(noise - majority) < 0.12
-    assert noise < weak < knows
+    assert abs(noise - majority) < 0.12 and noise < weak < knows == 1.0
 
 
 @pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
 def test_the_fit_equals_scikit_learn(strength):
-    """All layers are fitted at once, and each fit equals scikit-learn's own.
-
-    The penalty is the same, and not on the bias.
-    """
+    """All layers are fitted at once, each as scikit-learn does, with no penalty on the bias."""
     features, labels = planted()
     x, y = features["train"], labels["train"]
     ((W, b),) = probe.fit(x, torch.from_numpy(y), 3, strengths=[strength], steps=1000)
     for layer in range(3):
         theirs = sklearn.linear_model.LogisticRegression(
-            C=1 / (strength * len(y)), tol=1e-8, max_iter=10000
-        )
-        theirs.fit(x[layer].numpy(), y)
+            C=1 / (strength * len(y)), tol=1e-8, max_iter=10000).fit(x[layer].numpy(), y)
         p = (x[layer] @ W[layer] + b[layer]).softmax(-1).numpy()
         assert np.abs(p - theirs.predict_proba(x[layer].numpy())).max() < 5e-3
 
@@ -96,10 +86,8 @@ def test_a_regression_equals_ridge():
     theirs = sklearn.linear_model.Ridge(alpha=0.1 * len(y)).fit(x[1].numpy(), y.numpy())
     assert np.allclose(W[1, :, 0], theirs.coef_, atol=1e-3)
     assert b[1].item() == pytest.approx(theirs.intercept_, abs=1e-3)
-    labels = {
-        part: (2 * z[0, :, 0] - z[0, :, 1] + 7).numpy().astype(float)
-        for part, z in features.items()
-    }
+    labels = {split: (2 * z[0, :, 0] - z[0, :, 1] + 7).double().numpy()
+              for split, z in features.items()}
     scores = probe.probe(features, labels, 0, "pearson")["test"]
     assert scores[0] > 0.999 and abs(scores[1]) < 0.4
 
@@ -108,40 +96,48 @@ def test_fits_have_converged():
     """The gradient is almost 0 at each strength, though each fit starts from the one before."""
     features, labels = planted()
     x, y = features["train"], torch.from_numpy(labels["train"])
-    for strength, (W, b) in zip(probe.STRENGTHS, probe.fit(x, y, 3), strict=True):
+    for strength, (W, b) in zip(probe.L2_PENALTIES, probe.fit(x, y, 3), strict=True):
         W, b = W.requires_grad_(), b.requires_grad_()
         loss = probe.losses(torch.baddbmm(b, x, W), y, 3).sum() + strength / 2 * W.square().sum()
         gradients = torch.autograd.grad(loss, (W, b))
         assert max(g.abs().max() for g in gradients) < 1e-2 * max(1, strength)
 
 
-def test_the_strength_is_chosen_on_the_validation_part():
-    """What the test part says plays no part in the choice of the strength.
+def test_the_penalty_is_chosen_by_validation_for_each_layer():
+    """A layer's score on the test split is that of the λ that is best for it on the validation one.
 
-    Flipping its labels turns a score of s into 1 - s.
+    What the test split says plays no part: flipping its labels turns a score of s into 1 - s.
     """
     features, labels = planted(counts=(31, 83, 97))
-    labels = {part: np.minimum(y, 1) for part, y in labels.items()}
-    scores = probe.probe(features, labels, 2)["test"]
+    labels = {split: np.minimum(y, 1) for split, y in labels.items()}
+    train = features["train"]
+    x = {split: (x - train.mean(1, keepdim=True)) / train.std(1, keepdim=True)
+         for split, x in features.items()}
+    fits = probe.fit(x["train"], torch.from_numpy(labels["train"]), 2)
+    tables = {split: [((x[split] @ W + b).argmax(-1).numpy() == labels[split]).mean(1)
+                      for W, b in fits] for split in ("valid", "test")}
+    chosen = np.argmax(tables["valid"], axis=0)
+    assert len(set(chosen.tolist())) > 1
+    scores = probe.probe(features, labels, 2)
+    for split, table in tables.items():
+        assert scores[split] == pytest.approx([table[i][k] for k, i in enumerate(chosen)])
     flipped = probe.probe(features, {**labels, "test": 1 - labels["test"]}, 2)["test"]
-    assert scores == pytest.approx([1 - score for score in flipped])
-    valid = probe.probe(features, {**labels, "valid": 1 - labels["valid"]}, 2)["test"]
-    assert valid != scores
+    assert scores["test"] == pytest.approx([1 - score for score in flipped])
 
 
 def test_features_are_standardised():
-    """The scale and the mean of a layer change no score."""
+    """The scale and the mean of a layer change no score; one training example gives no NaN."""
     features, labels = planted()
-    moved = {part: 1000 * x + 77 for part, x in features.items()}
-    assert probe.probe(moved, labels, 3)["test"] == pytest.approx(
-        probe.probe(features, labels, 3)["test"], abs=0.03
-    )
+    moved = {split: 1000 * x + 77 for split, x in features.items()}
+    scores = [probe.probe(each, labels, 3)["test"] for each in (features, moved)]
+    assert scores[0] == pytest.approx(scores[1], abs=0.03)
+    features["train"], labels["train"] = features["train"][:, :1], labels["train"][:1]
+    always = np.mean(labels["test"] == labels["train"])
+    assert probe.probe(features, labels, 3)["test"] == pytest.approx([always] * 3)
 
 
 def test_a_seed_draws_its_training_examples():
-    """A seed draws four fifths of the training part, and another seed draws others.
-
-    Labels stay with their features.
+    """A seed draws four fifths of the training split, another seed others; labels stay with them.
     """
     features, labels = planted()
     features["train"][0, :, 0] = torch.from_numpy(labels["train"]).float()
@@ -150,18 +146,15 @@ def test_a_seed_draws_its_training_examples():
         assert len(y["train"]) == x["train"].size(1) == round(0.8 * 211)
         assert np.array_equal(x["train"][0, :, 0].numpy(), y["train"])
         assert x["test"] is features["test"]
-    assert torch.equal(drawn[0][0]["train"], drawn[2][0]["train"])
-    assert not torch.equal(drawn[0][0]["train"], drawn[1][0]["train"])
+    one, other, again = (x["train"] for x, _ in drawn)
+    assert torch.equal(one, again) and not torch.equal(one, other)
 
 
 # Features.
 
 
 def test_text_features_are_means_over_real_tokens(encoder, tokenizer):
-    """A text's features are each layer's mean over its own tokens, or its [CLS].
-
-    That holds whatever it was padded with, and the order is the given one.
-    """
+    """In the given order, each layer's mean over a text's own tokens, or its [CLS]; no padding."""
     texts = [(s,) for s in sentences(37)]
     for cls in (False, True):
         features = probe.text_features(encoder, texts, tokenizer, CPU, 64, cls)
@@ -174,49 +167,42 @@ def test_text_features_are_means_over_real_tokens(encoder, tokenizer):
 
 
 def test_word_features_are_first_sub_words(encoder, tokenizer):
-    """A word's vector is that of its first sub-word.
+    """In every layer a word's vector is that of its first sub-word, and its label goes with it.
 
     A word that the tokenizer drops or cuts off has none, and no other word moves.
     """
-    texts = [["fox", "gnugnu", "\u200b", "owl"], ["newt"] * 5, ["mole"] * 61]
-    features, kept = probe.word_features(encoder, texts, tokenizer, CPU, 33)
-    # it is cut into pieces
-    assert len(tokenizer.encode("gnugnu", add_special_tokens=False).ids) > 1
-    assert features.size(1) == len(kept)
-    assert kept[:8].tolist() == [0, 1, 3, 4, 5, 6, 7, 8] and kept[-1] < 4 + 5 + 61 - 1
+    texts = [["fox", "gnugnu", "\u200b", "owl"], ["newt"] * 5, ["mole"] * 61] + [["hen"]] * 40
+    labels = np.arange(4 + 5 + 61 + 40) * 7
+    features, kept = probe.word_features(encoder, texts, labels, tokenizer, CPU, 33)
+    assert len(tokenizer.encode("gnugnu", add_special_tokens=False).ids) > 1  # cut into pieces
+    assert features.shape == (3, len(kept), 24)
+    assert kept[:8].tolist() == [0, 7, 21, 28, 35, 42, 49, 56]
+    assert (kept[-40:] == labels[-40:]).all() and len(kept) < 8 + 32 + 40
     encoding = tokenizer.encode(texts[0], is_pretokenized=True)
     _, layers = encoder(torch.tensor([encoding.ids]), output_hidden_states=True)
-    for row, word in enumerate((0, 1, 3)):
-        assert torch.allclose(
-            features[2, row], layers[2][0, encoding.word_ids.index(word)], atol=1e-4
-        )
+    first = [encoding.word_ids.index(word) for word in (0, 1, 3)]
+    assert torch.allclose(features[:, :3], torch.stack(layers)[:, 0, first], atol=1e-4)
 
 
 def test_each_text_is_read_once(encoder, tokenizer, monkeypatch):
-    """Tasks that share sentences share their features.
-
-    All layers come from one forward pass.
-    """
+    """Tasks that share sentences share their features; all layers come from one forward pass."""
     seen, forward = [], Encoder.forward
-    monkeypatch.setattr(
-        Encoder,
-        "forward",
-        lambda self, ids, *a, **k: seen.append(len(ids)) or forward(self, ids, *a, **k),
-    )
+    monkeypatch.setattr(Encoder, "forward", lambda self, ids, *a, **k:
+                        seen.append(len(ids)) or forward(self, ids, *a, **k))
     texts = sentences(120)
     makers = (probe_tasks.length_task, probe_tasks.length_task, probe_tasks.shift_task)
     tasks = [make(texts) for make in makers]
-    features = probe.task_features(encoder, tasks, tokenizer, CPU, 64)
-    different = {text for task in tasks for part in task.texts.values() for text in part}
-    assert sum(seen) == len(different) < sum(len(p) for task in tasks for p in task.texts.values())
-    assert torch.equal(features[0][0]["valid"], features[1][0]["valid"])
+    (_, first, _), (_, second, _), _ = probe.task_features(encoder, tasks, tokenizer, CPU, 64)
+    every = [text for task in tasks for texts in task.texts.values() for text in texts]
+    assert sum(seen) == len(set(every)) < len(every)
+    assert torch.equal(first["valid"], second["valid"])
 
 
 # All of it.
 
 
 def test_probing_an_encoder(encoder, tokenizer, tmp_path):
-    """All layers are scored over seeds, beside the untrained twin and the majority.
+    """All layers are scored over seeds, beside the untrained counterpart and the majority.
 
     For tags there is the control task, too. A tag that the word decides can be read off the
     embeddings, and so can any control task with so few words. The scores are the same each time;
@@ -231,25 +217,21 @@ def test_probing_an_encoder(encoder, tokenizer, tmp_path):
     tags = scores["part of speech"]
     assert tags["trained"]["mean"][0] > 0.95 and tags["control"]["mean"][0] > 0.95
     labels = tasks[1].labels
-    assert tags["majority"] == pytest.approx(
-        np.mean(labels["test"] == np.bincount(labels["train"]).argmax())
-    )
+    most_common = np.bincount(labels["train"]).argmax()
+    assert tags["majority"] == pytest.approx(np.mean(labels["test"] == most_common))
     length = scores["sentence length"]
     assert "control" not in length
     assert len(length["trained"]["mean"]) == len(length["untrained"]["std"]) == 3
     assert length["trained"]["mean"] != length["untrained"]["mean"]
     assert probe.run_probes(encoder, fresh, tasks, tokenizer, CPU, 64, seeds=2) == scores
-    cls = probe.run_probes(encoder, fresh, tasks[:1], tokenizer, CPU, 64, seeds=1, cls=True)[
-        "sentence length"
-    ]
+    cls, = probe.run_probes(encoder, fresh, tasks[:1], tokenizer, CPU, 64, 1, cls=True).values()
     assert cls["trained"]["mean"] != length["trained"]["mean"] and cls["trained"]["std"] is None
 
 
 def test_summary_of_a_regression():
     """The baseline of a regression is its mean, which correlates with nothing."""
-    task = probe.ProbeTask(
-        "x", {}, {part: np.array([0.5, 2.0, 3.5]) for part in probe.PARTS}, "pearson"
-    )
+    labels = {split: np.array([0.5, 2.0, 3.5]) for split in probe.SPLITS}
+    task = probe.ProbeTask("x", {}, labels, "pearson")
     assert task.classes == 0
     seeds = [{"test": [0.1, 0.3], "valid": [0.2, 0.1]}, {"test": [0.3, 0.5], "valid": [0.4, 0.1]}]
     fresh = [{"test": [0.0, 0.0], "valid": [0.0, 0.0]}]
@@ -258,4 +240,4 @@ def test_summary_of_a_regression():
     assert summary["trained"]["valid"] == pytest.approx([0.3, 0.1])
     assert summary["majority"] == 0 and summary["trained"]["mean"] == pytest.approx([0.2, 0.4])
     assert summary["trained"]["std"] == pytest.approx([np.std([0.1, 0.3], ddof=1)] * 2)
-    assert glue.METRICS[task.metric] is glue.pearson
+    assert metrics.METRICS[task.metric] is metrics.pearson
