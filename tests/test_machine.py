@@ -9,10 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import C, H, T, V
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from mini_undivided.data import MaskedBatch
+from mini_undivided.data import MaskedBatch, split
 from mini_undivided.model import BertConfig, MaskedLM
-from mini_undivided.pretrain import masked_loss
+from mini_undivided.optim import adamw, muon_and_adamw
+from mini_undivided.pretrain import WithLoss, masked_loss, train_step
 from mini_undivided.report.training import ending
 from mini_undivided.run import pretrain
 from mini_undivided.support import machine as machine_module
@@ -237,6 +240,25 @@ def test_the_memory_of_a_token_is_estimated_from_above(gpu, ffn_layers):
     estimate = 2**30 / Machine(torch.device("cuda:0")).tokens_at_once(config)
     actual = sum(storage.nbytes() for storage in kept.values()) / ids.numel()
     assert estimate / 10 < actual < estimate
+
+
+def test_a_step_reads_nothing_back():
+    """A step queues its work: a number read from the device would make the CPU wait for a GPU.
+
+    PyTorch's fake tensors have no numbers, so that reading one is an error.
+    """
+    config = BertConfig(vocab_size=V, hidden_size=C, num_hidden_layers=2, num_attention_heads=H,
+                        intermediate_size=41)
+    cpu = Machine(torch.device("cpu"), torch.bfloat16)
+    with FakeTensorMode():
+        model = MaskedLM(config)
+        ids, positions = torch.zeros(6, T, dtype=torch.long), torch.zeros(6, 4, dtype=torch.long)
+        batches = [*split(MaskedBatch(ids, positions, positions), 2)]
+        for optimizers in (muon_and_adamw(model, 0.01, 1e-3), [adamw(model.parameters(), 1e-3)]):
+            for _ in range(2):  # the first makes the optimizers' states
+                loss = train_step(WithLoss(model), optimizers, batches, 24, cpu)
+        with pytest.raises(DataDependentOutputException):
+            loss.item()
 
 
 def gpu_is_full():

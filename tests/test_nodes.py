@@ -81,4 +81,4 @@ def test_an_error_on_another_machine_is_told(zoo, tmp_path):
     nodes = [start(tmp_path / f"node{node}", node, port, text)
              for node, text in enumerate((zoo, tmp_path / "nowhere.txt"))]
     shown = [node.communicate()[0] for node in nodes]
-    assert "error: " in shown[0] and "nowhere.txt" in shown[0] and "Traceback" not in shown[0]
+    assert "error: " in shown[0] and "nowhere.txt" in shown[0] and "UserError" not in shown[0]
