@@ -106,11 +106,11 @@ def test_replicates_are_compared_as_kinds(three, tmp_path):
     assert not analysis.one_kind and Analysis(options(three, "full", "twin")).one_kind
     looks = make_results(analysis.attention())
     assert [*looks.kind.unique()] == ["full", "noffn", "full, untrained", "noffn, untrained"]
-    looks = looks[looks.measure == "attention: share on the token itself"]
+    looks = looks[looks.measure == "attention: weight on the token itself"]
     heads = looks[looks.kind == "full"].pivot_table("value", ["run", "layer"], "head")
     assert heads.shape == (2 * 2, 3)  # runs and layers, heads
     means = heads.to_numpy().mean(1).reshape(2, 2)  # (runs, L)
-    curve = summarise(looks, "layer").loc["attention: share on the token itself", "full"]
+    curve = summarise(looks, "layer").loc["attention: weight on the token itself", "full"]
     assert np.allclose(curve["mean"], means.mean(0))
     assert np.allclose(curve["std"], means.std(0, ddof=1))
 
