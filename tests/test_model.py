@@ -206,13 +206,18 @@ def test_initialisation_is_berts_but_for_positions():
     The same seed gives the same weights, and another draw gives others.
     """
     torch.manual_seed(3)
+    attention_layer = Encoder(config(hidden_size=120)).layers[0].attention
+    assert torch.equal(attention_layer.query.weight, attention_layer.key.weight)
+    torch.manual_seed(3)
     mlm = MaskedLM(config(hidden_size=120, vocab_size=997))
     for name, parameter in mlm.named_parameters():
         if "position" in name:
             continue
         if parameter.dim() == 2:
-            assert parameter.std().item() == pytest.approx(0.02, rel=0.12), name
-            assert abs(parameter.mean().item()) < 0.003, name
+            queries_and_keys = name.endswith(("query.weight", "key.weight"))  # of variance 1
+            std = 120**-0.5 if queries_and_keys else 0.02
+            assert parameter.std().item() == pytest.approx(std, rel=0.12), name
+            assert abs(parameter.mean().item()) < 0.15 * std, name
         else:
             assert torch.all(parameter == (1.0 if name.endswith("norm.weight") else 0.0)), name
     torch.manual_seed(3)

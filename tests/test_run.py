@@ -45,14 +45,14 @@ def test_held_out_text_without_words_to_mask_is_refused(options, tmp_path):
 
 
 def test_a_run_is_not_overwritten_nor_resumed_by_another_recipe(options):
-    """A second run into its folder is refused, and so is --resume if its options are not ours."""
+    """A second run into its folder is refused, and so is --resume by another version."""
     pretrain(replace(options, steps=1))
     with pytest.raises(UserError, match="already holds a run: resume it with --resume"):
         pretrain(options)
     record = read_json(Path(options.out) / "train.json")
-    record["options"]["short_first"] = 0.3
+    record["versions"]["mini_undivided"] = "0.2.0"
     write_json(Path(options.out) / "train.json", record)
-    with pytest.raises(UserError, match="was started by another version .* another recipe: resume"):
+    with pytest.raises(UserError, match="was started with version 0.2.0 of mini_undivided"):
         resume_options({"out": options.out})
 
 
