@@ -5,6 +5,7 @@ Sources carry no markers: where a body begins and ends is read off their syntax 
 
 import ast
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -18,15 +19,15 @@ ROOT = Path(__file__).parents[2]
 FILES = ("train.py", "finetune.py", "analyze.py", "setup.cfg", "pyproject.toml", "LICENSE",
          ".gitignore", "docs/exercises.md", "tests/conftest.py", "tests/helpers.py",
          "tests/test_attention.py", "tests/test_corpus.py", "tests/test_tokenizer.py")
-# Functions that say again what an assignment's function says: they call it instead, or are gone.
+# What says again, or instead, what an assignment's function says: (chapter, pattern, replacement).
 TWINS = {
-    1: {"attend_fast": "return attend(q, k, v, mask, dropout)"},
-    2: {"FeedForward.gelu_down": 'raise NotImplementedError("it is a part of forward")'},
-    5: {"paired_loss": 'raise NotImplementedError("--next-sentence is not in the assignments")'},
-    8: {"CKA.add": """self.ab = self.ab + hsic(a, b)
-self.aa = self.aa + hsic(a, a).diagonal()
-self.bb = self.bb + hsic(b, b).diagonal()
-self.rows += a.size(1)"""}}
+    1: [("model", r" +# PyTorch's fused kernel(.*\n)+? +attend = .*\n", ""),
+        ("model", r"attend\(", "attention(")],
+    5: [("pretrain", r"F.cross_entropy\(.*", "run.objective.loss(run.model, batch)"),
+        ("pairs", r"    logits, pairs = (.*\n)+?    return words.*",
+         '    raise NotImplementedError("--next-sentence is not in the assignments")')],
+    8: [("cka", r" +scale = a.*\n", ""),
+        ("cka", r"(\w)\.square\(\)\.sum\(\(1, 2\)\) / scale", r"hsic(\1, \1).diagonal()")]}
 README = """# mini_undivided: assignments
 
 A small BERT, with and without its feed-forward layers, in which some functions are yours to write.
@@ -79,11 +80,13 @@ def fill(folder, numbers):
         path = f"mini_undivided/{chapter}.py" if chapter != "project" else "project.py (new)"
         rows.append(f"| {number} | {title} | {', '.join(map('`{}`'.format, functions))} | {path} |")
         if chapter != "project":
-            path, bodies = folder / path, TWINS.get(number, {})
-            for name in functions:
-                stub = f'raise NotImplementedError("assignment {number}: write {name}")'
-                bodies = {**bodies, name: stub}
-            path.write_text(replace_bodies(path.read_text("utf-8"), bodies), "utf-8")
+            bodies = {name: f'raise NotImplementedError("assignment {number}: write {name}")'
+                      for name in functions}
+            text = replace_bodies((folder / path).read_text("utf-8"), bodies)
+            (folder / path).write_text(text, "utf-8")
+        for chapter, old, new in TWINS.get(number, ()):
+            path = folder / f"mini_undivided/{chapter}.py"
+            path.write_text(re.sub(old, new, path.read_text("utf-8")), "utf-8")
     write_text(folder / "README.md", README.format(first=numbers[0], rows="\n".join(rows)))
 
 

@@ -1,12 +1,9 @@
 """Checks of 1 to 3: attention, the FFN and the block, parameters and FLOPs."""
 
-import itertools
-
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from mini_undivided.course.assignments import (
     SDPA,
@@ -31,9 +28,9 @@ def attention_inputs(rng):
     return normal(rng, B, H, M, D), normal(rng, B, H, T, D), normal(rng, B, H, T, D)
 
 
-def attend(*arguments):
+def attention(*arguments):
     """The student's attention."""
-    return pure("model", "attend", *arguments)
+    return pure("model", "attention", *arguments)
 
 
 def with_large_scores(q, k, v, mask=None):
@@ -41,7 +38,7 @@ def with_large_scores(q, k, v, mask=None):
     q, k = 1e5 * q[:1, :1], k[:1, :1].clone()
     if mask is not None:  # far below 0
         q[..., 0], k[..., 0] = -2e5, 5
-    answer = attend(q, k, v, mask)
+    answer = attention(q, k, v, mask)
     require(np.isfinite(array(answer)).all(), "with scores of ±200,000 the output is not finite: "
             "use softmax, or subtract a row's largest score before exp")
     require(equal(array(answer), array(SDPA(q, k, v, mask))), "with scores of ±200,000 the output "
@@ -56,7 +53,7 @@ def attention_without_a_mask(model, rng):
     wrong_root = "with √T, or the last size of v, in place of √D: D is the last size of q"
     over_queries = SDPA(k, q, torch.eye(q.size(2), dtype=q.dtype)).mT
     for what, v in {"the output": v, "the output with the identity (T, T) as v": eye}.items():
-        compare(what, attend(q, k, v), SDPA(q, k, v), {
+        compare(what, attention(q, k, v), SDPA(q, k, v), {
             "without the division by √D: the scores are √D too large": SDPA(q, k, v, scale=1),
             "when scores are divided by D instead of √D": SDPA(q, k, v, scale=1 / D),
             "when scores are multiplied by √D, not divided": SDPA(q, k, v, scale=D**0.5),
@@ -79,7 +76,7 @@ def attention_with_a_mask(model, rng):
     mask = torch.from_numpy(rng.random((len(q), 1, 1, k.size(2))) < 0.5)
     mask[..., :2], mask[..., 2:4], mask[:1, ..., 1] = True, False, False
     column = mask.mT  # (B, 1, T, 1)
-    compare("the output with a mask", attend(q, k, v, mask), SDPA(q, k, v, mask), {
+    compare("the output with a mask", attention(q, k, v, mask), SDPA(q, k, v, mask), {
         "when the mask is inverted, or −∞ has the wrong sign: True is where one may look":
             SDPA(q, k, v, ~mask),
         "when the mask is not used": SDPA(q, k, v),
@@ -98,7 +95,7 @@ def attention_with_dropout(model, rng):
     """Dropout sets weights to 0 and divides the others by 1 - p."""
     q, k = normal(rng, 4, 7, 9, 5), normal(rng, 4, 7, 12, 5)
     twice, p = torch.eye(12, dtype=q.dtype).repeat(1, 2), rng.uniform(0.2, 0.4)
-    answer, weights = attend(q, k, twice, None, p), SDPA(q, k, twice)
+    answer, weights = attention(q, k, twice, None, p), SDPA(q, k, twice)
     require(torch.equal(*answer.chunk(2, -1)), "dropout acts on the output: use it on the weights")
     kept = answer != 0
     require(not kept.all(), "no weight is 0 after dropout: is the argument dropout unused?")
@@ -260,110 +257,3 @@ def block_without_ffn(model, rng):
         "with a second residual: it has to go with the FFN": x + right,
         "with LayerNorm(2x): an FFN that is an identity is not an absent one":
             F.layer_norm(2 * right, x.shape[-1:], eps=layer.norm1.eps)})
-
-
-# 3: parameters and FLOPs.
-
-def some_sizes(rng, last=None):
-    """The sizes of a small model with FFNs in two of its layers, perhaps the last one."""
-    H, D, inner, L, V = distinct(rng, 5, 3, 9)
-    last = rng.random() < 0.5 if last is None else last
-    return dict(vocab_size=1000 + V, hidden_size=H * D, num_hidden_layers=L, num_attention_heads=H,
-                intermediate_size=40 + inner, max_position_embeddings=37, type_vocab_size=3,
-                ffn_layers=[1, L - 1] if last else [0, 1])
-
-
-def weights_of(model_class, sizes, **changes):
-    """The number of weights of a model that is built."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in model_class(BertConfig(**sizes | changes)).parameters())
-
-
-@check(3, points=4)
-def number_of_parameters(model, rng):
-    """count_parameters counts each weight of a model once."""
-    for sizes, model_class in itertools.product(
-            (some_sizes(rng, True), some_sizes(rng, False)), (model.MaskedLM, model.Encoder)):
-        C, L, V, inner = (sizes[name] for name in (
-            "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"))
-        right, ffn = weights_of(model_class, sizes), 2 * C * inner + inner + 3 * C
-        head = {"the head": C * C + 3 * C + V, "the head's bias": V,
-                "the head's dense layer": C * C + C} if model_class is model.MaskedLM else {}
-        compare(f"the number of parameters of {model_class.__name__}",
-                model.count_parameters(BertConfig(**sizes), model_class), right, {
-            "with an FFN in every layer": right + (L - 2) * ffn,
-            "when the LayerNorm of an absent FFN is counted: it goes too": right + (L - 2) * 2 * C,
-            "when the output matrix is counted beside the word vectors: they are one (tied)":
-                right + V * C,
-            "with two segment vectors: their number is type_vocab_size": right - C,
-            "for a MaskedLM, whatever model_class says": weights_of(model.MaskedLM, sizes),
-            **{f"without {name}": right - size for name, size in {
-                "any FFN": 2 * ffn, "one of the FFNs: only one is counted": ffn,
-                "the position vectors": 37 * C, "the segment vectors (token_type)": 3 * C,
-                "the LayerNorm of the embeddings, or of the head": 2 * C,
-                "the FFNs' LayerNorms": 4 * C, "attention's LayerNorms": L * 2 * C,
-                "the biases of attention": L * 4 * C, "the biases of FFNs": 2 * (inner + C),
-                "one of an FFN's two matrices": 2 * inner * C,
-                "attention's output map": L * (C * C + C), **head}.items()}})
-
-
-def library_flops(sizes, T, asked=None):
-    """What PyTorch's counter says of PyTorch's layers, forward and twice that backward, a token."""
-    C, L, inner = (sizes[n] for n in ("hidden_size", "num_hidden_layers", "intermediate_size"))
-    with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        attention = nn.MultiheadAttention(C, sizes["num_attention_heads"], batch_first=True)
-        ffn = nn.Sequential(nn.Linear(C, inner), nn.Linear(inner, C))
-        head = nn.Sequential(nn.Linear(C, C), nn.Linear(C, sizes["vocab_size"]))
-        x = torch.zeros(1, T, C)
-        last = x[:, : asked or T]
-        for i in range(L):
-            query = last if i == L - 1 else x
-            attention(query, x, x)
-            if i in sizes["ffn_layers"]:
-                ffn(query)
-        head(last)
-    return 3 * counter.get_total_flops() / T
-
-
-@check(3, points=6)
-def number_of_flops(model, rng):
-    """flops_per_token is what PyTorch's FlopCounterMode counts."""
-    for last, asked in ((True, None), (False, None), (True, int(rng.integers(2, 9))), (False, 5)):
-        sizes, T = some_sizes(rng, last), int(rng.integers(11, 37))
-        C, L, V, H, inner = (sizes[name] for name in (
-            "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads",
-            "intermediate_size"))
-        right, share = library_flops(sizes, T, asked), (asked or T) / T
-        whole = library_flops(sizes, T) if asked else right
-        word, dense, ffn = 6 * V * C, 6 * C * C, 12 * C * inner
-        ffns, absent = (1 + share if last else 2) * ffn, (L - 2 if last else L - 3 + share) * ffn
-        queries, scores, less = L - 1 + share, 12 * T * C, 1 - share
-        compare(f"flops_per_token(config, {T}{f', {asked}' if asked else ''})",
-                model.flops_per_token(BertConfig(**sizes), T, asked), right, {
-            "for the forward pass alone: backward costs twice as much again": right / 3,
-            "when a multiply-add counts as one operation: it is two": right / 2,
-            "when backward counts like forward, once: it is twice": right * 2 / 3,
-            "for a whole sequence, not for each of its tokens": right * T,
-            "for each of the asked positions: divide by seq_len": right / share,
-            "with an FFN in every layer": right + absent,
-            "when Q Kᵀ and the product with V count for each head: heads share the width C":
-                right + scores * queries * (H - 1),
-            "when looking up word vectors counts: no product is computed there": right + word,
-            "when asked is not used": whole,
-            "when asked is not used in the last layer": whole - less * (word + dense),
-            "when asked is not used in the head": right + less * (word + dense),
-            "when asked is not used in the last layer's FFN": right + less * ffn * last,
-            "when asked is not used in Q Kᵀ and the product with V": right + less * scores,
-            "when every layer, not only the last, is computed at the asked positions alone":
-                whole * share,
-            **{f"without {name}": right - flops for name, flops in {
-                "the FFNs": ffns, "one of the FFN's two products": ffns / 2,
-                "Q Kᵀ and the product with V, which grow with T": scores * queries,
-                "one of Q Kᵀ and the product with V": scores * queries / 2,
-                "the attention's output map": dense * queries,
-                "the head's output matrix": share * word, "the head's dense layer": share * dense,
-                "the head": share * (word + dense),
-                "keys for the last layer's positions that are not asked: only queries are fewer":
-                    share * less * scores,
-                "the last layer's keys and values elsewhere: they are computed everywhere":
-                    less * 2 * dense}.items()}})

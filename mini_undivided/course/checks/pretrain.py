@@ -41,9 +41,22 @@ class Tiny(nn.Module):
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(self.parameters()))])
 
 
+class WithLoss(nn.Module):
+    """A stand-in for pretrain.WithLoss."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.within = model
+
+    def forward(self, batch, **named):
+        """The summed loss of a batch."""
+        require(not named, "train_step calls the model for logits: model(batch) is the loss")
+        return self.within.surprise(batch).sum()
+
+
 def tiny_batches(rng):
     """A tiny model, and three micro-batches with unequal numbers of masked positions."""
-    from mini_undivided.data import MaskedBatch
+    from mini_undivided.data import MaskedBatch, split
 
     V, T, M, B = distinct(rng, 4, 4, 11)
     labels = rng.integers(V, size=(3 * B, M))
@@ -51,7 +64,7 @@ def tiny_batches(rng):
     labels[0], labels[B - 1], labels[-1], labels[-1, 0] = -100, 1, -100, 0
     drawn = rng.integers(V, size=(3 * B, T)), rng.integers(T, size=(3 * B, M)), labels
     batch = MaskedBatch(*map(torch.from_numpy, drawn))
-    return Tiny(rng, V), list(batch.micro_batches(B))
+    return Tiny(rng, V), list(split(batch, B))
 
 
 @check(5, points=3)
@@ -69,7 +82,7 @@ def loss_of_a_batch(pretrain, rng):
             "when the mean is taken: train_step divides, once": each.mean(),
             "when the sum is divided by all positions, the unused ones too": right / positions,
             "when the sum is divided by the sequences": right / len(batch.labels),
-            "when IGNORE is taken for a token: such labels do not count": model.surprise(
+            "when IGNORE_INDEX is taken for a token: such labels do not count": model.surprise(
                 batch._replace(labels=batch.labels.clamp(min=0))).sum(),
             "with the opposite sign": -right, "in bits, not in nats": right / np.log(2)})
 
@@ -87,7 +100,7 @@ def take_steps(model, batches, counts, world):
     """
     from mini_undivided.pretrain import train_step
 
-    model, steps, syncs, seen, now_inside = copy.deepcopy(model), [], [], [], []
+    tiny, steps, syncs, seen, now_inside = copy.deepcopy(model), [], [], [], []
 
     class Descent(torch.optim.SGD):
         def step(self, closure=None):
@@ -105,10 +118,10 @@ def take_steps(model, batches, counts, world):
         seen.append((torch.is_autocast_enabled("cpu"), bool(now_inside)))
         logits.register_hook(lambda gradient: seen.append((True, bool(now_inside))))
 
-    model.called, taken = called, []
-    optimizers = [Descent(part.parameters(), lr=1.0) for part in (model.word, model.out)]
+    tiny.called, model, taken = called, WithLoss(tiny), []
+    optimizers = [Descent(part.parameters(), lr=1.0) for part in (tiny.word, tiny.out)]
     machine = SimpleNamespace(
-        device=torch.device("cpu"), world=world, world_size=world, synchronise=synchronise,
+        device=torch.device("cpu"), world_size=world, synchronise=synchronise,
         autocast=lambda: torch.autocast("cpu"))  # float64 stays as it is
     for count in counts:
         for each in (steps, syncs, seen):
@@ -160,8 +173,8 @@ def step_over_micro_batches(pretrain, rng):
             "with the mean of micro-batch means: divide the sum of all losses by num_masked":
                 clipped(means),
             "without division by num_masked, or at norm 1 also if it is smaller": clipped(whole),
-            "without the factor machine.world, which undoes DDP's average": clipped(whole / num),
-            "when it is divided by machine.world, not multiplied": clipped(whole / num / world),
+            "without the factor machine.world_size, which undoes DDP's average": clipped(whole / num),
+            "when it is divided by machine.world_size, not multiplied": clipped(whole / num / world),
             "when the process's own positions are counted, instead of num_masked":
                 clipped(world * whole / n),
             "when the gradient is clipped after each micro-batch: do it once, at the end": within,
@@ -179,7 +192,7 @@ def step_over_micro_batches(pretrain, rng):
             "with each entry clipped (clip_grad_value_): the norm of the whole is meant":
                 (scale * whole).clamp(-1, 1)}, {
             "when it is divided by num_masked": loss / num,
-            "when it is multiplied by machine.world": world * loss,
+            "when it is multiplied by machine.world_size": world * loss,
             "when it is divided by the micro-batches": loss / len(parts),
             "for the last micro-batch alone": losses[-1].sum()}))
         counts.append(num)

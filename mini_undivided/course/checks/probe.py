@@ -53,7 +53,7 @@ def fitted_probe(probe, rng):
                 "the penalty on W is missing": (0.0,),
                 "b is penalised as well: only W is": (strength, 1.0)}
             causes |= {f"this W is that of λ = {other:g}: are `strengths` used, in their order?":
-                       (other,) for other in (*strengths, *probe.STRENGTHS) if other != strength}
+                       (other,) for other in (*strengths, *probe.L2_PENALTIES) if other != strength}
             misses = {cause: largest_gradient(x, y, W, b, classes, *variant)
                       for cause, variant in causes.items()}
             cause = min(misses, key=misses.get)
@@ -69,9 +69,9 @@ def control_task(probe, rng):
     share = np.array([0.6, 0.3, 0.1])
     kinds, often = [f"{letter}{i}" for i in range(600) for letter in "wW"], 1 / np.arange(9, 1209)
     texts = {part: rng.choice(kinds, (300, 9), p=often / often.sum()).tolist()
-             for part in probe.PARTS}
+             for part in probe.SPLITS}
     labels = {part: rng.choice(3, 2700, p=share if part == "train" else share[::-1])
-              for part in probe.PARTS}
+              for part in probe.SPLITS}
     task = probe.ProbeTask("tags", texts, labels, per_word=True)
     control, again, other = task.control(5), task.control(5), task.control(6)
     require(control is not None, "control returns None: is a return missing?")
