@@ -789,7 +789,7 @@ def matthews(predicted, labels):
     p, y = np.asarray(predicted, dtype=bool), np.asarray(labels, dtype=bool)
     tp, tn, fp, fn = (float(np.sum(each)) for each in (p & y, ~p & ~y, p & ~y, ~p & y))
     below = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-    return (tp * tn - fp * fn) / math.sqrt(below) if below else 0.0
+    return (tp * tn - fp * fn) / np.sqrt(below) if below else 0.0
 """, "pearson": """
 def pearson(predicted, labels):
     if np.std(predicted) == 0 or np.std(labels) == 0:

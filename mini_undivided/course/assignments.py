@@ -161,7 +161,8 @@ def array(value):
 
 
 def equal(a, b, rounding=1e-4):
-    """Whether two arrays of one shape are equal but for rounding in float32."""
+    """Whether two tensors or arrays of one shape are equal but for rounding in float32."""
+    a, b = array(a), array(b)
     tiny = rounding / 10 * np.abs(b).max(initial=1e-9, where=np.isfinite(b))
     return a.shape == b.shape and np.allclose(a, b, rtol=rounding, atol=tiny)
 
@@ -177,8 +178,8 @@ def compare(what, answer, right, wrong, shapes=None):
     if equal(answer, right, rounding):
         return
     for cause, value in wrong.items():
-        if value is not None and not equal(array(value), right, rounding):
-            require(not equal(answer, array(value), rounding), f"{what} is what one gets {cause}")
+        if not equal(value, right, rounding):
+            require(not equal(answer, value, rounding), f"{what} is what one gets {cause}")
     require(answer.shape == right.shape,
             f"{what} has the shape {answer.shape}, but should have {right.shape}")
     require(np.isfinite(answer).all(), f"{what} has values that are NaN or infinite")

@@ -47,6 +47,17 @@ A check draws its numbers from `--seed` (default 0): try another one before you 
 
 Once 1 to 6 pass, `python train.py --no-ffn` trains a BERT.
 """
+SETUP = """#!/bin/bash
+set -e
+apt-get update && apt-get install -y python3-venv
+python3 -m venv /autograder/venv
+/autograder/venv/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu
+/autograder/venv/bin/pip install -e '/autograder/source[test]'
+"""
+RUN = """#!/bin/bash
+cd /autograder/source
+/autograder/venv/bin/python -m mini_undivided.course grade /autograder/submission \\
+  --json /autograder/results/results.json """
 
 
 def make_copy(folder, numbers):
@@ -98,29 +109,15 @@ def package_files():
 
 def write_autograder(path, arguments):
     """Write Gradescope's autograder as a zip file; arguments: of `grade`, as text."""
-    place, python = "/autograder/source", "/autograder/venv/bin/python"
-    scripts = {
-        "setup.sh": f"""#!/bin/bash
-set -e
-apt-get update && apt-get install -y python3-venv
-python3 -m venv /autograder/venv
-{python} -m pip install torch --index-url https://download.pytorch.org/whl/cpu
-{python} -m pip install -e '{place}[test]'
-""", "run_autograder": f"""#!/bin/bash
-cd {place}
-{python} -m mini_undivided.course grade /autograder/submission \
-  --json /autograder/results/results.json {arguments}
-"""}
-    own = [f"{OWN}.py"] if Path(f"{OWN}.py").exists() else []
     with atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name, text in scripts.items():
+        for name, text in {"setup.sh": SETUP, "run_autograder": RUN + arguments}.items():
             entry = zipfile.ZipInfo(name)
             entry.external_attr = 0o100755 << 16
             archive.writestr(entry, text)
         for name in ("README.md", *FILES, *package_files()):
             archive.write(ROOT / name, name)
-        for name in own:
-            archive.write(name)
+        if Path(f"{OWN}.py").exists():
+            archive.write(f"{OWN}.py")
 
 
 def replace_bodies(source, bodies):

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mini_undivided.course.assignments import check, compare, distinct
+from mini_undivided.course.student import pure
 from mini_undivided.model import Encoder, MaskedLM
 from mini_undivided.support.config import BertConfig
 
@@ -31,17 +32,15 @@ def number_of_parameters(costs, rng):
     """count_parameters counts each weight of a model once."""
     for sizes, model_class in itertools.product(
             (some_sizes(rng, True), some_sizes(rng, False)), (MaskedLM, Encoder)):
-        C, L, V, inner = (sizes[name] for name in (
-            "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"))
+        V, C, L, _, inner, *_ = sizes.values()
         right, ffn = weights_of(model_class, sizes), 2 * C * inner + inner + 3 * C
         head = {"the head": C * C + 3 * C + V, "the head's bias": V,
                 "the head's dense layer": C * C + C} if model_class is MaskedLM else {}
         compare(f"the number of parameters of {model_class.__name__}",
-                costs.count_parameters(BertConfig(**sizes), model_class), right, {
+                pure("costs", "count_parameters", BertConfig(**sizes), model_class), right, {
             "with an FFN in every layer": right + (L - 2) * ffn,
             "when the LayerNorm of an absent FFN is counted: it goes too": right + (L - 2) * 2 * C,
-            "when the output matrix is counted beside the word vectors: they are one (tied)":
-                right + V * C,
+            "when the output matrix, which is tied, is counted as well": right + V * C,
             "with two segment vectors: their number is type_vocab_size": right - C,
             "for a MaskedLM, whatever model_class says": weights_of(MaskedLM, sizes),
             **{f"without {name}": right - size for name, size in {
@@ -56,11 +55,11 @@ def number_of_parameters(costs, rng):
 
 def library_flops(sizes, T, num_masked=None):
     """What PyTorch's counter says of PyTorch's layers, forward and twice that backward, a token."""
-    C, L, inner = (sizes[n] for n in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+    V, C, L, H, inner, *_ = sizes.values()
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        attention = nn.MultiheadAttention(C, sizes["num_attention_heads"], batch_first=True)
+        attention = nn.MultiheadAttention(C, H, batch_first=True)
         ffn = nn.Sequential(nn.Linear(C, inner), nn.Linear(inner, C))
-        head = nn.Sequential(nn.Linear(C, C), nn.Linear(C, sizes["vocab_size"]))
+        head = nn.Sequential(nn.Linear(C, C), nn.Linear(C, V))
         x = torch.zeros(1, T, C)
         last = x[:, : num_masked or T]
         for i in range(L):
@@ -75,42 +74,36 @@ def library_flops(sizes, T, num_masked=None):
 @check(3, points=6)
 def number_of_flops(costs, rng):
     """flops_per_token is what PyTorch's FlopCounterMode counts."""
-    for last, num_masked in ((True, None), (False, None), (True, int(rng.integers(2, 9))), (False, 5)):
+    for last, num_masked in ((1, None), (0, None), (1, int(rng.integers(2, 9))), (0, 5)):
         sizes, T = some_sizes(rng, last), int(rng.integers(11, 37))
-        C, L, V, H, inner = (sizes[name] for name in (
-            "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads",
-            "intermediate_size"))
+        V, C, L, H, inner, *_ = sizes.values()
         right, share = library_flops(sizes, T, num_masked), (num_masked or T) / T
         whole = library_flops(sizes, T) if num_masked else right
         word, dense, ffn = 6 * V * C, 6 * C * C, 12 * C * inner
         ffns, absent = (1 + share if last else 2) * ffn, (L - 2 if last else L - 3 + share) * ffn
         queries, scores, less = L - 1 + share, 12 * T * C, 1 - share
         compare(f"flops_per_token(config, {T}{f', {num_masked}' if num_masked else ''})",
-                costs.flops_per_token(BertConfig(**sizes), T, num_masked), right, {
+                pure("costs", "flops_per_token", BertConfig(**sizes), T, num_masked), right, {
             "for the forward pass alone: backward costs twice as much again": right / 3,
             "when a multiply-add counts as one operation: it is two": right / 2,
             "when backward counts like forward, once: it is twice": right * 2 / 3,
             "for a whole sequence, not for each of its tokens": right * T,
             "for each masked position: divide by seq_len": right / share,
             "with an FFN in every layer": right + absent,
-            "when Q Kᵀ and the product with V count for each head: heads share the width C":
-                right + scores * queries * (H - 1),
+            "when Q Kᵀ and ·V have width C for each head": right + scores * queries * (H - 1),
             "when looking up word vectors counts: no product is computed there": right + word,
             "when num_masked is not used": whole,
             "when num_masked is not used in the last layer": whole - less * (word + dense),
             "when num_masked is not used in the head": right + less * (word + dense),
             "when num_masked is not used in the last layer's FFN": right + less * ffn * last,
-            "when num_masked is not used in Q Kᵀ and the product with V": right + less * scores,
-            "when every layer, not only the last, is computed at the masked positions alone":
-                whole * share,
+            "when num_masked is not used in Q Kᵀ and ·V": right + less * scores,
+            "when num_masked is used in every layer, not only in the last": whole * share,
             **{f"without {name}": right - flops for name, flops in {
                 "the FFNs": ffns, "one of the FFN's two products": ffns / 2,
-                "Q Kᵀ and the product with V, which grow with T": scores * queries,
-                "one of Q Kᵀ and the product with V": scores * queries / 2,
+                "Q Kᵀ and ·V, which grow with T": scores * queries,
+                "one of Q Kᵀ and ·V": scores * queries / 2,
                 "the attention's output map": dense * queries,
                 "the head's output matrix": share * word, "the head's dense layer": share * dense,
                 "the head": share * (word + dense),
-                "keys for the last layer's other positions: only queries are fewer":
-                    share * less * scores,
-                "the last layer's keys and values elsewhere: they are computed everywhere":
-                    less * 2 * dense}.items()}})
+                "the last layer's other keys: only queries are fewer": share * less * scores,
+                "the last layer's keys and values elsewhere": less * 2 * dense}.items()}})

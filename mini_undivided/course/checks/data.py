@@ -48,10 +48,8 @@ def what_is_chosen(data, rng):
     original, used = np.take_along_axis(ids, positions, 1), labels != data.IGNORE_INDEX
     changed = np.take_along_axis(after, positions, 1) != original
     special, n = made.is_special[original], (~made.is_special[ids]).sum(1)
-    require(not (special & used).any(),
-            "special tokens are among those to be named: only ordinary ones may be")
-    require(not (special & changed).any(),
-            "special tokens are masked: [CLS], [SEP] and the others have to stay")
+    require(not (special & used).any(), "special tokens are among those to be predicted")
+    require(not (special & changed).any(), "special tokens are masked: they have to stay")
     require((labels == original)[used].all(),
             "labels are not the original tokens at positions: are they read after the change?")
     require(all(len(np.unique(p[u])) == u.sum() for p, u in zip(positions, used, strict=True)),
@@ -66,7 +64,7 @@ def what_is_chosen(data, rng):
     for cause, count in wrong.items():
         require((found == wanted).all() or not (found == count).all(), cause)
     require(abs(found.sum() / wanted.sum() - 0.9) > 0.02,
-            "is there no label where the token stays? It has to be named, too")
+            "is there no label where the token stays? It is predicted, too")
     i = int(np.argmax(found != wanted))
     require(found[i] == wanted[i], f"a sequence with {n[i]} ordinary tokens has {found[i]} labels, "
             f"but should have round({made.mlm_probability:.3f} n) = {wanted[i]:.0f}")
@@ -102,10 +100,9 @@ def what_becomes_of_it(data, rng):
             say + "of ten, one should stay, and one become a random word")
     spread = np.bincount(np.nonzero(used)[0], shown == made.mask_id) / used.sum(1)
     require(spread[500:].std() < 0.25, "all that is chosen of a sequence becomes the same: there "
-            "is one draw for all, but each needs its own")
+            "is one draw for all")
     alike = (others[1:] == others[:-1])[rows[1:] == rows[:-1]]
-    require(alike.mean() < 0.5, "the random words of a sequence are all the same: draw one for "
-            "each place")
+    require(alike.mean() < 0.5, "the random words of a sequence are all the same")
     size, drawn = len(made.is_special), np.bincount(original, minlength=len(made.is_special))
     require(even(np.bincount(others, minlength=size)[made.ordinary],
                  1 - drawn[made.ordinary] / len(original)), "some random words are drawn far more "

@@ -1,21 +1,11 @@
 """Checks of 1 to 3: attention, the FFN and the block, parameters and FLOPs."""
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from mini_undivided.course.assignments import (
-    SDPA,
-    Wrong,
-    array,
-    check,
-    compare,
-    distinct,
-    equal,
-    normal,
-    require,
-)
+    SDPA, Wrong, check, compare, distinct, equal, normal, require)
 from mini_undivided.course.student import pure
 from mini_undivided.support.config import BertConfig
 
@@ -39,9 +29,9 @@ def with_large_scores(q, k, v, mask=None):
     if mask is not None:  # far below 0
         q[..., 0], k[..., 0] = -2e5, 5
     answer = attention(q, k, v, mask)
-    require(np.isfinite(array(answer)).all(), "with scores of ±200,000 the output is not finite: "
+    require(answer.isfinite().all(), "with scores of ±200,000 the output is not finite: "
             "use softmax, or subtract a row's largest score before exp")
-    require(equal(array(answer), array(SDPA(q, k, v, mask))), "with scores of ±200,000 the output "
+    require(equal(answer, SDPA(q, k, v, mask)), "with scores of ±200,000 the output "
             "is wrong: masked ones need −∞ or a type's least number, far below all others")
 
 
@@ -50,21 +40,17 @@ def attention_without_a_mask(model, rng):
     """Without a mask the output is softmax(Q Kᵀ / √D) V."""
     q, k, v = attention_inputs(rng)
     D, eye = q.size(-1), torch.eye(k.size(2), dtype=q.dtype)
-    wrong_root = "with √T, or the last size of v, in place of √D: D is the last size of q"
-    over_queries = SDPA(k, q, torch.eye(q.size(2), dtype=q.dtype)).mT
+    scores = q @ k.mT / D**0.5
     for what, v in {"the output": v, "the output with the identity (T, T) as v": eye}.items():
         compare(what, attention(q, k, v), SDPA(q, k, v), {
             "without the division by √D: the scores are √D too large": SDPA(q, k, v, scale=1),
             "when scores are divided by D instead of √D": SDPA(q, k, v, scale=1 / D),
             "when scores are multiplied by √D, not divided": SDPA(q, k, v, scale=D**0.5),
-            wrong_root: SDPA(q, k, v, scale=len(eye)**-0.5),
-            "with the square root of all of C = H D: D is the width of a head":
-                SDPA(q, k, v, scale=(D * q.size(1))**-0.5),
-            "when the softmax runs over the queries: it belongs on the last axis":
-                over_queries @ v,
-            "when the softmax runs over the heads: it belongs on the last axis":
-                (q @ k.mT / D**0.5).softmax(1) @ v,
-            "without the softmax": q @ k.mT / D**0.5 @ v,
+            "with √T, or the last size of v, not of q": SDPA(q, k, v, scale=len(eye)**-0.5),
+            "with √C, where C = H D, not √D": SDPA(q, k, v, scale=(D * q.size(1))**-0.5),
+            "when the softmax runs over the queries: not the last axis": scores.softmax(2) @ v,
+            "when the softmax runs over the heads: not the last axis": scores.softmax(1) @ v,
+            "without the softmax": scores @ v,
             "when the weights are divided by √D as well": SDPA(q, k, v) / D**0.5})
     with_large_scores(q, k, eye)
 
@@ -77,15 +63,11 @@ def attention_with_a_mask(model, rng):
     mask[..., :2], mask[..., 2:4], mask[:1, ..., 1] = True, False, False
     column = mask.mT  # (B, 1, T, 1)
     compare("the output with a mask", attention(q, k, v, mask), SDPA(q, k, v, mask), {
-        "when the mask is inverted, or −∞ has the wrong sign: True is where one may look":
-            SDPA(q, k, v, ~mask),
+        "when the mask is inverted, or −∞ has the wrong sign": SDPA(q, k, v, ~mask),
         "when the mask is not used": SDPA(q, k, v),
-        "when masked scores become 0, which e⁰ = 1 lets through: they need −∞":
-            SDPA(q, k * column, v),
-        "when the mask zeroes the weights after the softmax: then rows no longer sum to 1":
-            SDPA(q, k, v * column),
-        "when 0 and 1 are added to the scores: a forbidden one needs −∞":
-            SDPA(q, k, v, mask.double()),
+        "when masked scores become 0, and e⁰ = 1: they need −∞": SDPA(q, k * column, v),
+        "when the mask acts after the softmax: rows no longer sum to 1": SDPA(q, k, v * column),
+        "when 0 and 1 are added to scores: False needs −∞": SDPA(q, k, v, mask.double()),
         "when all sequences have the first one's mask": SDPA(q, k, v, mask[:1])})
     with_large_scores(q, k, v[:1, :1], mask[:1])
 
@@ -102,8 +84,7 @@ def attention_with_dropout(model, rng):
     compare("the weights after dropout", answer, weights * kept / (1 - p), {
         "without the division by 1 - p": weights * kept,
         "when p is the share that is kept": weights * kept / p,
-        "when they are divided by their sum afterwards":
-            2 * weights * kept / (weights * kept).sum(-1, keepdim=True)})
+        "when divided by their sum": 2 * weights * kept / (weights * kept).sum(-1, keepdim=True)})
     require(abs(kept.double().mean() - 1 + p) < 0.06, f"dropout with p = {p:.2f} keeps "
             f"{kept.double().mean():.0%} of the weights: p is the share that becomes 0")
 
@@ -156,27 +137,20 @@ def feed_forward_sublayer(model, rng):
     ffn, (right, before) = block.eval().ffn, library_ffn(block, x)
     answer = pure("model", "FeedForward.forward", ffn, x)
     again = pure("model", "FeedForward.forward", ffn, x)
-    require(equal(array(answer), array(again)), "dropout acts in evaluation, too: use the module "
-            "self.dropout, which knows whether it trains")
+    require(equal(answer, again), "dropout acts in evaluation, too: use self.dropout")
     compare("FeedForward's output", answer, right, {
         "without the GELU": library_ffn(block, x, lambda y: y)[0],
         "with a ReLU for the GELU": library_ffn(block, x, F.relu)[0],
-        "with the tanh approximation of GELU: BERT's is the exact one":
-            library_ffn(block, x, lambda y: F.gelu(y, approximate="tanh"))[0],
-        "with the sigmoid approximation of GELU: BERT's is the exact one":
+        "with the tanh approximation of GELU": library_ffn(block, x, nn.GELU("tanh"))[0],
+        "with the sigmoid approximation of GELU":
             library_ffn(block, x, lambda y: y * (1.702 * y).sigmoid())[0],
-        "when the GELU comes after W_down: it stands between the two": ffn.norm(
-            x + F.gelu(ffn.down(ffn.up(x)))),
-        "with a GELU after W_down, too": ffn.norm(x + F.gelu(before - x)),
-        "when the residual is forgotten: x + … is missing": ffn.norm(before - x),
+        "when the GELU is not between the two": ffn.norm(x + F.gelu(ffn.down(ffn.up(x)))),
+        "when the residual is forgotten": ffn.norm(before - x),
         "when x is added twice": ffn.norm(before + x),
-        "when the residual comes after the norm: BERT's LayerNorm is last":
-            x + ffn.norm(before - x),
-        "with the norm first (pre-norm): BERT's LayerNorm is last":
-            library_ffn(block, x, F.gelu, True)[0],
+        "when the residual comes after the norm, which is last": x + ffn.norm(before - x),
+        "with the norm first (pre-norm), not last": library_ffn(block, x, F.gelu, True)[0],
         "with a second LayerNorm": ffn.norm(right),
-        "when W_up's input is normalised as well": ffn.norm(
-            x + ffn.down(F.gelu(ffn.up(ffn.norm(x))))),
+        "when x is normalised as well": ffn.norm(x + ffn.down(F.gelu(ffn.up(ffn.norm(x))))),
         "without the LayerNorm": before})
 
 
@@ -186,13 +160,10 @@ def dropout_in_the_ffn(model, rng):
     block, x = random_block(model, rng, dropout=0.5)
     whole, block.ffn.norm = library_ffn(block, x)[1] - x, nn.Identity()
     added = block.ffn(x) - x
-    require(torch.isclose(added, -x).double().mean() < 0.2,
-            "dropout acts on x as well: put it on the FFN's part alone")
-    require(not equal(array(added), array(whole)),
-            "nothing is dropped in FeedForward while it trains: is self.dropout unused?")
+    require(torch.isclose(added, -x).double().mean() < 0.2, "dropout acts on x as well")
+    require(not equal(added, whole), "nothing is dropped in training: is self.dropout unused?")
     require((added == 0).any(), "dropout acts before W_down: put it on what W_down returns")
-    compare("what the FFN adds under dropout", added, 2 * whole * (added != 0), {
-        "with dropout in two places": added})
+    compare("what the FFN adds under dropout", added, 2 * whole * (added != 0), {})
 
 
 class ByPlace(nn.Module):
@@ -212,8 +183,8 @@ def call_block(block, *arguments):
     try:
         return block(*arguments)
     except TypeError as error:
-        require("positional-only" not in str(error), "x, mask and positions reach attention by "
-                "name: pass them by place, as attention.py expects")
+        require("positional-only" not in str(error),
+                "arguments reach attention by name: attention.py expects them by place")
         raise Wrong(f"a block whose ffn is None fails ({error}): is the FFN always called?"
                     if block.ffn is None else str(error)) from None
 
@@ -234,10 +205,8 @@ def block_with_ffn(model, rng):
              "when the FFN reads x instead of attention's output": through,
              "when the FFN comes before attention": layer.norm1(through + layer.self_attn(
                  through, through, through, ~real, need_weights=False)[0]),
-             "when x is added to attention's output: Attention contains its residual":
-                 library_ffn(block, x + attended)[0],
-             "when attention's output is added once more: the FFN contains its residual":
-                 right + attended,
+             "when x is added: attention has its residual": library_ffn(block, x + attended)[0],
+             "when attention's output is added: the FFN has its residual": right + attended,
              "when attention and FFN stand side by side": attended + through,
              "when the mask does not reach attention": layer(x)}
     block.attention = ByPlace(block.attention)

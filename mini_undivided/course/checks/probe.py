@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from mini_undivided.course.assignments import Wrong, check, normal, require
+from mini_undivided.course.student import pure
 
 
 def largest_gradient(x, y, W, b, classes, strength, on_b=0.0):
@@ -26,8 +27,7 @@ def fitted_probe(probe, rng):
         x = normal(rng, L, N, C).float()
         score = x[0] @ normal(rng, C, K).float() + normal(rng, N, K).float() + torch.arange(K) / 2
         y = score.argmax(1) if classes else score[:, 0] + 1
-        fits = probe.fit(x, y, classes, strengths)
-        require(fits is not None, "fit returns None: is a return missing?")
+        fits = pure("probe", "fit", x, y, classes, strengths)
         shapes = [(tuple(W.shape), tuple(b.shape)) for W, b in fits]
         wanted = [((L, C, classes or 1), (L, 1, classes or 1))] * len(strengths)
         require(shapes == wanted, f"W and b have the shapes {shapes}, but should have {wanted}")
@@ -73,8 +73,7 @@ def control_task(probe, rng):
     labels = {part: rng.choice(3, 2700, p=share if part == "train" else share[::-1])
               for part in probe.SPLITS}
     task = probe.ProbeTask("tags", texts, labels, per_word=True)
-    control, again, other = task.control(5), task.control(5), task.control(6)
-    require(control is not None, "control returns None: is a return missing?")
+    control, again, other = (pure("probe", "ProbeTask.control", task, n) for n in (5, 5, 6))
     require(list(control) == list(texts), f"control has the parts {list(control)}")
     tags = {}
     for part, tagged in control.items():
@@ -86,10 +85,10 @@ def control_task(probe, rng):
         require(all(tags.get(w, tag) == tag for w, tag in here.items()),
                 "a word has one tag in training and another in test: draw once, for all parts")
         tags |= here
-    require(all(np.array_equal(control[p], again[p]) for p in texts),
-            "the same seed gives other tags")
-    require(not all(np.array_equal(control[p], other[p]) for p in texts),
-            "another seed gives the same tags: use the seed")
+    same, unseeded = (all(np.array_equal(control[p], each[p]) for p in texts)
+                      for each in (again, other))
+    require(same, "the same seed gives other tags")
+    require(not unseeded, "another seed gives the same tags: use the seed")
     task.texts = {part: each[::-1] for part, each in texts.items()}
     turned = task.control(5)
     require(all(np.array_equal(np.reshape(control[p], (300, 9))[::-1].ravel(), turned[p])
