@@ -85,20 +85,19 @@ def control_task(probe, rng):
         require(all(tags.get(w, tag) == tag for w, tag in here.items()),
                 "a word has one tag in training and another in test: draw once, for all parts")
         tags |= here
-    same, unseeded = (all(np.array_equal(control[p], each[p]) for p in texts)
-                      for each in (again, other))
-    require(same, "the same seed gives other tags")
-    require(not unseeded, "another seed gives the same tags: use the seed")
+    require(all(map(np.array_equal, control.values(), again.values())),
+            "the same seed gives other tags")
+    require(not all(map(np.array_equal, control.values(), other.values())),
+            "another seed gives the same tags: use the seed")
     task.texts = {part: each[::-1] for part, each in texts.items()}
-    turned = task.control(5)
+    turned = pure("probe", "ProbeTask.control", task, 5)
     require(all(np.array_equal(np.reshape(control[p], (300, 9))[::-1].ravel(), turned[p])
-                for p in texts), "the tags depend on the order of texts, or of a set, which "
-            "changes from run to run: take words in sorted order")
+                for p in texts), "tags depend on the order of texts, or of a set, which changes "
+            "from run to run: take words in sorted order")
     pairs = [(tags[w], tags[w.upper()]) for w in tags if w.islower() and w.upper() in tags]
     require(any(a != b for a, b in pairs), "words that differ in case have the same tag")
     found = np.bincount(np.array(list(tags.values()), dtype=int), minlength=3) / len(tags)
-    say = f"the tags occur in {', '.join(f'{s:.0%}' for s in found)} of the words, but in training "
-    say += "in 60 %, 30 % and 10 %"
+    say = f"tags occur in {', '.join(f'{s:.0%}' for s in found)} of words, not in 60, 30 and 10 %"
     require(len(found) == 3, f"{say}: there are other tags, too")
     causes = {"": share, ": they are drawn evenly": np.full(3, 1 / 3),
               ": they are drawn from all parts": (share + 2 * share[::-1]) / 3}
