@@ -385,7 +385,7 @@ raise ValueError(said)
 """
 HOSTILE = {  # optim.py, and what feedback has to say
     "leave": ("import os, atexit; atexit.register(print); os._exit(0)", ["early, with status 0"]),
-    "memory": ("x = []\nwhile True: x.append(bytearray(1 << 28))", ["MemoryError"]),
+    "memory": ("x = bytearray(1 << 33)", ["MemoryError"]),
     "forbidden": (FORBIDDEN, ["os.fork", "subprocess.Popen", "../evil", "os.kill", "'SECRET'",
                               "mini_undivided/optim.py',) is not allowed"]),
     "large": ("WARMUP = 0.1\ndef warmup_decay(*a): return 'x' * (1 << 27)", ["too large"]),

@@ -23,8 +23,7 @@ def some_sizes(rng, last=None):
 
 def weights_of(model_class, sizes, **changes):
     """The number of weights of a model that is built."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in model_class(BertConfig(**sizes | changes)).parameters())
+    return sum(p.numel() for p in model_class(BertConfig(**sizes | changes)).parameters())
 
 
 @check(3, points=4)
