@@ -8,53 +8,53 @@ from mini_undivided.course.assignments import ASSIGNMENTS
 
 _IDS = "special = self.is_special[ids]"
 _STEP = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)"
-_BACK = "(loss * (machine.world / num_masked)).backward()"
+_BACK = "(loss * (machine.world_size / num_masked)).backward()"
 
 MISTAKES = [
-    (1, "attend", " / math.sqrt(q.size(-1))", "", "without the division by √D"),
-    (1, "attend", "math.sqrt(q.size(-1))", "q.size(-1)", "D instead of √D"),
-    (1, "attend", "math.sqrt(q.size(-1))", "math.sqrt(k.size(-2))", "√T"),
-    (1, "attend", "softmax(dim=-1)", "softmax(dim=-2)", "over the queries"),
-    (1, "attend", "scores.softmax(dim=-1)", "scores", "without the softmax"),
-    (1, "attend", "", """
-def attend(q, k, v, mask=None, dropout=0.0):
+    (1, "attention", " / math.sqrt(q.size(-1))", "", "without the division by √D"),
+    (1, "attention", "math.sqrt(q.size(-1))", "q.size(-1)", "D instead of √D"),
+    (1, "attention", "math.sqrt(q.size(-1))", "math.sqrt(k.size(-2))", "√T"),
+    (1, "attention", "softmax(dim=-1)", "softmax(dim=-2)", "over the queries"),
+    (1, "attention", "scores.softmax(dim=-1)", "scores", "without the softmax"),
+    (1, "attention", "", """
+def attention(q, k, v, mask=None, dropout=0.0):
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
     if mask is not None:
         scores = scores.masked_fill(mask, -1e9)
     return F.dropout(scores.softmax(dim=-1), dropout) @ v
 """, "the mask is inverted"),
-    (1, "attend", "", """
-def attend(q, k, v, mask=None, dropout=0.0):
+    (1, "attention", "", """
+def attention(q, k, v, mask=None, dropout=0.0):
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
     if mask is not None:
         scores = scores + (~mask) * 1e9
     return F.dropout(scores.softmax(dim=-1), dropout) @ v
 """, "−∞ has the wrong sign"),
-    (1, "attend", "", """
-def attend(q, k, v, mask=None, dropout=0.0):
+    (1, "attention", "", """
+def attention(q, k, v, mask=None, dropout=0.0):
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
     if mask is not None:
         scores = scores * mask
     return F.dropout(scores.softmax(dim=-1), dropout) @ v
 """, "masked scores become 0"),
-    (1, "attend", "", """
-def attend(q, k, v, mask=None, dropout=0.0):
+    (1, "attention", "", """
+def attention(q, k, v, mask=None, dropout=0.0):
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
     if mask is not None:
         scores = scores + mask
     return F.dropout(scores.softmax(dim=-1), dropout) @ v
 """, "0 and 1 are added"),
-    (1, "attend", "if mask is not None:\n        scores", "if False:\n        scores",
+    (1, "attention", "if mask is not None:\n        scores", "if False:\n        scores",
      "after the softmax"),
-    (1, "attend", "", """
-def attend(q, k, v, mask=None, dropout=0.0):
-    return attend_fast(q, k, v, mask, dropout)
+    (1, "attention", "", """
+def attention(q, k, v, mask=None, dropout=0.0):
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout)
 """, "write it out"),
-    (1, "attend", "if mask is not None", "if False", "the mask is not used"),
-    (1, "attend", "F.dropout(weights, dropout) @ v", "F.dropout(weights @ v, dropout)",
+    (1, "attention", "if mask is not None", "if False", "the mask is not used"),
+    (1, "attention", "F.dropout(weights, dropout) @ v", "F.dropout(weights @ v, dropout)",
      "on the output"),
-    (1, "attend", "F.dropout(weights, dropout)", "weights", "dropout unused"),
-    (1, "attend", "F.dropout(weights, dropout)", "F.dropout(weights, 1 - dropout)", "is kept"),
+    (1, "attention", "F.dropout(weights, dropout)", "weights", "dropout unused"),
+    (1, "attention", "F.dropout(weights, dropout)", "F.dropout(weights, 1 - dropout)", "is kept"),
     (2, "Block.forward", "x if self.ffn is None else self.ffn(x)", "self.ffn(x)", "always called"),
     (2, "Block.forward", "return x if", "return F.layer_norm(2 * x, x.shape[-1:]) if",
      "identity is not an absent"),
@@ -77,41 +77,42 @@ def attend(q, k, v, mask=None, dropout=0.0):
     (3, "flops_per_token", " + 2 * seq_len * C", "", "without Q Kᵀ"),
     (3, "flops_per_token", " if i in config.ffn_layers else 0.0", "", "FFN in every layer"),
     (3, "flops_per_token", " + V * C", "", "output matrix"),
-    (3, "flops_per_token", "1.0 if asked is None else asked / seq_len", "1.0", "asked is not used"),
-    (3, "flops_per_token", "share if i == L - 1 else 1.0", "1.0", "not used in the last layer"),
-    (3, "flops_per_token", "2 * C * C + here * (2 * C * C", "here * (4 * C * C",
+    (3, "flops_per_token", "1.0 if num_masked is None else num_masked / seq_len", "1.0",
+     "num_masked is not used"),
+    (3, "flops_per_token", "ratio if i == L - 1 else 1.0", "1.0", "not used in the last layer"),
+    (3, "flops_per_token", "2 * C * C + queries * (2 * C * C", "queries * (4 * C * C",
      "last layer's keys"),
     (3, "flops_per_token", "(C * C + V * C)", "V * C", "head's dense layer"),
-    (3, "flops_per_token", "share * (C * C + V * C)", "share * (C * C + V * C) + V * C",
+    (3, "flops_per_token", "ratio * (C * C + V * C)", "ratio * (C * C + V * C) + V * C",
      "no product is computed"),
     (4, "Sequences.mask", _IDS, "special = np.zeros(ids.shape, dtype=bool)", "special tokens"),
-    (4, "Sequences.mask", "fate < TO_MASK + TO_RANDOM", "fate < TO_MASK + 2 * TO_RANDOM",
+    (4, "Sequences.mask", "draws < TO_MASK + TO_RANDOM", "draws < TO_MASK + 2 * TO_RANDOM",
      "one should stay"),
-    (4, "Sequences.mask", "fate < TO_MASK, self", "fate < 2, self", "everything chosen"),
+    (4, "Sequences.mask", "draws < TO_MASK, self", "draws < 2, self", "everything chosen"),
     (4, "Sequences.mask", "(~special).sum(axis=1, keepdims=True)",
      "np.full((len(ids), 1), ids.shape[1])", "all tokens"),
-    (4, "Sequences.mask", "words = self.ordinary[random[mine]]", "words = 2 + random[mine] * 0 + "
-     "self.sep_id - 2", "special tokens are among the random words"),
-    (4, "Sequences.mask", "random[mine]", "random[mine][:, :1]", "random words of a sequence"),
+    (4, "Sequences.mask", "random, original)", "self.sep_id, original)",
+     "special tokens are among the random words"),
+    (4, "Sequences.mask", "random, original)", "random[:, :1], original)",
+     "random words of a sequence"),
     (4, "Sequences.mask", "np.rint(", "np.floor(", "cut off"),
     (4, "Sequences.mask", "original = np.take_along_axis(ids, positions, axis=1)",
      "original = np.take_along_axis(np.roll(ids, 1, 1), positions, axis=1)", "labels"),
-    (4, "Sequences.mask", "rng.random(ids.shape, dtype=np.float32)[mine]",
-     "rng.random(ids[mine].shape, dtype=np.float32)", "draw for all"),
-    (4, "Sequences.mask", "rng.random(ids.shape, dtype=np.float32)[mine]",
-     "np.random.random(ids.shape)[mine]", "rng and nothing else"),
-    (4, "Sequences.mask", "rng.random(ids.shape, dtype=np.float32)[mine]",
-     "np.repeat(rng.random((1, ids.shape[1])), len(ids), 0)[mine]", "same positions"),
-    (4, "Sequences.mask", "MaskedBatch(*map(torch.from_numpy, (ids, positions, labels)))",
+    (4, "Sequences.mask", "rng.random(ids.shape, dtype=np.float32)",
+     "np.random.random(ids.shape)", "rng and nothing else"),
+    (4, "Sequences.mask", "rng.random(ids.shape, dtype=np.float32)",
+     "np.repeat(rng.random((1, ids.shape[1])), len(ids), 0)", "same positions"),
+    (4, "Sequences.mask", "MaskedBatch(*map(torch.from_numpy, (ids, positions.copy(), labels)))",
      "ids, positions, labels", "MaskedBatch of three tensors"),
     (5, "masked_loss", 'reduction="sum"', 'reduction="mean"', "mean is taken"),
-    (5, "masked_loss", 'ignore_index=IGNORE, reduction="sum")',
-     'ignore_index=IGNORE, reduction="sum") / labels.numel()', "all positions"),
-    (5, "train_step", "machine.world / num_masked", "1 / batch.num_masked() / len(batches)",
+    (5, "masked_loss", 'ignore_index=IGNORE_INDEX, reduction="sum")',
+     'ignore_index=IGNORE_INDEX, reduction="sum") / labels.numel()', "all positions"),
+    (5, "train_step", "machine.world_size / num_masked",
+     "1 / (batch.labels >= 0).sum() / len(batches)",
      "micro-batch means"),
-    (5, "train_step", "machine.world / num_masked", "machine.world",
+    (5, "train_step", "machine.world_size / num_masked", "machine.world_size",
      "without division by num_masked"),
-    (5, "train_step", "machine.world / num_masked", "1 / num_masked", "machine.world"),
+    (5, "train_step", "machine.world_size / num_masked", "1 / num_masked", "machine.world_size"),
     (5, "train_step", _STEP, "", "without clipping"),
     (5, "train_step", _BACK, _BACK + "\n            " + _STEP, "after each micro-batch"),
     (5, "train_step", _STEP, "torch.nn.utils.clip_grad_value_(model.parameters(), 1.0)",
@@ -186,21 +187,21 @@ def centre(x):
      "a copy of each"),
     (9, "fit", "return fits", "return fits[::-1]", "in their order"),
     (9, "fit", "labels, classes).sum()", "labels, classes).sum() * len(labels)", "summed over"),
-    (9, "ProbeTask.control", "tags[w] for text in part for w in text",
-     "rng.choice(self.labels['train']) for text in part for w in text", "for each token"),
-    (9, "ProbeTask.control", "[tags[w] for text in part for w in text]",
-     "(lambda mine: [mine[w] for text in part for w in text])(dict(zip(kinds, rng.choice("
-     "self.labels['train'], len(kinds)))))", "another in test"),
-    (9, "ProbeTask.control", 'rng.choice(self.labels["train"], len(kinds))',
-     "rng.integers(self.classes, size=len(kinds))", "evenly"),
+    (9, "ProbeTask.control", "tags[w] for text in split for w in text",
+     "rng.choice(self.labels['train']) for text in split for w in text", "for each token"),
+    (9, "ProbeTask.control", "[tags[w] for text in split for w in text]",
+     "(lambda mine: [mine[w] for text in split for w in text])(dict(zip(word_types, rng.choice("
+     "self.labels['train'], len(word_types)))))", "another in test"),
+    (9, "ProbeTask.control", 'rng.choice(self.labels["train"], len(word_types))',
+     "rng.integers(self.classes, size=len(word_types))", "evenly"),
     (9, "ProbeTask.control", "default_rng(seed)", "default_rng(0)", "use the seed"),
     (9, "ProbeTask.control", "default_rng(seed)", "default_rng()", "same seed gives other"),
-    (9, "ProbeTask.control", "kinds = sorted(", "kinds = list(", "sorted order"),
+    (9, "ProbeTask.control", "word_types = sorted(", "word_types = list(", "sorted order"),
 ]
 
 # Solutions as somebody writes them who has read the handout alone.
-BY_HAND = {"attend": """
-def attend(q, k, v, mask=None, dropout=0.0):
+BY_HAND = {"attention": """
+def attention(q, k, v, mask=None, dropout=0.0):
     D = q.shape[-1]
     scores = torch.matmul(q, k.transpose(-1, -2)) / D**0.5
     if mask is not None:
@@ -219,7 +220,7 @@ def forward(self, x, mask=None, positions=None):
         x = self.ffn(x)
     return x
 """, "count_parameters": """
-def count_parameters(config, model_class=None):
+def count_parameters(config, model_class=MaskedLM):
     C, I, V, L = (config.hidden_size, config.intermediate_size, config.vocab_size,
                   config.num_hidden_layers)
     total = V * C + config.max_position_embeddings * C + config.type_vocab_size * C
@@ -227,15 +228,15 @@ def count_parameters(config, model_class=None):
     attention = 4 * (C * C + C) + 2 * C
     ffn = 2 * C * I + I + C + 2 * C
     total += L * attention + len(config.ffn_layers) * ffn
-    if model_class is not Encoder:
+    if model_class is MaskedLM:
         total += C * C + C
         total += 2 * C + V
     return total
 """, "flops_per_token": """
-def flops_per_token(config, seq_len, asked=None):
+def flops_per_token(config, seq_len, num_masked=None):
     C, I, V, L, T = (config.hidden_size, config.intermediate_size, config.vocab_size,
                      config.num_hidden_layers, seq_len)
-    M = T if asked is None else asked
+    M = T if num_masked is None else num_masked
     total = 0
     for layer in range(L):
         Q = M if layer == L - 1 else T
@@ -247,7 +248,7 @@ def flops_per_token(config, seq_len, asked=None):
     total += 2 * M * (C * C + C * V)
     return 3 * total / T
 """, "Sequences.mask": """
-def mask(self, ids, rng, mine=slice(None)):
+def mask(self, ids, rng):
     (B, T), M = ids.shape, self.num_masked
     noise = rng.random((B, T))
     special = self.is_special[ids]
@@ -256,13 +257,13 @@ def mask(self, ids, rng, mine=slice(None)):
     action = rng.random((B, M))
     words = rng.choice(self.ordinary, size=(B, M))
     n = (~special).sum(1)
-    used = np.arange(M) < np.round(self.mask_share * n)[:, None]
+    used = np.arange(M) < np.round(self.mlm_probability * n)[:, None]
     old = np.take_along_axis(ids, order, 1)
     new = np.where(action < 0.8, self.mask_id, np.where(action < 0.9, words, old))
     inputs = ids.copy()
     np.put_along_axis(inputs, order, np.where(used, new, old), 1)
-    labels = np.where(used, old, IGNORE)
-    return MaskedBatch(*(torch.from_numpy(x[mine]) for x in (inputs, order, labels)))
+    labels = np.where(used, old, IGNORE_INDEX)
+    return MaskedBatch(*(torch.from_numpy(x) for x in (inputs, order, labels)))
 """, "masked_loss": """
 def masked_loss(model, batch):
     logits = model(batch.input_ids, positions=batch.positions)
@@ -275,8 +276,8 @@ def train_step(model, optimizers, batches, num_masked, machine):
         last = i + 1 == len(batches)
         with machine.synchronise(model, now=last):
             with machine.autocast():
-                loss = masked_loss(model, batch)
-            (loss * machine.world / num_masked).backward()
+                loss = model(batch)
+            (loss * machine.world_size / num_masked).backward()
         total = total + loss.detach()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
@@ -342,7 +343,7 @@ def hsic(a, b):
     n = a.shape[1]
     return (a[:, None] * b[None]).sum((2, 3)) / (n * (n - 3))
 """, "fit": """
-def fit(features, labels, classes, strengths=STRENGTHS, steps=200):
+def fit(features, labels, classes, strengths=L2_PENALTIES, steps=200):
     (L, N, C), fits = features.shape, []
     for strength in strengths:
         W = torch.zeros(L, C, classes or 1, requires_grad=True)
@@ -373,24 +374,24 @@ _LOOP = "for layer in encoder.layers:\n        layer.ffn = encoder.layers[0].ffn
 
 # Mistakes in them: (assignment, function, text of theirs, what stands there instead, cause).
 MISTAKES_BY_HAND = [
-    (1, "attend", "D = q.shape[-1]", "D = v.shape[-1]", "the last size of v"),
-    (1, "attend", "D = q.shape[-1]", "D = q.shape[-1] * q.shape[1]", "C = H D"),
-    (1, "attend", _SOFTMAX, "scores.exp() / scores.exp().sum(-1, keepdim=True)", "not finite"),
-    (1, "attend", _SOFTMAX, "torch.softmax(scores, dim=1)", "over the heads"),
-    (1, "attend", "dim=-1)\n", "dim=-1) / D**0.5\n", "√D"),
-    (1, "attend", "/ D**0.5", "* D**0.5", "multiplied by √D"),
-    (1, "attend", _MASKING, "scores.masked_fill(mask == False, -30.0)", "far below"),
-    (1, "attend", _MASKING, "scores.masked_fill(mask == False, -1e4)", "far below"),
-    (1, "attend", _MASKING, "scores.masked_fill(mask[:1] == False, -1e9)", "first one's mask"),
-    (1, "attend", "D = q.shape[-1]", "D = 1; q /= q.shape[-1] ** 0.5", "changes its input"),
-    (1, "attend", "p=dropout)", "p=dropout, training=False)", "dropout unused"),
-    (1, "attend", "F.dropout(weights, p=dropout)",
+    (1, "attention", "D = q.shape[-1]", "D = v.shape[-1]", "the last size of v"),
+    (1, "attention", "D = q.shape[-1]", "D = q.shape[-1] * q.shape[1]", "C = H D"),
+    (1, "attention", _SOFTMAX, "scores.exp() / scores.exp().sum(-1, keepdim=True)", "not finite"),
+    (1, "attention", _SOFTMAX, "torch.softmax(scores, dim=1)", "over the heads"),
+    (1, "attention", "dim=-1)\n", "dim=-1) / D**0.5\n", "√D"),
+    (1, "attention", "/ D**0.5", "* D**0.5", "multiplied by √D"),
+    (1, "attention", _MASKING, "scores.masked_fill(mask == False, -30.0)", "far below"),
+    (1, "attention", _MASKING, "scores.masked_fill(mask == False, -1e4)", "far below"),
+    (1, "attention", _MASKING, "scores.masked_fill(mask[:1] == False, -1e9)", "first one's mask"),
+    (1, "attention", "D = q.shape[-1]", "D = 1; q /= q.shape[-1] ** 0.5", "changes its input"),
+    (1, "attention", "p=dropout)", "p=dropout, training=False)", "dropout unused"),
+    (1, "attention", "F.dropout(weights, p=dropout)",
      "weights * (torch.rand(weights.shape) > dropout)", "without the division"),
-    (1, "attend", "F.dropout(weights, p=dropout)",
+    (1, "attention", "F.dropout(weights, p=dropout)",
      "weights * (torch.rand(weights.shape) < dropout) / (1 - dropout)", "share that becomes 0"),
-    (1, "attend", "weights = F.dropout(weights, p=dropout)", "weights = torch.softmax("
+    (1, "attention", "weights = F.dropout(weights, p=dropout)", "weights = torch.softmax("
      "F.dropout(scores, p=dropout), dim=-1)", "no weight is 0"),
-    (1, "attend", "p=dropout)", "p=dropout); weights = weights / weights.sum(-1, keepdim=True)",
+    (1, "attention", "p=dropout)", "p=dropout); weights = weights / weights.sum(-1, keepdim=True)",
      "by their sum"),
     (2, "FeedForward.forward", "x + self", "self", "residual is forgotten"),
     (2, "FeedForward.forward", "self.norm(x + self.dropout(y))", "x + self.norm(self.dropout(y))",
@@ -439,14 +440,14 @@ MISTAKES_BY_HAND = [
     (3, "count_parameters", "2 * C * I", "C * I", "of an FFN's two"),
     (3, "count_parameters", "2 * C + V", "2 * C", "head's bias"),
     (3, "count_parameters", "2 * C + V", "V", "LayerNorm of the embeddings"),
-    (3, "count_parameters", "is not Encoder", "is None", "without the head"),
+    (3, "count_parameters", "is MaskedLM", "is None", "without the head"),
     (3, "count_parameters", "len(config.ffn_layers) * ffn", "bool(config.ffn_layers) * ffn",
      "only one is counted"),
     (3, "flops_per_token", "4 * Q * T * C", "4 * Q * Q * C", "only queries are fewer"),
     (3, "flops_per_token", "4 * Q * T * C", "4 * T * T * C", "not used in Q Kᵀ"),
     (3, "flops_per_token", "4 * Q * C * I", "4 * T * C * I", "last layer's FFN"),
     (3, "flops_per_token", "2 * M * (", "2 * T * (", "not used in the head"),
-    (3, "flops_per_token", "total / T", "total / M", "each of the asked"),
+    (3, "flops_per_token", "total / T", "total / M", "each masked position"),
     (3, "flops_per_token", "total / T", "total", "whole sequence"),
     (3, "flops_per_token", "3 * total", "2 * total", "backward counts like forward"),
     (3, "flops_per_token", "4 * Q * C * I", "2 * Q * C * I", "one of the FFN's"),
@@ -470,27 +471,27 @@ MISTAKES_BY_HAND = [
     (4, "Sequences.mask", "noise = rng", "rng = np.random.default_rng(0); noise = rng",
      "another rng gives the same"),
     (4, "Sequences.mask", "np.round(", "np.ceil(", "rounded up"),
-    (4, "Sequences.mask", "self.mask_share * n", "0.15 * n", "round(0."),
-    (4, "Sequences.mask", "np.round(self.mask_share * n)[:, None]", "M + 0 * n[:, None]",
-     "of all tokens"),
+    (4, "Sequences.mask", "self.mlm_probability * n", "0.15 * n", "the number of labels"),
+    (4, "Sequences.mask", "np.round(self.mlm_probability * n)[:, None]", "M + 0 * n[:, None]",
+     "all tokens"),
     (4, "Sequences.mask", "special = self.is_special[ids]",
      "special = (ids == self.cls_id) | (ids == self.sep_id)", "special tokens are among"),
-    (4, "Sequences.mask", "np.where(used, old, IGNORE)",
-     "np.where(used & (action < 0.9), old, IGNORE)", "the token stays"),
-    (4, "Sequences.mask", "np.where(used, old, IGNORE)", "np.where(used, new, IGNORE)",
+    (4, "Sequences.mask", "np.where(used, old, IGNORE_INDEX)",
+     "np.where(used & (action < 0.9), old, IGNORE_INDEX)", "the token stays"),
+    (4, "Sequences.mask", "np.where(used, old, IGNORE_INDEX)", "np.where(used, new, IGNORE_INDEX)",
      "read after the change"),
-    (4, "Sequences.mask", "labels = np.where(used, old, IGNORE)",
-     "labels = np.where(inputs == self.mask_id, ids, IGNORE)", "has the shapes"),
-    (4, "Sequences.mask", "np.where(used, old, IGNORE)", "old", "of all tokens"),
-    (4, "Sequences.mask", "x[mine]", "x", "mine is not used"),
+    (4, "Sequences.mask", "labels = np.where(used, old, IGNORE_INDEX)",
+     "labels = np.where(inputs == self.mask_id, ids, IGNORE_INDEX)", "has the shapes"),
+    (4, "Sequences.mask", "np.where(used, old, IGNORE_INDEX)", "old", "all tokens"),
     (5, "masked_loss", 'reduction="none")', 'reduction="none") / len(batch.labels)',
      "by the sequences"),
     (5, "masked_loss", "F.cross_entropy(logits.transpose(1, 2), batch.labels, reduction=\"none\")",
      "-torch.log(logits.softmax(-1).gather(-1, batch.labels.clamp(min=0)[..., None]))"
      "[batch.labels >= 0]", "log of a softmax"),
-    (5, "masked_loss", "batch.labels,", "batch.labels.clamp(min=0),", "IGNORE"),
+    (5, "masked_loss", "batch.labels,", "batch.labels.clamp(min=0),", "IGNORE_INDEX"),
     (5, "masked_loss", "loss.sum()", "loss.mean()", "all positions"),
     (5, "masked_loss", "loss.sum()", "loss.sum().item()", "what your function returned"),
+    (5, "train_step", "model(batch)", "masked_loss(model, batch)", "model(batch) is the loss"),
     (5, "train_step", _CLIP, "for o in optimizers:\n        torch.nn.utils.clip_grad_norm_("
      "o.param_groups[0]['params'], 1.0)", "each optimizer"),
     (5, "train_step", _CLIP, "for p in model.parameters():\n        torch.nn.utils.clip_grad_norm_"
@@ -501,14 +502,15 @@ MISTAKES_BY_HAND = [
     (5, "train_step", "            (loss * machine", "        (loss * machine", "stand outside"),
     (5, "train_step", "with machine.synchronise(model, now=last):", "if True:", "synchronise gets"),
     (5, "train_step", "now=last", "now=i == 0", "synchronise gets"),
-    (5, "train_step", "loss * machine.world / num", "loss / machine.world / num", "is divided by"),
-    (5, "train_step", "loss * machine.world / num_masked",
-     "loss * machine.world / batch.num_masked()", "micro-batch means"),
-    (5, "train_step", "world / num_masked)", "world / num_masked / len(batches))",
+    (5, "train_step", "loss * machine.world_size / num", "loss / machine.world_size / num",
+     "is divided by"),
+    (5, "train_step", "loss * machine.world_size / num_masked",
+     "loss * machine.world_size / (batch.labels >= 0).sum()", "micro-batch means"),
+    (5, "train_step", "world_size / num_masked)", "world_size / num_masked / len(batches))",
      "number of micro-batches"),
     (5, "train_step", "        optimizer.step()\n", "", "no optimizer takes a step"),
     (5, "train_step", "return total", "return total / num_masked", "divided by num_masked"),
-    (5, "train_step", "return total", "return total * machine.world", "multiplied by"),
+    (5, "train_step", "return total", "return total * machine.world_size", "multiplied by"),
     (5, "train_step", "return total\n", "", "return missing"),
     (5, "train_step", "        optimizer.zero_grad()\n", "    optimizers[0].zero_grad()\n",
      "zero_grad"),
@@ -589,7 +591,7 @@ MISTAKES_BY_HAND = [
      "that is CKA"),
     (9, "fit", "(W**2).sum()", "(W**2).sum() / L", "averaged over layers"),
     (9, "fit", "strength / 2", "1.0 / 2", "are strengths used"),
-    (9, "fit", "in strengths", "in STRENGTHS", "shapes"),
+    (9, "fit", "in strengths", "in L2_PENALTIES", "shapes"),
     (9, "fit", "(W**2).sum()", "(W**2).mean()", "number of its entries"),
     (9, "fit", "strength / 2", "strength * N / 2", "number of examples"),
     (9, "fit", "losses(features @ W + b, labels, classes)", "(losses(features @ W + b, labels, "
@@ -631,8 +633,8 @@ MISTAKES_BY_HAND = [
 RIGHT = [
     *((f"by hand, {number}", number, {name: BY_HAND[name] for name in names})
       for number, (_, chapter, names) in ASSIGNMENTS.items() if chapter != "project"),
-    ("loops", 1, {"attend": """
-def attend(q, k, v, mask=None, dropout=0.0):
+    ("loops", 1, {"attention": """
+def attention(q, k, v, mask=None, dropout=0.0):
     B, H, M, D = q.shape
     outputs = torch.zeros(B, H, M, v.size(-1), dtype=q.dtype)
     for b in range(B):
@@ -645,15 +647,15 @@ def attend(q, k, v, mask=None, dropout=0.0):
                 outputs[b, h, i] = F.dropout(scores.softmax(0), dropout) @ values
     return outputs
 """}),
-    ("an additive mask of minus infinity", 1, {"attend": """
-def attend(q, k, v, mask=None, dropout=0.0):
+    ("an additive mask of minus infinity", 1, {"attention": """
+def attention(q, k, v, mask=None, dropout=0.0):
     scores = torch.matmul(q * q.shape[-1] ** -0.5, k.mT)
     if mask is not None:
         scores = scores + torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -torch.inf)
     return F.dropout(torch.softmax(scores, -1), p=dropout) @ v
 """}),
-    ("einsum, and an exponential written out", 1, {"attend": """
-def attend(q, k, v, mask=None, dropout=0.0):
+    ("einsum, and an exponential written out", 1, {"attention": """
+def attention(q, k, v, mask=None, dropout=0.0):
     scores = torch.einsum("bhmd,bhtd->bhmt", q, k).div(math.sqrt(q.size(-1)))
     if mask is not None:
         scores = scores - 1e12 * ~mask
@@ -661,8 +663,8 @@ def attend(q, k, v, mask=None, dropout=0.0):
     weights = F.dropout(weights / weights.sum(-1, keepdim=True), dropout)
     return weights @ v
 """}),
-    ("a scaled mask and float32", 1, {"attend": """
-def attend(q, k, v, mask=None, dropout=0.0):
+    ("a scaled mask and float32", 1, {"attention": """
+def attention(q, k, v, mask=None, dropout=0.0):
     scores = (q @ k.mT).float() / math.sqrt(q.size(-1))
     scores = scores if mask is None else scores - 1e9 * (~mask).float()
     return F.dropout(scores.softmax(-1), dropout).to(v.dtype) @ v
@@ -683,17 +685,17 @@ def forward(self, x, mask=None, positions=None):
     return x
 """}),
     ("formulas", 3, {"count_parameters": """
-def count_parameters(config, model_class=None):
+def count_parameters(config, model_class=MaskedLM):
     C, I, V = config.hidden_size, config.intermediate_size, config.vocab_size
     embeddings = (V + config.max_position_embeddings + config.type_vocab_size + 2) * C
     attention, ffn = 4 * (C * C + C) + 2 * C, 2 * C * I + I + C + 2 * C
     layers = config.num_hidden_layers * attention + len(config.ffn_layers) * ffn
-    head = 0 if model_class is Encoder else C * C + C + 2 * C + V
+    head = C * C + C + 2 * C + V if model_class is MaskedLM else 0
     return embeddings + layers + head
 """, "flops_per_token": """
-def flops_per_token(config, seq_len, asked=None):
+def flops_per_token(config, seq_len, num_masked=None):
     C, T, L = config.hidden_size, seq_len, config.num_hidden_layers
-    M = T if asked is None else asked
+    M = T if num_masked is None else num_masked
     flops = 0
     for layer in range(L):
         queries = M if layer == L - 1 else T
@@ -708,14 +710,14 @@ def count_parameters(config, model_class=MaskedLM):
     return sum(t.numel() for t in model_class(config).state_dict().values())
 """}),
     ("a loop over rows", 4, {"Sequences.mask": """
-def mask(self, ids, rng, mine=slice(None)):
+def mask(self, ids, rng):
     B, T = ids.shape
     inputs = ids.copy()
     positions = np.zeros((B, self.num_masked), dtype=np.int64)
-    labels = np.full((B, self.num_masked), IGNORE)
+    labels = np.full((B, self.num_masked), IGNORE_INDEX)
     for row in range(B):
         places = rng.permutation(np.flatnonzero(~self.is_special[ids[row]]))
-        wanted = round(self.mask_share * len(places))
+        wanted = round(self.mlm_probability * len(places))
         for i, place in enumerate(places[:wanted]):
             positions[row, i], labels[row, i] = place, ids[row, place]
             fate = rng.random()
@@ -723,30 +725,30 @@ def mask(self, ids, rng, mine=slice(None)):
                 inputs[row, place] = self.mask_id
             elif fate < 0.9:
                 inputs[row, place] = rng.choice(self.ordinary)
-    return MaskedBatch(*(torch.from_numpy(each[mine]) for each in (inputs, positions, labels)))
+    return MaskedBatch(*(torch.from_numpy(each) for each in (inputs, positions, labels)))
 """}),
     ("torch draws", 4, {"Sequences.mask": """
-def mask(self, ids, rng, mine=slice(None)):
+def mask(self, ids, rng):
     generator = torch.Generator().manual_seed(int(rng.integers(2**40)))
     ids = torch.from_numpy(ids)
     special = torch.from_numpy(self.is_special)[ids]
     noise = torch.rand(ids.shape, generator=generator).masked_fill(special, -1)
     positions = noise.topk(self.num_masked).indices
     original = ids.gather(1, positions)
-    count = torch.round(self.mask_share * (~special).sum(1, keepdim=True).double())
+    count = torch.round(self.mlm_probability * (~special).sum(1, keepdim=True).double())
     used = torch.arange(self.num_masked) < count
     kind = torch.rand(positions.shape, generator=generator)
     words = torch.randint(len(self.ordinary), positions.shape, generator=generator)
     words = torch.from_numpy(self.ordinary)[words]
     shown = torch.where(kind < 0.1, words, torch.where(kind < 0.2, original, self.mask_id))
     inputs = ids.scatter(1, positions, torch.where(used, shown, original))
-    labels = torch.where(used, original, IGNORE)
-    return MaskedBatch(inputs[mine], positions[mine], labels[mine])
+    labels = torch.where(used, original, IGNORE_INDEX)
+    return MaskedBatch(inputs, positions, labels)
 """}),
     ("one backward pass, zeroed before", 5, {"masked_loss": """
 def masked_loss(model, batch):
     scores = model(batch.input_ids, positions=batch.positions).log_softmax(-1)
-    used = batch.labels != IGNORE
+    used = batch.labels != IGNORE_INDEX
     return -scores[used].gather(1, batch.labels[used][:, None]).sum()
 """, "train_step": """
 def train_step(model, optimizers, batches, num_masked, machine):
@@ -754,8 +756,8 @@ def train_step(model, optimizers, batches, num_masked, machine):
         optimizer.zero_grad()
     with machine.synchronise(model, now=True):
         with machine.autocast():
-            total = torch.stack([masked_loss(model, batch) for batch in batches]).sum()
-        (machine.world * total / num_masked).backward()
+            total = torch.stack([model(batch) for batch in batches]).sum()
+        (machine.world_size * total / num_masked).backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     for p in model.parameters():
         p.grad /= max(1.0, norm.item())
@@ -792,7 +794,7 @@ def matthews(predicted, labels):
     p, y = np.asarray(predicted, dtype=bool), np.asarray(labels, dtype=bool)
     tp, tn, fp, fn = (float(np.sum(each)) for each in (p & y, ~p & ~y, p & ~y, ~p & y))
     below = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-    return (tp * tn - fp * fn) / math.sqrt(below) if below else 0.0
+    return (tp * tn - fp * fn) / np.sqrt(below) if below else 0.0
 """, "pearson": """
 def pearson(predicted, labels):
     if np.std(predicted) == 0 or np.std(labels) == 0:
@@ -821,7 +823,7 @@ def hsic(a, b):
     return torch.stack([torch.stack([(K @ G).trace() for G in b]) for K in a]) / (n * (n - 3))
 """}),
     ("Adam, and a dictionary", 9, {"fit": """
-def fit(features, labels, classes, strengths=STRENGTHS, steps=200):
+def fit(features, labels, classes, strengths=L2_PENALTIES, steps=200):
     L, N, C = features.shape
     results = []
     for strength in strengths:
@@ -848,7 +850,7 @@ def control(self, seed):
     return labels
 """}),
     ("one layer after the other", 9, {"fit": """
-def fit(features, labels, classes, strengths=STRENGTHS, steps=200):
+def fit(features, labels, classes, strengths=L2_PENALTIES, steps=200):
     pairs = []
     for strength in strengths:
         each = []

@@ -18,13 +18,13 @@ from course_mistakes import BY_HAND, MISTAKES, MISTAKES_BY_HAND, PROJECT, RIGHT
 from helpers import ROOT
 
 from mini_undivided import glue, model
-from mini_undivided.course import grade
 from mini_undivided.course.__main__ import main
 from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, results, run
 from mini_undivided.course.copy import FILES, find_functions, make_copy, replace_bodies
+from mini_undivided.course.grade import handed_in
 from mini_undivided.support.errors import UserError
 
-SEEDS = range(int(os.environ.get("COURSE_SEEDS", 3)))
+SEEDS = range(int(os.environ.get("COURSE_SEEDS", 1)))
 UNNAMED = ("none of the usual", "RuntimeError", "KeyError")
 TABLE = MISTAKES + [
     (number, name, *((old, new) if number == 10 else ("", BY_HAND[name].replace(old, new))), cause)
@@ -59,10 +59,15 @@ def project(tmp_path, monkeypatch):
     sys.modules.pop("project", None)
 
 
-def course(*arguments, cwd=ROOT):
-    """Run a command of the course → the finished process."""
-    command = [sys.executable, "-m", "mini_undivided.course", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+@pytest.fixture
+def course(monkeypatch, tmp_path):
+    """A function that runs a command of the course in this process, in a new folder."""
+    def run_command(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the processes that it starts
+        monkeypatch.setattr(sys, "argv", ["course", *map(str, arguments)])
+        main()
+    return run_command
 
 
 # What is right, and what is not.
@@ -110,11 +115,12 @@ def test_a_mistake_is_caught_and_named(mistake, monkeypatch, project):
 @pytest.mark.parametrize(("body", "message"), [
     ("raise NotImplementedError('assignment 6: write it')", "nothing is written yet: assignment 6"),
     ("return None", "is a return missing?"),
-    ("raise SystemExit(0)", "SystemExit"),
+    ("raise SystemExit(0)", "SystemExit: 0 (does your code call exit?)"),
+    ("compile('def f(:', 'optim.py', 'exec')", "optim.py, line 1: SyntaxError"),
     ("from mini_undivided.course.assignments import Wrong; raise Wrong", "the answer is wrong"),
     ("return undefined", "NameError: name 'undefined' is not defined")])
 def test_what_breaks_off_is_a_sentence(body, message, monkeypatch):
-    """No traceback: an unwritten body, a forgotten return, an exit, a typing error."""
+    """No traceback: an unwritten body, a forgotten return, an exit, mistyped code."""
     put(monkeypatch, 6, "warmup_decay", f"def warmup_decay(progress, warmup=0.1):\n    {body}")
     assert message in run(checks_of(6)[0], 0)
 
@@ -131,7 +137,7 @@ def copy(tmp_path_factory):
 
 
 def test_a_copy_lacks_bodies_and_nothing_else(copy):
-    """Only the bodies of the assignments' functions and of their twins differ from the project."""
+    """Only the bodies of the assignments' functions and their twins differ from the project."""
     for number in WRITTEN:
         _, chapter, functions = ASSIGNMENTS[number]
         texts = ((root / f"mini_undivided/{chapter}.py").read_text() for root in (copy, ROOT))
@@ -141,7 +147,8 @@ def test_a_copy_lacks_bodies_and_nothing_else(copy):
             assert ast.unparse(body) == (
                 f"raise NotImplementedError('assignment {number}: write {name}')")
             assert ast.get_docstring(theirs[name]) == ast.get_docstring(ours[name])
-    changed = {ROOT / f"mini_undivided/{ASSIGNMENTS[number][1]}.py" for number in WRITTEN}
+    changed = {ROOT / "mini_undivided/pairs.py"}
+    changed |= {ROOT / f"mini_undivided/{ASSIGNMENTS[number][1]}.py" for number in WRITTEN}
     for path in (copy / "mini_undivided").rglob("*.py"):
         original = ROOT / path.relative_to(copy)
         assert original in changed or path.read_text() == original.read_text()
@@ -152,10 +159,16 @@ def test_a_copy_lacks_bodies_and_nothing_else(copy):
 def test_no_solution_is_in_view(copy):
     """No line of a body that is gone stands anywhere else in the copy, checks included.
 
-    But fine-tuning's step, which has no micro-batches, stays.
+    Nor does what computes the same: PyTorch's fused attention, validation's cross entropy. But
+    fine-tuning's step, which has no micro-batches, stays.
     """
-    fine_tuning = inspect.getsource(glue.train_epoch)
+    fine_tuning = inspect.getsource(glue.fine_tune)
     texts = [path.read_text() for path in copy.rglob("*.*") if path.suffix in (".py", ".md")]
+    chapters = {path.stem: path.read_text() for path in (copy / "mini_undivided").glob("*.py")}
+    assert "scaled_dot_product_attention" not in chapters["model"]
+    assert "y = attention(q, k, v, mask, dropout)" in chapters["model"]
+    assert not any("F.cross_entropy" in chapters[name] for name in ("pretrain", "pairs"))
+    assert "square" not in chapters["cka"]
     for number in WRITTEN:
         _, chapter, functions = ASSIGNMENTS[number]
         source = (ROOT / f"mini_undivided/{chapter}.py").read_text()
@@ -207,37 +220,40 @@ def test_a_copy_does_not_overwrite(tmp_path):
 
 
 @pytest.mark.parametrize("number", WRITTEN)
-def test_an_unwritten_assignment_fails_its_own_checks_alone(number, project, monkeypatch):
-    """Without its functions an assignment's checks say what to write; all others pass.
+def test_checks_need_their_own_assignment_alone(number, project, monkeypatch):
+    """An assignment's checks pass with all others unwritten, and without it say what to write.
 
     The project of the tenth needs the blocks of the second.
     """
-    for name in ASSIGNMENTS[number][2]:
-        owner, last = owner_of(number, name)
+    written = {name: getattr(*owner_of(number, name)) for name in ASSIGNMENTS[number][2]}
+    for other in WRITTEN:
+        for name in ASSIGNMENTS[other][2]:
+            def unwritten(*args, other=other, name=name, **kwargs):
+                raise NotImplementedError(f"assignment {other}: write {name}")
 
-        def unwritten(*args, name=name, **kwargs):
-            raise NotImplementedError(f"assignment {number}: write {name}")
-
-        monkeypatch.setattr(owner, last, unwritten)
-    needs = {number, 10} if number == 2 else {number}
-    for other in ASSIGNMENTS:
-        messages = [run(each, 0) for each in checks_of(other)]
-        said = f"nothing is written yet: assignment {number}: write"
-        assert all(said in each if other in needs else not each for each in messages), messages
+            monkeypatch.setattr(*owner_of(other, name), unwritten)
+    said = f"nothing is written yet: assignment {number}: write"
+    assert all(said in run(each, 0) for each in checks_of(number))
+    for name, function in written.items():
+        monkeypatch.setattr(*owner_of(number, name), function)
+    checks = [*checks_of(number), *(checks_of(10) if number == 2 else ())]
+    assert not any(messages := [run(each, 0) for each in checks]), messages
 
 
-def test_from_copy_to_points(tmp_path):
+def test_from_copy_to_points(course, tmp_path):
     """A copy of two assignments: unwritten, one of them solved, and a lecturer's own check."""
-    assert course("copy", tmp_path / "copy", "--assignments", "6,8").returncode == 0
+    course("copy", "copy", "--assignments", "6,8")
     (tmp_path / "copy/own_checks.py").write_text(
         "from mini_undivided.course.assignments import check, require\n"
         "@check(6, points=3)\ndef mine(optim, rng):\n"
         "    '''A claim of mine.'''\n    require(optim.WARMUP == 0.5, 'the line is too short')\n")
     shutil.copy(ROOT / "mini_undivided/cka.py", tmp_path / "copy/mini_undivided")
-    done = course("check", "6,8", "--seed", 3, cwd=tmp_path / "copy")
+    done = subprocess.run(
+        [sys.executable, "-m", "mini_undivided.course", "check", "6,8", "--seed", "3"],
+        capture_output=True, text=True, cwd=tmp_path / "copy")
     assert done.returncode == 1 and done.stderr == ""
     assert "assignment 6: write warmup_decay" in done.stdout
-    assert "A claim of mine.\n         the line is too short" in done.stdout
+    assert "A claim of mine.\n    the line is too short" in done.stdout
     assert re.search(r"8 CKA without bias +10 of +10", done.stdout)
     assert re.search(r"6 the schedule +0 of +13", done.stdout)
 
@@ -276,7 +292,7 @@ def test_an_error_in_own_checks_is_one_sentence(code, message, tmp_path, monkeyp
 
 def test_an_earlier_failure_leaves_the_cause_open(monkeypatch):
     """The first check that fails may say that its cause is unusual, later ones do not."""
-    put(monkeypatch, 1, "attend", inspect.getsource(model.attend).replace("@ v", "@ v * 7"))
+    put(monkeypatch, 1, "attention", inspect.getsource(model.attention).replace("@ v", "@ v * 7"))
     first, second, third = (message for _, message in results(1, 0))
     assert "the cause is none of the usual ones" in first
     assert second.startswith("the output with a mask is") and "cause" not in second + third
@@ -308,13 +324,12 @@ def submission(tmp_path):
     return folder
 
 
-def test_results_are_gradescopes(submission, tmp_path):
+def test_results_are_gradescopes(submission, tmp_path, course, capsys):
     """results.json has a score, and tests with name, score, max_score, status and output.
 
     What a submission does not hold gives no points.
     """
-    done = course("grade", submission, "--assignments", "8,10", "--json", tmp_path / "r.json")
-    assert done.returncode == 0, done.stderr
+    course("grade", submission, "--assignments", "8,10", "--json", "r.json")
     results = json.loads((tmp_path / "r.json").read_text())
     points = {test["number"].split(".")[0]: 0 for test in results["tests"]}
     for test in results["tests"]:
@@ -323,22 +338,57 @@ def test_results_are_gradescopes(submission, tmp_path):
                                "visibility"}
         assert test["status"] == ("passed" if test["score"] == test["max_score"] else "failed")
     assert points == {"8": 0, "10": 10} and results["score"] == 10
-    assert re.search(r"all +10 of +20", done.stdout)
+    assert re.search(r"all +10 of +20", capsys.readouterr().out)
 
 
-HOSTILE = {
-    "exit": ("import sys; sys.exit(0)", "does your code call exit?"),
-    "leave": ("import os, atexit; atexit.register(print); os._exit(0)", "early, with status 0"),
-    "syntax": ("def warmup_decay(:", "optim.py, line 1: SyntaxError"),
-    "print": ("while True: print('x' * 1000, end='')", "stopped after 20 seconds"),
-    "memory": ("x = []\nwhile True: x.append(bytearray(1 << 28))", "MemoryError|stopped after 20"),
-    "fork": ("import os\nwhile True: os.fork()", "os.fork"),
-    "spawn": ("import subprocess; subprocess.Popen(['yes'])", "subprocess.Popen"),
-    "files": ("open('../evil', 'w')", "../evil"),
-    "kill": ("import os; os.kill(os.getppid(), 9)", "os.kill"),
-    "secret": ("import os; raise OSError(os.environ['SECRET'])", "KeyError"),
-    "reads": (f"exec(open({str(ROOT / 'mini_undivided/optim.py')!r}).read())", "not allowed"),
-    "large": ("WARMUP = 0.1\ndef warmup_decay(*a): return 'x' * (1 << 27)", "too large"),
+HANDED_IN = {  # files of a submission → what is taken of them
+    "flat": (["optim.py", "notes.txt"], ["mini_undivided/optim.py"]),
+    "deep": (["a/copy/mini_undivided/optim.py"], ["mini_undivided/optim.py"]),
+    "helped": (["mini_undivided/optim.py", "mini_undivided/helper.py"],
+               ["helper.py", "mini_undivided/helper.py", "mini_undivided/optim.py"]),
+    "edited": (["mini_undivided/cka.py", "mini_undivided/course/assignments.py",
+                "mini_undivided/course/checks/optim.py", "train.py"], ["mini_undivided/cka.py"]),
+    "empty": ([], [])}
+
+
+@pytest.mark.parametrize("form", HANDED_IN)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_what_is_handed_in_is_found(form, zipped, tmp_path):
+    """Chapters wherever they lie, modules beside them, and nothing of the course; no links."""
+    written, taken = HANDED_IN[form]
+    for name in written:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text(name)
+    (tmp_path / "in").mkdir(exist_ok=True)
+    if zipped:
+        submission = shutil.make_archive(tmp_path / "student", "zip", tmp_path / "in")
+    else:
+        submission = tmp_path / "in"
+        (submission / "data.py").symlink_to(ROOT / "mini_undivided/data.py")
+    found = handed_in(submission)
+    assert sorted(found) == taken
+    assert all(text.decode().endswith(name.split("/")[-1]) for name, text in found.items())
+
+
+FORBIDDEN = f"""
+import os, subprocess
+said = []
+for act in (os.fork, lambda: subprocess.Popen(["yes"]), lambda: open("../evil", "w"),
+            lambda: os.kill(os.getppid(), 9), lambda: os.environ["SECRET"],
+            lambda: open({str(ROOT / "mini_undivided/optim.py")!r}).read()):
+    try:
+        act()
+        said.append("done")
+    except (OSError, KeyError) as error:
+        said.append(str(error))
+raise ValueError(said)
+"""
+HOSTILE = {  # optim.py, and what feedback has to say
+    "leave": ("import os, atexit; atexit.register(print); os._exit(0)", ["early, with status 0"]),
+    "memory": ("x = bytearray(1 << 33)", ["MemoryError"]),
+    "forbidden": (FORBIDDEN, ["os.fork", "subprocess.Popen", "../evil", "os.kill", "'SECRET'",
+                              "mini_undivided/optim.py',) is not allowed"]),
+    "large": ("WARMUP = 0.1\ndef warmup_decay(*a): return 'x' * (1 << 27)", ["too large"]),
     "checks": ('''
 import gc, sys
 import mini_undivided.course.assignments as course
@@ -349,36 +399,28 @@ for module in [*sys.modules.values()]:
     vars(module).update(compare=course.compare, require=course.require)
 print("secret {{{", flush=True)
 warmup_decay = scale_learning_rates = lambda *a: 0.0
-''', "")}
+''', [])}
+LOOP = """
+def scale_learning_rates(*a):
+    import time
+    while True:
+        print("x" * 100_000, end="")
+        time.sleep(0.01)
+"""
 
 
 @pytest.fixture(scope="module")
 def class_of_many(tmp_path_factory):
-    """A graded class → its folder, the finished process, and the rows of points.csv.
-
-    Hostile students, among them links, and honest ones with folders and zip files of many forms.
-    """
+    """A graded class, hostile and honest → its folder, what was printed, rows of points.csv."""
     folder = tmp_path_factory.mktemp("class")
-    for name, (text, _) in HOSTILE.items():
-        (folder / name / "mini_undivided").mkdir(parents=True)
-        (folder / name / "mini_undivided/optim.py").write_text(text)
-    (folder / "link/mini_undivided").mkdir(parents=True)
-    (folder / "link/mini_undivided/optim.py").symlink_to(ROOT / "mini_undivided/optim.py")
-    (folder / "edited/mini_undivided/course").mkdir(parents=True)
-    (folder / "edited/mini_undivided/course/assignments.py").write_text("def run(*a): return ''")
-    shutil.copy(ROOT / "mini_undivided/cka.py", folder / "edited/mini_undivided")
     right = (ROOT / "mini_undivided/optim.py").read_text()
-    helped = right.replace("import torch\n", "import torch\nimport helper\n", 1)
-    for name, files in {
-            "flat": {"optim.py": right}, "deep": {"a/copy/mini_undivided/optim.py": right},
-            "helped": {"mini_undivided/optim.py": helped, "mini_undivided/helper.py": "x = 1"},
-            "loop": {"optim.py": right + "\ndef scale_learning_rates(*a):\n    while True: pass"},
-            }.items():
-        for path, text in files.items():
-            (folder / name / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name / path).write_text(text)
-    with zipfile.ZipFile(folder / "zipped.zip", "w") as archive:
-        archive.writestr("zipped/mini_undivided/optim.py", right)
+    texts = {name: text for name, (text, _) in HOSTILE.items()}
+    for name, text in {**texts, "loop": right + LOOP}.items():
+        (folder / name).mkdir()
+        (folder / name / "optim.py").write_text(text)
+    with zipfile.ZipFile(folder / "honest.zip", "w") as archive:
+        archive.writestr("a/mini_undivided/optim.py", f"import helper\n{right}")
+        archive.writestr("a/mini_undivided/helper.py", "x = 1")
     (folder / "broken.zip").write_bytes(b"PK")
     (folder / "empty").mkdir()
     submissions = sorted(folder.iterdir())
@@ -389,34 +431,31 @@ def class_of_many(tmp_path_factory):
         "    '''A hidden claim.'''\n    require(optim.warmup_decay(1) == 0, 'it is not 0')\n")
     lecturer = {**os.environ, "PYTHONPATH": str(ROOT), "SECRET": "42", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mini_undivided.course", "grade", *submissions, "--jobs", "2",
-               "--assignments", "6,6", "--timeout", "20", "--out", "points"]
+               "--assignments", "6,6", "--timeout", "15", "--out", "points"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=lecturer,
                           cwd=folder / "lecturer")
     assert done.returncode == 0, done.stderr
     with open(folder / "lecturer/points/points.csv") as file:
         rows = {row["submission"]: row for row in csv.DictReader(file)}
-    return folder, done, rows
+    return folder, done.stdout, rows
 
 
 def test_a_hostile_submission_costs_its_own_points_alone(class_of_many):
-    """Endless output, memory, forks, exits, links, edited checks: no points, a reason each.
+    """Memory, forks, exits, edited checks: no points, a reason each.
 
     Nobody else loses a point, nothing is written, and the lecturer's files are not read.
     """
     folder, _, rows = class_of_many
-    for name, (_, message) in HOSTILE.items():
+    for name, (_, parts) in HOSTILE.items():
         said = (folder / f"lecturer/points/{name}.txt").read_text()
-        assert rows[name]["all"] == "0", (name, said)
-        assert any(each in said for each in message.split("|")), (name, said)
-        assert "Traceback" not in said and len(said) < 3000
-    assert rows["link"]["all"] == rows["edited"]["all"] == "0"
-    honest = {name: rows[name]["all"] for name in ("flat", "deep", "helped", "zipped.zip")}
-    assert set(honest.values()) == {"13"}, honest
+        assert rows[name]["all"] == "0" and all(part in said for part in parts), (name, said)
+        assert "Traceback" not in said and "done" not in said and len(said) < 3000
+    assert rows["honest.zip"]["all"] == "13"
     assert not list(folder.rglob("evil"))
 
 
 def test_points_before_a_loop_stay(class_of_many):
-    """An endless loop is stopped, and does not take the points of what was checked before it."""
+    """Endless output is stopped, and does not take the points of what was checked before it."""
     folder, _, rows = class_of_many
     assert rows["loop"]["all"] == "6"
     assert "an endless loop?" in (folder / "lecturer/points/loop.txt").read_text()
@@ -424,21 +463,19 @@ def test_points_before_a_loop_stay(class_of_many):
 
 def test_a_class_has_a_table_and_feedback(class_of_many):
     """A row a student, a column an assignment, each graded once; what is hidden is not told."""
-    folder, done, rows = class_of_many
-    assert len(rows) == len(done.stdout.splitlines()) == len(HOSTILE) + 9
-    assert rows["flat"] == {"submission": "flat", "6": "13", "all": "13"}
+    folder, printed, rows = class_of_many
+    assert len(rows) == len(printed.splitlines()) == len(HOSTILE) + 4
+    assert rows["honest.zip"] == {"submission": "honest.zip", "6": "13", "all": "13"}
     feedback = {path.stem: path.read_text() for path in (folder / "lecturer/points").glob("*.txt")}
-    assert re.search(r"6 the schedule +10 of +10", feedback["flat"])
+    assert re.search(r"6 the schedule +10 of +10", feedback["honest.zip"])
     assert not any("hidden" in text for text in feedback.values())
     assert feedback["empty"].count("no project.py was found") == 1  # and not for each check
     assert "broken.zip cannot be opened" in feedback["broken.zip"]
 
 
-def test_gradescopes_autograder(tmp_path, monkeypatch):
+def test_gradescopes_autograder(tmp_path, course):
     """Its two scripts can be executed, grade as asked for, and have all that they install."""
-    monkeypatch.chdir(tmp_path)
-    done = course("autograder", tmp_path / "a.zip", "--assignments", "1,6", "--seed", 7)
-    assert done.returncode == 0, done.stderr
+    course("autograder", "a.zip", "--assignments", "1,6", "--seed", 7)
     shutil.unpack_archive(tmp_path / "a.zip", tmp_path / "autograder")
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         modes = [archive.getinfo(name).external_attr >> 16 & 0o111

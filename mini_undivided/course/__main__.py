@@ -23,8 +23,8 @@ def parser():
     check = commands.add_parser("check", help="check an assignment in this folder")
     check.add_argument("assignments", metavar="N", help="its number, several as 1,2, or all")
     grade = commands.add_parser("grade", help="grade students' work, for a lecturer")
-    grade.add_argument("submissions", metavar="SUBMISSION", nargs="+",
-                       help="a student's folder or zip file")
+    grade.add_argument(
+        "submissions", metavar="SUBMISSION", nargs="+", help="a student's folder or zip file")
     grade.add_argument("--json", metavar="FILE", help="write Gradescope's results.json")
     grade.add_argument("--out", metavar="FOLDER",
                        help="write points.csv and each student's feedback there")
@@ -54,20 +54,13 @@ def natural(text):
 def check(numbers, seed):
     """Print what the checks of some assignments find in this folder → whether all pass."""
     from mini_undivided.course.assignments import PACKAGE, results
-    from mini_undivided.course.grade import table, verdict
+    from mini_undivided.course.grade import feedback, verdict
 
     if not PACKAGE.parent.samefile("."):
         raise UserError(f"you are in {Path.cwd()}, but Python takes mini_undivided from "
                         f"{PACKAGE.parent}: change to your copy's folder")
-    tests = []
-    for number in numbers:
-        for each, message in results(number, seed):
-            tests.append(verdict(each, message))
-            passed = tests[-1]["status"] == "passed"
-            print(f"{'passed ' if passed else 'not yet'}  {tests[-1]['name']}", flush=True)
-            if not passed:
-                print(f"         {tests[-1]['output']}")
-    print(f"\n{table(tests)}")
+    tests = [verdict(*result) for number in numbers for result in results(number, seed)]
+    print(feedback(tests))
     return all(test["status"] == "passed" for test in tests)
 
 
@@ -87,8 +80,8 @@ def grade(typed, numbers):
         if folder:
             check_writable(folder)
             Path(folder).mkdir(parents=True, exist_ok=True)
-    graded = grade_class(typed.submissions, numbers, typed.seed, typed.timeout,
-                         max(1, typed.jobs))
+    jobs = max(1, typed.jobs)
+    graded = grade_class(typed.submissions, numbers, typed.seed, typed.timeout, jobs)
     for submission, tests in write_class(typed.out, graded, numbers) if typed.out else graded:
         got, most = points(tests)
         said = f"{got} of {most}" if typed.out else f"\n{feedback(tests)}\n"

@@ -5,6 +5,7 @@ Sources carry no markers: where a body begins and ends is read off their syntax 
 
 import ast
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -18,15 +19,15 @@ ROOT = Path(__file__).parents[2]
 FILES = ("train.py", "finetune.py", "analyze.py", "setup.cfg", "pyproject.toml", "LICENSE",
          ".gitignore", "docs/exercises.md", "tests/conftest.py", "tests/helpers.py",
          "tests/test_attention.py", "tests/test_corpus.py", "tests/test_tokenizer.py")
-# Functions that say again what an assignment's function says: they call it instead, or are gone.
+# What says again, or instead, what an assignment's function says: (chapter, pattern, replacement).
 TWINS = {
-    1: {"attend_fast": "return attend(q, k, v, mask, dropout)"},
-    2: {"FeedForward.gelu_down": 'raise NotImplementedError("it is a part of forward")'},
-    5: {"paired_loss": 'raise NotImplementedError("--next-sentence is not in the assignments")'},
-    8: {"CKA.add": """self.ab = self.ab + hsic(a, b)
-self.aa = self.aa + hsic(a, a).diagonal()
-self.bb = self.bb + hsic(b, b).diagonal()
-self.rows += a.size(1)"""}}
+    1: [("model", r" +# PyTorch's fused kernel(.*\n)+? +attend = .*\n", ""),
+        ("model", r"attend\(", "attention(")],
+    5: [("pretrain", r"F.cross_entropy\(.*", "run.objective.loss(run.model, batch)"),
+        ("pairs", r"    logits, pairs = (.*\n)+?    return words.*",
+         '    raise NotImplementedError("--next-sentence is not in the assignments")')],
+    8: [("cka", r" +scale = a.*\n", ""),
+        ("cka", r"(\w)\.square\(\)\.sum\(\(1, 2\)\) / scale", r"hsic(\1, \1).diagonal()")]}
 README = """# mini_undivided: assignments
 
 A small BERT, with and without its feed-forward layers, in which some functions are yours to write.
@@ -46,6 +47,17 @@ A check draws its numbers from `--seed` (default 0): try another one before you 
 
 Once 1 to 6 pass, `python train.py --no-ffn` trains a BERT.
 """
+SETUP = """#!/bin/bash
+set -e
+apt-get update && apt-get install -y python3-venv
+python3 -m venv /autograder/venv
+/autograder/venv/bin/pip install torch --index-url https://download.pytorch.org/whl/cpu
+/autograder/venv/bin/pip install -e '/autograder/source[test]'
+"""
+RUN = """#!/bin/bash
+cd /autograder/source
+/autograder/venv/bin/python -m mini_undivided.course grade /autograder/submission \\
+  --json /autograder/results/results.json """
 
 
 def make_copy(folder, numbers):
@@ -79,11 +91,13 @@ def fill(folder, numbers):
         path = f"mini_undivided/{chapter}.py" if chapter != "project" else "project.py (new)"
         rows.append(f"| {number} | {title} | {', '.join(map('`{}`'.format, functions))} | {path} |")
         if chapter != "project":
-            path, bodies = folder / path, TWINS.get(number, {})
-            for name in functions:
-                stub = f'raise NotImplementedError("assignment {number}: write {name}")'
-                bodies = {**bodies, name: stub}
-            path.write_text(replace_bodies(path.read_text("utf-8"), bodies), "utf-8")
+            bodies = {name: f'raise NotImplementedError("assignment {number}: write {name}")'
+                      for name in functions}
+            text = replace_bodies((folder / path).read_text("utf-8"), bodies)
+            (folder / path).write_text(text, "utf-8")
+        for chapter, old, new in TWINS.get(number, ()):
+            path = folder / f"mini_undivided/{chapter}.py"
+            path.write_text(re.sub(old, new, path.read_text("utf-8")), "utf-8")
     write_text(folder / "README.md", README.format(first=numbers[0], rows="\n".join(rows)))
 
 
@@ -95,29 +109,15 @@ def package_files():
 
 def write_autograder(path, arguments):
     """Write Gradescope's autograder as a zip file; arguments: of `grade`, as text."""
-    place, python = "/autograder/source", "/autograder/venv/bin/python"
-    scripts = {
-        "setup.sh": f"""#!/bin/bash
-set -e
-apt-get update && apt-get install -y python3-venv
-python3 -m venv /autograder/venv
-{python} -m pip install torch --index-url https://download.pytorch.org/whl/cpu
-{python} -m pip install -e '{place}[test]'
-""", "run_autograder": f"""#!/bin/bash
-cd {place}
-{python} -m mini_undivided.course grade /autograder/submission \
-  --json /autograder/results/results.json {arguments}
-"""}
-    own = [f"{OWN}.py"] if Path(f"{OWN}.py").exists() else []
     with atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for name, text in scripts.items():
+        for name, text in {"setup.sh": SETUP, "run_autograder": RUN + arguments}.items():
             entry = zipfile.ZipInfo(name)
             entry.external_attr = 0o100755 << 16
             archive.writestr(entry, text)
         for name in ("README.md", *FILES, *package_files()):
             archive.write(ROOT / name, name)
-        for name in own:
-            archive.write(name)
+        if Path(f"{OWN}.py").exists():
+            archive.write(f"{OWN}.py")
 
 
 def replace_bodies(source, bodies):

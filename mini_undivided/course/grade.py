@@ -115,21 +115,17 @@ def points(tests, number=None):
     return sum(test["score"] for test in here), sum(test["max_score"] for test in here)
 
 
-def table(tests):
-    """Points by assignment and in all."""
-    titles = {number: f"{number:2d} {title}" for number, (title, *_) in ASSIGNMENTS.items()}
-    rows = [(title, points(tests, number)) for number, title in {**titles, None: "   all"}.items()]
-    return "\n".join(f"{title:<32} {got:>3} of {most:>3}" for title, (got, most) in rows if most)
-
-
 def feedback(tests):
     """Points, and a sentence for each check that failed; what all failed for is said once."""
+    titles = {number: f"{number:2d} {title}" for number, (title, *_) in ASSIGNMENTS.items()}
+    rows = [(title, points(tests, number)) for number, title in {**titles, None: "   all"}.items()]
+    lines = [f"{title:<32} {got:>3} of {most:>3}" for title, (got, most) in rows if most]
     failed = [test for test in tests if test["status"] == "failed"]
-    lines = [f"  {test['number']} {test['name'].partition(' ')[2]}\n    {test['output']}"
-             for test in failed]
-    if len({test["output"] for test in tests}) == 1 and failed:
-        lines = [f"  {failed[0]['output']}"]
-    return "\n".join([table(tests), *lines])
+    if failed and len({test["output"] for test in tests}) == 1:
+        return "\n".join([*lines, f"  {failed[0]['output']}"])
+    return "\n".join([*lines, *(
+        f"  {test['number']} {test['name'].partition(' ')[2]}\n    {test['output']}"
+        for test in failed)])
 
 
 def grade_class(submissions, numbers, seed, seconds, jobs):

@@ -22,15 +22,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from mini_undivided.course.assignments import (
-    ASSIGNMENTS,
-    Wrong,
-    around,
-    array,
-    equal,
-    explain,
-    require,
-)
+from mini_undivided.course.assignments import ASSIGNMENTS, Wrong, around, equal, explain, require
 
 MEMORY = 2 << 30  # bytes beyond what Python and PyTorch take
 LARGEST = 1 << 26  # bytes of an answer
@@ -66,8 +58,9 @@ def pure(module, name, *arguments):
     kept = copy.deepcopy(arguments)
     answer = find(f"mini_undivided.{module}", name)(*arguments)
     for before, after in zip(kept, arguments, strict=True):
-        require(not isinstance(before, torch.Tensor | np.ndarray) or equal(
-            array(after), array(before)), f"{name} changes its input: work on a new array")
+        require(not isinstance(before, torch.Tensor | np.ndarray) or equal(after, before),
+                f"{name} changes its input: work on a new array")
+    require(answer is not None, f"{name} returns None: is a return missing?")
     return answer
 
 

@@ -4,15 +4,7 @@ import itertools
 
 import torch
 
-from mini_undivided.course.assignments import (
-    array,
-    check,
-    compare,
-    distinct,
-    equal,
-    normal,
-    require,
-)
+from mini_undivided.course.assignments import check, compare, distinct, equal, normal, require
 from mini_undivided.course.student import pure
 
 
@@ -45,7 +37,6 @@ def centred_gram(cka, rng):
 def centred(x):
     """Raise Wrong unless centre is right for layers x (L, n, C)."""
     n, answer, gram = x.size(1), pure("cka", "centre", x), x @ x.mT
-    require(answer is not None, "centre returns None: is a return missing?")
     require(answer.shape == gram.shape, f"centre has the shape {tuple(answer.shape)}, but should "
             f"have {tuple(gram.shape)}: a matrix for each layer")
     rows = x - x.mean(1, True)
@@ -55,13 +46,13 @@ def centred(x):
             "H K H, the biased form: leave the diagonal out, and divide by n - 2": biased,
             "H K H without its diagonal: K's own counts as 0 in the sums, too":
                 biased - torch.diag_embed(biased.diagonal(dim1=1, dim2=2))}.items():
-        require(not equal(array(answer), array(value)), f"centre is {cause}")
+        require(not equal(answer, value), f"centre is {cause}")
     tiny, sums = 1e-5 * gram.abs().max(), answer.sum(2)
     require(answer.diagonal(dim1=1, dim2=2).abs().max() < tiny,
             "the diagonal of the result is not 0: set it to 0 once more at the end")
     require(sums.abs().max() < tiny, f"rows sum to {sums[0, 0]:.4g}, not to 0: is it n - 2 and "
             "(n - 1) (n - 2), and does K's diagonal count as 0 in the sums?")
-    require(equal(array(answer), array(answer.mT)), "the result is not symmetric")
+    require(equal(answer, answer.mT), "the result is not symmetric")
     less, (i, j, q, r) = answer - gram, torch.tensor([*itertools.permutations(range(n), 4)]).T
     additive = less[:, i, j] + less[:, q, r] - less[:, i, r] - less[:, q, j]
     require(additive.abs().max() < tiny,
@@ -83,10 +74,9 @@ def hsic_of_pairs(cka, rng):
             "with (n - 1) for (n - 3)": plain / (n * (n - 1)),
             "with (n - 1) (n - 3)": plain / ((n - 1) * (n - 3)),
             "without the division by n (n - 3)": plain,
-            "with the sum over one half: i < j and j < i both count": right / 2,
-            "with the number of layers for n, which is a.size(1)":
-                plain / (A * (A - 3)), "for B with A: rows are the layers of A": right.mT,
-            "when it is normalised: that is CKA, which `CKA` takes": right / (
-                a.square().sum((1, 2))[:, None] * b.square().sum((1, 2))).sqrt() * n * (n - 3),
+            "with half of the sum": right / 2, "for B with A: rows are the layers of A": right.mT,
+            "with the number of layers for n, which is a.size(1)": plain / (A * (A - 3)),
+            "when it is normalised: that is CKA":
+                plain / (a.flatten(1).norm(dim=1)[:, None] * b.flatten(1).norm(dim=1)),
             "for products of sums: multiply entry by entry, then sum":
                 a.sum((1, 2))[:, None] * b.sum((1, 2)) / (n * (n - 3))})

@@ -1,24 +1,11 @@
 """Checks of 1 to 3: attention, the FFN and the block, parameters and FLOPs."""
 
-import itertools
-
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from mini_undivided.course.assignments import (
-    SDPA,
-    Wrong,
-    array,
-    check,
-    compare,
-    distinct,
-    equal,
-    normal,
-    require,
-)
+    SDPA, Wrong, check, compare, distinct, equal, normal, require)
 from mini_undivided.course.student import pure
 from mini_undivided.support.config import BertConfig
 
@@ -31,9 +18,9 @@ def attention_inputs(rng):
     return normal(rng, B, H, M, D), normal(rng, B, H, T, D), normal(rng, B, H, T, D)
 
 
-def attend(*arguments):
+def attention(*arguments):
     """The student's attention."""
-    return pure("model", "attend", *arguments)
+    return pure("model", "attention", *arguments)
 
 
 def with_large_scores(q, k, v, mask=None):
@@ -41,10 +28,10 @@ def with_large_scores(q, k, v, mask=None):
     q, k = 1e5 * q[:1, :1], k[:1, :1].clone()
     if mask is not None:  # far below 0
         q[..., 0], k[..., 0] = -2e5, 5
-    answer = attend(q, k, v, mask)
-    require(np.isfinite(array(answer)).all(), "with scores of ±200,000 the output is not finite: "
+    answer = attention(q, k, v, mask)
+    require(answer.isfinite().all(), "with scores of ±200,000 the output is not finite: "
             "use softmax, or subtract a row's largest score before exp")
-    require(equal(array(answer), array(SDPA(q, k, v, mask))), "with scores of ±200,000 the output "
+    require(equal(answer, SDPA(q, k, v, mask)), "with scores of ±200,000 the output "
             "is wrong: masked ones need −∞ or a type's least number, far below all others")
 
 
@@ -53,21 +40,17 @@ def attention_without_a_mask(model, rng):
     """Without a mask the output is softmax(Q Kᵀ / √D) V."""
     q, k, v = attention_inputs(rng)
     D, eye = q.size(-1), torch.eye(k.size(2), dtype=q.dtype)
-    wrong_root = "with √T, or the last size of v, in place of √D: D is the last size of q"
-    over_queries = SDPA(k, q, torch.eye(q.size(2), dtype=q.dtype)).mT
+    scores = q @ k.mT / D**0.5
     for what, v in {"the output": v, "the output with the identity (T, T) as v": eye}.items():
-        compare(what, attend(q, k, v), SDPA(q, k, v), {
+        compare(what, attention(q, k, v), SDPA(q, k, v), {
             "without the division by √D: the scores are √D too large": SDPA(q, k, v, scale=1),
             "when scores are divided by D instead of √D": SDPA(q, k, v, scale=1 / D),
             "when scores are multiplied by √D, not divided": SDPA(q, k, v, scale=D**0.5),
-            wrong_root: SDPA(q, k, v, scale=len(eye)**-0.5),
-            "with the square root of all of C = H D: D is the width of a head":
-                SDPA(q, k, v, scale=(D * q.size(1))**-0.5),
-            "when the softmax runs over the queries: it belongs on the last axis":
-                over_queries @ v,
-            "when the softmax runs over the heads: it belongs on the last axis":
-                (q @ k.mT / D**0.5).softmax(1) @ v,
-            "without the softmax": q @ k.mT / D**0.5 @ v,
+            "with √T, or the last size of v, not of q": SDPA(q, k, v, scale=len(eye)**-0.5),
+            "with √C, where C = H D, not √D": SDPA(q, k, v, scale=(D * q.size(1))**-0.5),
+            "when the softmax runs over the queries: not the last axis": scores.softmax(2) @ v,
+            "when the softmax runs over the heads: not the last axis": scores.softmax(1) @ v,
+            "without the softmax": scores @ v,
             "when the weights are divided by √D as well": SDPA(q, k, v) / D**0.5})
     with_large_scores(q, k, eye)
 
@@ -79,16 +62,12 @@ def attention_with_a_mask(model, rng):
     mask = torch.from_numpy(rng.random((len(q), 1, 1, k.size(2))) < 0.5)
     mask[..., :2], mask[..., 2:4], mask[:1, ..., 1] = True, False, False
     column = mask.mT  # (B, 1, T, 1)
-    compare("the output with a mask", attend(q, k, v, mask), SDPA(q, k, v, mask), {
-        "when the mask is inverted, or −∞ has the wrong sign: True is where one may look":
-            SDPA(q, k, v, ~mask),
+    compare("the output with a mask", attention(q, k, v, mask), SDPA(q, k, v, mask), {
+        "when the mask is inverted, or −∞ has the wrong sign": SDPA(q, k, v, ~mask),
         "when the mask is not used": SDPA(q, k, v),
-        "when masked scores become 0, which e⁰ = 1 lets through: they need −∞":
-            SDPA(q, k * column, v),
-        "when the mask zeroes the weights after the softmax: then rows no longer sum to 1":
-            SDPA(q, k, v * column),
-        "when 0 and 1 are added to the scores: a forbidden one needs −∞":
-            SDPA(q, k, v, mask.double()),
+        "when masked scores become 0, and e⁰ = 1: they need −∞": SDPA(q, k * column, v),
+        "when the mask acts after the softmax: rows no longer sum to 1": SDPA(q, k, v * column),
+        "when 0 and 1 are added to scores: False needs −∞": SDPA(q, k, v, mask.double()),
         "when all sequences have the first one's mask": SDPA(q, k, v, mask[:1])})
     with_large_scores(q, k, v[:1, :1], mask[:1])
 
@@ -98,15 +77,14 @@ def attention_with_dropout(model, rng):
     """Dropout sets weights to 0 and divides the others by 1 - p."""
     q, k = normal(rng, 4, 7, 9, 5), normal(rng, 4, 7, 12, 5)
     twice, p = torch.eye(12, dtype=q.dtype).repeat(1, 2), rng.uniform(0.2, 0.4)
-    answer, weights = attend(q, k, twice, None, p), SDPA(q, k, twice)
+    answer, weights = attention(q, k, twice, None, p), SDPA(q, k, twice)
     require(torch.equal(*answer.chunk(2, -1)), "dropout acts on the output: use it on the weights")
     kept = answer != 0
     require(not kept.all(), "no weight is 0 after dropout: is the argument dropout unused?")
     compare("the weights after dropout", answer, weights * kept / (1 - p), {
         "without the division by 1 - p": weights * kept,
         "when p is the share that is kept": weights * kept / p,
-        "when they are divided by their sum afterwards":
-            2 * weights * kept / (weights * kept).sum(-1, keepdim=True)})
+        "when divided by their sum": 2 * weights * kept / (weights * kept).sum(-1, keepdim=True)})
     require(abs(kept.double().mean() - 1 + p) < 0.06, f"dropout with p = {p:.2f} keeps "
             f"{kept.double().mean():.0%} of the weights: p is the share that becomes 0")
 
@@ -159,27 +137,20 @@ def feed_forward_sublayer(model, rng):
     ffn, (right, before) = block.eval().ffn, library_ffn(block, x)
     answer = pure("model", "FeedForward.forward", ffn, x)
     again = pure("model", "FeedForward.forward", ffn, x)
-    require(equal(array(answer), array(again)), "dropout acts in evaluation, too: use the module "
-            "self.dropout, which knows whether it trains")
+    require(equal(answer, again), "dropout acts in evaluation, too: use self.dropout")
     compare("FeedForward's output", answer, right, {
         "without the GELU": library_ffn(block, x, lambda y: y)[0],
         "with a ReLU for the GELU": library_ffn(block, x, F.relu)[0],
-        "with the tanh approximation of GELU: BERT's is the exact one":
-            library_ffn(block, x, lambda y: F.gelu(y, approximate="tanh"))[0],
-        "with the sigmoid approximation of GELU: BERT's is the exact one":
+        "with the tanh approximation of GELU": library_ffn(block, x, nn.GELU("tanh"))[0],
+        "with the sigmoid approximation of GELU":
             library_ffn(block, x, lambda y: y * (1.702 * y).sigmoid())[0],
-        "when the GELU comes after W_down: it stands between the two": ffn.norm(
-            x + F.gelu(ffn.down(ffn.up(x)))),
-        "with a GELU after W_down, too": ffn.norm(x + F.gelu(before - x)),
-        "when the residual is forgotten: x + … is missing": ffn.norm(before - x),
+        "when the GELU is not between the two": ffn.norm(x + F.gelu(ffn.down(ffn.up(x)))),
+        "when the residual is forgotten": ffn.norm(before - x),
         "when x is added twice": ffn.norm(before + x),
-        "when the residual comes after the norm: BERT's LayerNorm is last":
-            x + ffn.norm(before - x),
-        "with the norm first (pre-norm): BERT's LayerNorm is last":
-            library_ffn(block, x, F.gelu, True)[0],
+        "when the residual comes after the norm, which is last": x + ffn.norm(before - x),
+        "with the norm first (pre-norm), not last": library_ffn(block, x, F.gelu, True)[0],
         "with a second LayerNorm": ffn.norm(right),
-        "when W_up's input is normalised as well": ffn.norm(
-            x + ffn.down(F.gelu(ffn.up(ffn.norm(x))))),
+        "when x is normalised as well": ffn.norm(x + ffn.down(F.gelu(ffn.up(ffn.norm(x))))),
         "without the LayerNorm": before})
 
 
@@ -189,13 +160,10 @@ def dropout_in_the_ffn(model, rng):
     block, x = random_block(model, rng, dropout=0.5)
     whole, block.ffn.norm = library_ffn(block, x)[1] - x, nn.Identity()
     added = block.ffn(x) - x
-    require(torch.isclose(added, -x).double().mean() < 0.2,
-            "dropout acts on x as well: put it on the FFN's part alone")
-    require(not equal(array(added), array(whole)),
-            "nothing is dropped in FeedForward while it trains: is self.dropout unused?")
+    require(torch.isclose(added, -x).double().mean() < 0.2, "dropout acts on x as well")
+    require(not equal(added, whole), "nothing is dropped in training: is self.dropout unused?")
     require((added == 0).any(), "dropout acts before W_down: put it on what W_down returns")
-    compare("what the FFN adds under dropout", added, 2 * whole * (added != 0), {
-        "with dropout in two places": added})
+    compare("what the FFN adds under dropout", added, 2 * whole * (added != 0), {})
 
 
 class ByPlace(nn.Module):
@@ -215,8 +183,8 @@ def call_block(block, *arguments):
     try:
         return block(*arguments)
     except TypeError as error:
-        require("positional-only" not in str(error), "x, mask and positions reach attention by "
-                "name: pass them by place, as attention.py expects")
+        require("positional-only" not in str(error),
+                "arguments reach attention by name: attention.py expects them by place")
         raise Wrong(f"a block whose ffn is None fails ({error}): is the FFN always called?"
                     if block.ffn is None else str(error)) from None
 
@@ -237,10 +205,8 @@ def block_with_ffn(model, rng):
              "when the FFN reads x instead of attention's output": through,
              "when the FFN comes before attention": layer.norm1(through + layer.self_attn(
                  through, through, through, ~real, need_weights=False)[0]),
-             "when x is added to attention's output: Attention contains its residual":
-                 library_ffn(block, x + attended)[0],
-             "when attention's output is added once more: the FFN contains its residual":
-                 right + attended,
+             "when x is added: attention has its residual": library_ffn(block, x + attended)[0],
+             "when attention's output is added: the FFN has its residual": right + attended,
              "when attention and FFN stand side by side": attended + through,
              "when the mask does not reach attention": layer(x)}
     block.attention = ByPlace(block.attention)
@@ -260,110 +226,3 @@ def block_without_ffn(model, rng):
         "with a second residual: it has to go with the FFN": x + right,
         "with LayerNorm(2x): an FFN that is an identity is not an absent one":
             F.layer_norm(2 * right, x.shape[-1:], eps=layer.norm1.eps)})
-
-
-# 3: parameters and FLOPs.
-
-def some_sizes(rng, last=None):
-    """The sizes of a small model with FFNs in two of its layers, perhaps the last one."""
-    H, D, inner, L, V = distinct(rng, 5, 3, 9)
-    last = rng.random() < 0.5 if last is None else last
-    return dict(vocab_size=1000 + V, hidden_size=H * D, num_hidden_layers=L, num_attention_heads=H,
-                intermediate_size=40 + inner, max_position_embeddings=37, type_vocab_size=3,
-                ffn_layers=[1, L - 1] if last else [0, 1])
-
-
-def weights_of(model_class, sizes, **changes):
-    """The number of weights of a model that is built."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in model_class(BertConfig(**sizes | changes)).parameters())
-
-
-@check(3, points=4)
-def number_of_parameters(model, rng):
-    """count_parameters counts each weight of a model once."""
-    for sizes, model_class in itertools.product(
-            (some_sizes(rng, True), some_sizes(rng, False)), (model.MaskedLM, model.Encoder)):
-        C, L, V, inner = (sizes[name] for name in (
-            "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"))
-        right, ffn = weights_of(model_class, sizes), 2 * C * inner + inner + 3 * C
-        head = {"the head": C * C + 3 * C + V, "the head's bias": V,
-                "the head's dense layer": C * C + C} if model_class is model.MaskedLM else {}
-        compare(f"the number of parameters of {model_class.__name__}",
-                model.count_parameters(BertConfig(**sizes), model_class), right, {
-            "with an FFN in every layer": right + (L - 2) * ffn,
-            "when the LayerNorm of an absent FFN is counted: it goes too": right + (L - 2) * 2 * C,
-            "when the output matrix is counted beside the word vectors: they are one (tied)":
-                right + V * C,
-            "with two segment vectors: their number is type_vocab_size": right - C,
-            "for a MaskedLM, whatever model_class says": weights_of(model.MaskedLM, sizes),
-            **{f"without {name}": right - size for name, size in {
-                "any FFN": 2 * ffn, "one of the FFNs: only one is counted": ffn,
-                "the position vectors": 37 * C, "the segment vectors (token_type)": 3 * C,
-                "the LayerNorm of the embeddings, or of the head": 2 * C,
-                "the FFNs' LayerNorms": 4 * C, "attention's LayerNorms": L * 2 * C,
-                "the biases of attention": L * 4 * C, "the biases of FFNs": 2 * (inner + C),
-                "one of an FFN's two matrices": 2 * inner * C,
-                "attention's output map": L * (C * C + C), **head}.items()}})
-
-
-def library_flops(sizes, T, asked=None):
-    """What PyTorch's counter says of PyTorch's layers, forward and twice that backward, a token."""
-    C, L, inner = (sizes[n] for n in ("hidden_size", "num_hidden_layers", "intermediate_size"))
-    with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        attention = nn.MultiheadAttention(C, sizes["num_attention_heads"], batch_first=True)
-        ffn = nn.Sequential(nn.Linear(C, inner), nn.Linear(inner, C))
-        head = nn.Sequential(nn.Linear(C, C), nn.Linear(C, sizes["vocab_size"]))
-        x = torch.zeros(1, T, C)
-        last = x[:, : asked or T]
-        for i in range(L):
-            query = last if i == L - 1 else x
-            attention(query, x, x)
-            if i in sizes["ffn_layers"]:
-                ffn(query)
-        head(last)
-    return 3 * counter.get_total_flops() / T
-
-
-@check(3, points=6)
-def number_of_flops(model, rng):
-    """flops_per_token is what PyTorch's FlopCounterMode counts."""
-    for last, asked in ((True, None), (False, None), (True, int(rng.integers(2, 9))), (False, 5)):
-        sizes, T = some_sizes(rng, last), int(rng.integers(11, 37))
-        C, L, V, H, inner = (sizes[name] for name in (
-            "hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads",
-            "intermediate_size"))
-        right, share = library_flops(sizes, T, asked), (asked or T) / T
-        whole = library_flops(sizes, T) if asked else right
-        word, dense, ffn = 6 * V * C, 6 * C * C, 12 * C * inner
-        ffns, absent = (1 + share if last else 2) * ffn, (L - 2 if last else L - 3 + share) * ffn
-        queries, scores, less = L - 1 + share, 12 * T * C, 1 - share
-        compare(f"flops_per_token(config, {T}{f', {asked}' if asked else ''})",
-                model.flops_per_token(BertConfig(**sizes), T, asked), right, {
-            "for the forward pass alone: backward costs twice as much again": right / 3,
-            "when a multiply-add counts as one operation: it is two": right / 2,
-            "when backward counts like forward, once: it is twice": right * 2 / 3,
-            "for a whole sequence, not for each of its tokens": right * T,
-            "for each of the asked positions: divide by seq_len": right / share,
-            "with an FFN in every layer": right + absent,
-            "when Q Kᵀ and the product with V count for each head: heads share the width C":
-                right + scores * queries * (H - 1),
-            "when looking up word vectors counts: no product is computed there": right + word,
-            "when asked is not used": whole,
-            "when asked is not used in the last layer": whole - less * (word + dense),
-            "when asked is not used in the head": right + less * (word + dense),
-            "when asked is not used in the last layer's FFN": right + less * ffn * last,
-            "when asked is not used in Q Kᵀ and the product with V": right + less * scores,
-            "when every layer, not only the last, is computed at the asked positions alone":
-                whole * share,
-            **{f"without {name}": right - flops for name, flops in {
-                "the FFNs": ffns, "one of the FFN's two products": ffns / 2,
-                "Q Kᵀ and the product with V, which grow with T": scores * queries,
-                "one of Q Kᵀ and the product with V": scores * queries / 2,
-                "the attention's output map": dense * queries,
-                "the head's output matrix": share * word, "the head's dense layer": share * dense,
-                "the head": share * (word + dense),
-                "keys for the last layer's positions that are not asked: only queries are fewer":
-                    share * less * scores,
-                "the last layer's keys and values elsewhere: they are computed everywhere":
-                    less * 2 * dense}.items()}})

@@ -1,34 +1,35 @@
 """Checks of 6: the schedule."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import nn
 
 from mini_undivided.course.assignments import Wrong, check, compare, require
-from mini_undivided.course.student import beside
+from mini_undivided.course.student import beside, pure
 
 
 @check(6, points=6)
 def schedule(optim, rng):
     """The factor goes from 0 in a line to 1 at `warmup`, in a line to 0 at 1, and stays there."""
-    warmup = rng.uniform(0.05, 0.4)
-    start, peak, end, after = (optim.warmup_decay(x, warmup) for x in (0.0, warmup, 1.0, 1.2))
-    require(None not in (start, peak, end, after), "the factor is None: is a return missing?")
-    for found, wanted, where, hint in (
-            (start, 0, "at the start", "does the warm-up begin from nothing?"),
-            (peak, 1, "where the warm-up ends", "does the decay begin there?"),
-            (end, 0, "at the end", "is what is left of the run divided by 1 - warmup?"),
-            (after, 0, "after the end", "does it become negative?")):
+    warmup, factor = rng.uniform(0.05, 0.4), partial(pure, "optim", "warmup_decay")
+    for x, wanted, where, hint in (
+            (0.0, 0, "at the start", "does the warm-up begin from nothing?"),
+            (warmup, 1, "where the warm-up ends", "does the decay begin there?"),
+            (1.0, 0, "at the end", "is what is left of the run divided by 1 - warmup?"),
+            (1.2, 0, "after the end", "does it become negative?")):
+        found = factor(x, warmup)
         require(abs(found - wanted) < 1e-6,
                 f"the factor {where} is {found:.4g}, but should be {wanted}: {hint}")
     for name, least, most in (("warm-up", 0, warmup), ("decay", warmup, 1)):
         x = np.linspace(least, most, 9)[1:-1]
-        middle = np.array([optim.warmup_decay(each, warmup) for each in x])
+        middle = np.array([factor(each, warmup) for each in x])
         require(np.abs(np.diff(middle, 2)).max() < 1e-6, f"the {name} is not a straight line")
         require(abs(middle[3] - 0.5) < 1e-6, f"the factor is {middle[3]:.4g} in the middle of the "
                 f"{name}, but should be 0.5: is progress divided by its length?")
     try:
-        none = optim.warmup_decay(0.0, 0.0)
+        none = factor(0.0, 0.0)
     except ZeroDivisionError:
         raise Wrong("without a warm-up (warmup=0) progress is divided by 0") from None
     require(abs(none - 1) < 1e-9, f"without a warm-up (warmup=0) the factor at the start is {none}")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mini_undivided.course.assignments import check, compare, distinct, normal, require
-from mini_undivided.course.student import beside
+from mini_undivided.course.student import beside, pure
 
 
 class Tiny(nn.Module):
@@ -41,9 +41,22 @@ class Tiny(nn.Module):
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(self.parameters()))])
 
 
+class WithLoss(nn.Module):
+    """A stand-in for pretrain.WithLoss."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.within = model
+
+    def forward(self, batch, **named):
+        """The summed loss of a batch."""
+        require(not named, "train_step calls the model for logits: model(batch) is the loss")
+        return self.within.surprise(batch).sum()
+
+
 def tiny_batches(rng):
     """A tiny model, and three micro-batches with unequal numbers of masked positions."""
-    from mini_undivided.data import MaskedBatch
+    from mini_undivided.data import MaskedBatch, split
 
     V, T, M, B = distinct(rng, 4, 4, 11)
     labels = rng.integers(V, size=(3 * B, M))
@@ -51,7 +64,7 @@ def tiny_batches(rng):
     labels[0], labels[B - 1], labels[-1], labels[-1, 0] = -100, 1, -100, 0
     drawn = rng.integers(V, size=(3 * B, T)), rng.integers(T, size=(3 * B, M)), labels
     batch = MaskedBatch(*map(torch.from_numpy, drawn))
-    return Tiny(rng, V), list(batch.micro_batches(B))
+    return Tiny(rng, V), list(split(batch, B))
 
 
 @check(5, points=3)
@@ -62,14 +75,14 @@ def loss_of_a_batch(pretrain, rng):
         model.out.weight.data *= scale
         each = model.surprise(batch)
         right, positions = each.sum(), batch.labels.numel()
-        answer = pretrain.masked_loss(model, batch)
+        answer = pure("pretrain", "masked_loss", model, batch)
         require(scale == 1 or answer.isfinite(), "with logits of some thousands the loss is not "
                 "finite: use log_softmax or cross_entropy, not the log of a softmax")
         compare(what, answer, right, {
             "when the mean is taken: train_step divides, once": each.mean(),
             "when the sum is divided by all positions, the unused ones too": right / positions,
             "when the sum is divided by the sequences": right / len(batch.labels),
-            "when IGNORE is taken for a token: such labels do not count": model.surprise(
+            "when IGNORE_INDEX is taken for a token": model.surprise(
                 batch._replace(labels=batch.labels.clamp(min=0))).sum(),
             "with the opposite sign": -right, "in bits, not in nats": right / np.log(2)})
 
@@ -87,7 +100,7 @@ def take_steps(model, batches, counts, world):
     """
     from mini_undivided.pretrain import train_step
 
-    model, steps, syncs, seen, now_inside = copy.deepcopy(model), [], [], [], []
+    tiny, steps, syncs, seen, now_inside = copy.deepcopy(model), [], [], [], []
 
     class Descent(torch.optim.SGD):
         def step(self, closure=None):
@@ -105,24 +118,21 @@ def take_steps(model, batches, counts, world):
         seen.append((torch.is_autocast_enabled("cpu"), bool(now_inside)))
         logits.register_hook(lambda gradient: seen.append((True, bool(now_inside))))
 
-    model.called, taken = called, []
-    optimizers = [Descent(part.parameters(), lr=1.0) for part in (model.word, model.out)]
+    tiny.called, model, taken = called, WithLoss(tiny), []
+    optimizers = [Descent(part.parameters(), lr=1.0) for part in (tiny.word, tiny.out)]
     machine = SimpleNamespace(
-        device=torch.device("cpu"), world=world, world_size=world, synchronise=synchronise,
+        device=torch.device("cpu"), world_size=world, synchronise=synchronise,
         autocast=lambda: torch.autocast("cpu"))  # float64 stays as it is
     for count in counts:
         for each in (steps, syncs, seen):
             each.clear()
         before = nn.utils.parameters_to_vector(model.parameters()).detach()
         loss = train_step(model, optimizers, batches, count, machine)
-        require(loss is not None, "train_step returns None: is a return missing?")
-        require(torch.is_tensor(loss),
-                "the loss returned is no tensor: return a tensor (detached), not a number")
+        require(torch.is_tensor(loss), "the loss returned is no tensor: is a return missing?")
         require(not loss.requires_grad, "the loss returned keeps the graph alive: detach it")
         require(steps, "no optimizer takes a step")
         require(len(set(steps)) == 2, "not all optimizers take a step")
-        require(len(steps) < 3,
-                "optimizers step after each micro-batch: they should once, at the end")
+        require(len(steps) == 2, "optimizers step after each micro-batch, not once, at the end")
         cast, inside = zip(*seen, strict=True)
         require(all(cast), "the model is called outside of machine.autocast()")
         require(syncs and syncs[-1] and sum(syncs) == 1, f"machine.synchronise gets now = {syncs} "
@@ -136,59 +146,47 @@ def take_steps(model, batches, counts, world):
 def step_over_micro_batches(pretrain, rng):
     """A step over micro-batches is the step over the whole batch, clipped to norm 1."""
     model, batches = tiny_batches(rng)
-    start = copy.deepcopy(model)
-    world, left, kept, counts, rights = int(rng.choice([2, 4, 5])), 0.0, 0.0, [], []
+    start, world, left, kept = copy.deepcopy(model), int(rng.choice([2, 4, 5])), 0.0, 0.0
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    sizes = [shape.numel() for shape in shapes.values()]
-    for number in (1, 2):
+    counts, rights = [], []
+    for slack in (2, 0.3):  # the first step needs no clipping, the second one does
         losses = [model.surprise(batch) for batch in batches]
         parts = [model.gradient(loss.sum()) for loss in losses]
         whole, loss, n = sum(parts), sum(each.sum() for each in losses), sum(map(len, losses))
         means = sum(p / len(each) for p, each in zip(parts, losses, strict=True)) / len(parts)
-        # The first step needs no clipping, the second one does.
-        num = 1 + int(world * whole.norm().item() * (2 if number == 1 else 0.3))
-        scale, within = world / num, 0.0
+        num = 1 + int(world * whole.norm().item() * slack)
+        parts, scaled, in_turn = [world / num * part for part in parts], world / num * whole, 0.0
         for part in parts:
-            within = clipped(within + scale * part)
-        right, pieces = clipped(scale * whole), (scale * whole).split(sizes)
-        rights.append((right, loss, {
-            "when the first step's gradient is still there: is zero_grad missing?":
-                clipped(left + scale * whole),
-            "when an optimizer keeps the first step's gradient: zero_grad is for each of them":
-                clipped(kept + scale * whole),
-            "without clipping": scale * whole,
-            "with the mean of micro-batch means: divide the sum of all losses by num_masked":
-                clipped(means),
-            "without division by num_masked, or at norm 1 also if it is smaller": clipped(whole),
-            "without the factor machine.world, which undoes DDP's average": clipped(whole / num),
-            "when it is divided by machine.world, not multiplied": clipped(whole / num / world),
-            "when the process's own positions are counted, instead of num_masked":
-                clipped(world * whole / n),
-            "when the gradient is clipped after each micro-batch: do it once, at the end": within,
-            "when each micro-batch's gradient is clipped by itself: do it once, at the end":
-                sum(clipped(scale * part) for part in parts),
-            "when each parameter's gradient is clipped by itself: the norm of the whole is meant":
-                torch.cat([clipped(piece) for piece in pieces]),
-            "when each optimizer's gradient is clipped by itself: the norm of the whole is meant":
+            in_turn = clipped(in_turn + part)
+        right, pieces = clipped(scaled), scaled.split([shape.numel() for shape in shapes.values()])
+        causes = {cause: clipped(gradient) for cause, gradient in {
+            "with the first step's gradient: is zero_grad missing?": left + scaled,
+            "with one optimizer's gradient of the first step: zero_grad is for each": kept + scaled,
+            "with the mean of micro-batch means: divide the sum of all losses by num_masked": means,
+            "without division by num_masked, or at norm 1 also if it is smaller": whole,
+            "without the factor machine.world_size, which undoes DDP's average": whole / num,
+            "when it is divided by machine.world_size, not multiplied": whole / num / world,
+            "when the process's own positions are counted, not num_masked": world * whole / n,
+            "from the last micro-batch alone: gradients have to add up": parts[-1],
+            "when the sum is also divided by the number of micro-batches": scaled / len(parts),
+        }.items()}
+        clip = "clipped {}: it is done once, at the end, to the norm of the whole".format
+        causes |= {
+            "without clipping": scaled, clip("after each micro-batch"): in_turn,
+            clip("for each micro-batch by itself"): sum(map(clipped, parts)),
+            clip("for each parameter by itself"): torch.cat([*map(clipped, pieces)]),
+            clip("for each optimizer by itself"):
                 torch.cat([clipped(pieces[0]), clipped(torch.cat(pieces[1:]))]),
-            "from the last micro-batch alone: gradients have to add up":
-                clipped(scale * parts[-1]),
-            "without the last micro-batch": clipped(scale * (whole - parts[-1])),
-            "when the sum is also divided by the number of micro-batches":
-                clipped(scale * whole / len(parts)),
-            "with each entry clipped (clip_grad_value_): the norm of the whole is meant":
-                (scale * whole).clamp(-1, 1)}, {
+            clip("entry by entry (clip_grad_value_)"): scaled.clamp(-1, 1)}
+        rights.append((right, loss, causes, {
             "when it is divided by num_masked": loss / num,
-            "when it is multiplied by machine.world": world * loss,
-            "when it is divided by the micro-batches": loss / len(parts),
+            "when it is multiplied by machine.world_size": world * loss,
             "for the last micro-batch alone": losses[-1].sum()}))
         counts.append(num)
-        left = scale * whole
-        kept = torch.cat([0 * pieces[0], *pieces[1:]])
+        left, kept = scaled, torch.cat([0 * pieces[0], *pieces[1:]])
         vector = nn.utils.parameters_to_vector(model.parameters()).detach()
         nn.utils.vector_to_parameters(vector - right, model.parameters())
     taken = take_steps(start, batches, counts, world)
-    for number, ((update, answer), (right, loss, causes, of_loss)) in enumerate(
-            zip(taken, rights, strict=True), 1):
-        compare(f"the update of step {number}", update, right, causes, shapes)
+    for (update, answer), (right, loss, causes, of_loss) in zip(taken, rights, strict=True):
+        compare("the update of a step", update, right, causes, shapes)
         compare("the loss returned", answer, loss, of_loss)

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from mini_undivided.course.assignments import Wrong, check, normal, require
+from mini_undivided.course.student import pure
 
 
 def largest_gradient(x, y, W, b, classes, strength, on_b=0.0):
@@ -26,8 +27,7 @@ def fitted_probe(probe, rng):
         x = normal(rng, L, N, C).float()
         score = x[0] @ normal(rng, C, K).float() + normal(rng, N, K).float() + torch.arange(K) / 2
         y = score.argmax(1) if classes else score[:, 0] + 1
-        fits = probe.fit(x, y, classes, strengths)
-        require(fits is not None, "fit returns None: is a return missing?")
+        fits = pure("probe", "fit", x, y, classes, strengths)
         shapes = [(tuple(W.shape), tuple(b.shape)) for W, b in fits]
         wanted = [((L, C, classes or 1), (L, 1, classes or 1))] * len(strengths)
         require(shapes == wanted, f"W and b have the shapes {shapes}, but should have {wanted}")
@@ -53,7 +53,7 @@ def fitted_probe(probe, rng):
                 "the penalty on W is missing": (0.0,),
                 "b is penalised as well: only W is": (strength, 1.0)}
             causes |= {f"this W is that of λ = {other:g}: are `strengths` used, in their order?":
-                       (other,) for other in (*strengths, *probe.STRENGTHS) if other != strength}
+                       (other,) for other in (*strengths, *probe.L2_PENALTIES) if other != strength}
             misses = {cause: largest_gradient(x, y, W, b, classes, *variant)
                       for cause, variant in causes.items()}
             cause = min(misses, key=misses.get)
@@ -69,12 +69,11 @@ def control_task(probe, rng):
     share = np.array([0.6, 0.3, 0.1])
     kinds, often = [f"{letter}{i}" for i in range(600) for letter in "wW"], 1 / np.arange(9, 1209)
     texts = {part: rng.choice(kinds, (300, 9), p=often / often.sum()).tolist()
-             for part in probe.PARTS}
+             for part in probe.SPLITS}
     labels = {part: rng.choice(3, 2700, p=share if part == "train" else share[::-1])
-              for part in probe.PARTS}
+              for part in probe.SPLITS}
     task = probe.ProbeTask("tags", texts, labels, per_word=True)
-    control, again, other = task.control(5), task.control(5), task.control(6)
-    require(control is not None, "control returns None: is a return missing?")
+    control, again, other = (pure("probe", "ProbeTask.control", task, n) for n in (5, 5, 6))
     require(list(control) == list(texts), f"control has the parts {list(control)}")
     tags = {}
     for part, tagged in control.items():
@@ -86,20 +85,19 @@ def control_task(probe, rng):
         require(all(tags.get(w, tag) == tag for w, tag in here.items()),
                 "a word has one tag in training and another in test: draw once, for all parts")
         tags |= here
-    require(all(np.array_equal(control[p], again[p]) for p in texts),
+    require(all(map(np.array_equal, control.values(), again.values())),
             "the same seed gives other tags")
-    require(not all(np.array_equal(control[p], other[p]) for p in texts),
+    require(not all(map(np.array_equal, control.values(), other.values())),
             "another seed gives the same tags: use the seed")
     task.texts = {part: each[::-1] for part, each in texts.items()}
-    turned = task.control(5)
+    turned = pure("probe", "ProbeTask.control", task, 5)
     require(all(np.array_equal(np.reshape(control[p], (300, 9))[::-1].ravel(), turned[p])
-                for p in texts), "the tags depend on the order of texts, or of a set, which "
-            "changes from run to run: take words in sorted order")
+                for p in texts), "tags depend on the order of texts, or of a set, which changes "
+            "from run to run: take words in sorted order")
     pairs = [(tags[w], tags[w.upper()]) for w in tags if w.islower() and w.upper() in tags]
     require(any(a != b for a, b in pairs), "words that differ in case have the same tag")
     found = np.bincount(np.array(list(tags.values()), dtype=int), minlength=3) / len(tags)
-    say = f"the tags occur in {', '.join(f'{s:.0%}' for s in found)} of the words, but in training "
-    say += "in 60 %, 30 % and 10 %"
+    say = f"tags occur in {', '.join(f'{s:.0%}' for s in found)} of words, not in 60, 30 and 10 %"
     require(len(found) == 3, f"{say}: there are other tags, too")
     causes = {"": share, ": they are drawn evenly": np.full(3, 1 / 3),
               ": they are drawn from all parts": (share + 2 * share[::-1]) / 3}

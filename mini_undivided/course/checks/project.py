@@ -3,7 +3,7 @@
 import torch
 
 from mini_undivided.course.assignments import check, compare, require
-from mini_undivided.course.checks.model import some_sizes, weights_of
+from mini_undivided.course.checks.costs import some_sizes, weights_of
 from mini_undivided.course.student import beside
 from mini_undivided.support.config import BertConfig
 

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import stats
 from scipy.spatial.distance import cosine
-from sklearn import metrics
+from sklearn import metrics as sklearn
 
 from mini_undivided.course.assignments import check, compare, require
 from mini_undivided.course.student import pure
@@ -28,55 +28,48 @@ def require_zero(metric, *arrays):
 
 
 @check(7, points=3)
-def f1_score(glue, rng):
+def f1_score(metrics, rng):
     """f1 is scikit-learn's f1_score of label 1."""
     labels, predicted = binary(rng)
-    precision, recall = (each(labels, predicted) for each in (
-        metrics.precision_score, metrics.recall_score))
     hits, negatives = np.sum(predicted & labels), np.sum(predicted + labels == 0)
-    compare("f1", pure("glue", "f1", predicted, labels), metrics.f1_score(labels, predicted), {
-        "for label 0: label 1 is the positive one":
-            metrics.f1_score(labels, predicted, pos_label=0),
-        "for the mean over both labels (macro)":
-            metrics.f1_score(labels, predicted, average="macro"),
-        "for accuracy": metrics.accuracy_score(labels, predicted),
+    precision, recall = hits / predicted.sum(), hits / labels.sum()
+    jaccard = sklearn.jaccard_score(labels, predicted)
+    compare("f1", pure("metrics", "f1", predicted, labels), sklearn.f1_score(labels, predicted), {
+        "for label 0, not 1": sklearn.f1_score(labels, predicted, pos_label=0),
+        "for both labels (macro)": sklearn.f1_score(labels, predicted, average="macro"),
+        "for accuracy": sklearn.accuracy_score(labels, predicted),
         "for precision alone": precision, "for recall alone": recall,
-        "for the arithmetic mean of precision and recall: it is the harmonic one":
-            (precision + recall) / 2,
-        "for their geometric mean: it is the harmonic one": (precision * recall) ** 0.5,
+        "for their arithmetic mean, not the harmonic one": (precision + recall) / 2,
+        "for their geometric mean, not the harmonic one": (precision * recall) ** 0.5,
         "without the factor 2": precision * recall / (precision + recall),
         "without the factor 2 above": hits / (predicted.sum() + labels.sum() + 1e-99),
-        "for TP / (TP + FP + FN), which is Jaccard's index":
-            metrics.jaccard_score(labels, predicted),
-        "with 2 TP above, but TP below": 2 * metrics.jaccard_score(labels, predicted),
-        "with true negatives (TN) in place of false negatives (FN)":
-            2 * hits / (hits + predicted.sum() + negatives)})
+        "for TP / (TP + FP + FN), Jaccard's index": jaccard,
+        "with 2 TP above, but TP below": 2 * jaccard,
+        "with true negatives, not false ones": 2 * hits / (hits + predicted.sum() + negatives)})
     for zeros in ((0, 0), (0, 1), (1, 0)):
-        require_zero(glue.f1, *(np.full(5, each) for each in zeros))
+        require_zero(metrics.f1, *(np.full(5, each) for each in zeros))
 
 
 @check(7, points=3)
-def matthews_and_pearson(glue, rng):
+def matthews_and_pearson(metrics, rng):
     """matthews is scikit-learn's matthews_corrcoef, pearson SciPy's pearsonr."""
     x, (labels, predicted) = rng.normal(size=40) + 2, binary(rng)
     y = x + rng.normal(size=40) + 3
     for sign in (1, -1):
         right, cov = stats.pearsonr(x, sign * y)[0], np.cov(x, sign * y, bias=True)[0, 1]
-        compare("pearson", pure("glue", "pearson", x, sign * y), right, {
+        compare("pearson", pure("metrics", "pearson", x, sign * y), right, {
             **signs(right), "when means are not subtracted": 1 - cosine(x, sign * y),
-            "when one side's mean is not subtracted":
-                40 * cov / (x.std() * 40**0.5 * np.linalg.norm(y)),
-            "for the covariance": cov,
-            "for the slope of a line: divide by both deviations": cov / x.var(),
+            "when one side's mean is not": 40**0.5 * cov / (x.std() * np.linalg.norm(y)),
+            "for the covariance": cov, "for the slope of a line": cov / x.var(),
             "when the covariance is divided by n - 1, the deviations by n": right * 40 / 39})
         predicted = predicted if sign == 1 else 1 - predicted
-        right, accuracy = metrics.matthews_corrcoef(labels, predicted), np.mean(labels == predicted)
-        compare("matthews", pure("glue", "matthews", predicted, labels), right, {
-            **signs(right), "without the square root below":
-                right / (60**2 * labels.std() * predicted.std()),
+        right, accuracy = sklearn.matthews_corrcoef(labels, predicted), np.mean(labels == predicted)
+        compare("matthews", pure("metrics", "matthews", predicted, labels), right, {
+            **signs(right),
+            "without the square root": right / (60**2 * labels.std() * predicted.std()),
             "for accuracy": accuracy, "for 2 · accuracy - 1": 2 * accuracy - 1,
-            "for Cohen's κ": metrics.cohen_kappa_score(labels, predicted)})
-    for metric in (glue.pearson, glue.matthews):
+            "for Cohen's κ": sklearn.cohen_kappa_score(labels, predicted)})
+    for metric in (metrics.pearson, metrics.matthews):
         require_zero(metric, np.ones(5, int), np.array([1, 0, 1, 1, 0]))
         require_zero(metric, np.array([1, 0, 1, 1, 0]), np.zeros(5, int))
 
@@ -89,29 +82,25 @@ def signs(right):
 
 
 @check(7, points=4)
-def ranks_and_spearman(glue, rng):
+def ranks_and_spearman(metrics, rng):
     """ranks is SciPy's rankdata, ties sharing their mean; spearman its spearmanr."""
     x, y = rng.integers(-3, 4, size=(2, 30)) / 2.0
     x = x + np.where(rng.random(30) < 0.3, y, 0)
     right = stats.rankdata(x)
-    compare("ranks", pure("glue", "ranks", x), right, {
-        "when ties are broken by their order: equal values share the mean of their ranks":
-            stats.rankdata(x, "ordinal"),
-        "from argsort(argsort), which breaks ties: equal values share the mean of their ranks":
-            1 + x.argsort().argsort(),
-        "when ties get the least of their ranks: it is the mean": stats.rankdata(x, "min"),
-        "when ties get the greatest of their ranks: it is the mean": stats.rankdata(x, "max"),
-        "when different values are numbered: ties take up several ranks":
-            stats.rankdata(x, "dense"),
+    compare("ranks", pure("metrics", "ranks", x), right, {
+        "when ties are broken, not given their mean rank": stats.rankdata(x, "ordinal"),
+        "from argsort(argsort), not with ties' mean rank": 1 + x.argsort().argsort(),
+        "when ties get the least of their ranks, not the mean": stats.rankdata(x, "min"),
+        "when ties get the greatest of their ranks, not the mean": stats.rankdata(x, "max"),
+        "when different values are numbered": stats.rankdata(x, "dense"),
         "when ranks begin at 0": right - 1, "when the greatest comes first": 31 - right,
         "when the means of ranks are cut off to whole numbers": np.floor(right),
         "from argsort once: it says where to find the values, not their ranks": 1 + x.argsort()})
     for y in (y, y - x):
         d = np.sum((stats.rankdata(x) - stats.rankdata(y)) ** 2)
         right = stats.spearmanr(x, y)[0]
-        compare("spearman", pure("glue", "spearman", x, y), right, {
+        compare("spearman", pure("metrics", "spearman", x, y), right, {
             **signs(right), "from the values: take their ranks first": stats.pearsonr(x, y)[0],
             "when only one side is ranked": stats.pearsonr(stats.rankdata(x), y)[0],
-            "from 1 - 6 Σ d² / (n (n² - 1)), which holds without ties only":
-                1 - 6 * d / (30 * (30**2 - 1))})
-    require_zero(glue.spearman, np.ones(5), np.arange(5.0))
+            "from the formula that holds without ties": 1 - 6 * d / (30 * (30**2 - 1))})
+    require_zero(metrics.spearman, np.ones(5), np.arange(5.0))
