@@ -63,8 +63,8 @@ def test_a_micro_batch_is_what_fits_and_divides_the_batch(
         tokens_at_once, chosen, processes, sizes):
     """The largest number of sequences that fits in memory and divides those of a process."""
     options = PretrainOptions(seq_len=19, batch_tokens=19 * 60 + 5, micro_batch=chosen)
-    machine = SimpleNamespace(world_size=processes, tokens_at_once=tokens_at_once)
-    assert batch_sizes(options, machine) == sizes
+    machine = SimpleNamespace(world_size=processes, tokens_at_once=lambda config: tokens_at_once)
+    assert batch_sizes(options, machine, None) == sizes
 
 
 def test_init_starts_from_a_run_with_its_ffns_kept_or_cut(options, tmp_path):
