@@ -10,6 +10,7 @@ Entries named ok_… are checks.
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import signal
@@ -61,7 +62,8 @@ def main():
 
 def run_parts(args):
     """Run the parts one after another, each in a process, and collect what they find."""
-    Path(args.out).mkdir(parents=True, exist_ok=True)
+    for folder in (args.out, args.work):
+        Path(folder).mkdir(parents=True, exist_ok=True)
     begin, results, jobs = time.monotonic(), {}, []
     log = open(f"{args.out}/log.txt", "a")  # noqa: SIM115 (until the end)
 
@@ -210,11 +212,14 @@ def part_resume(args, machine, found):
         return loss
 
     pretrain.take_step = interrupting
+    text = Path(args.work, "text.jsonl")  # little: a tokenizer is trained on it
+    with open(args.corpus) as file:
+        text.write_text("".join(itertools.islice(file, 300)))
     for compiled in (False, True) if machine.compiles else (False,):
         weights = {}
         for name, stop["at"] in (("once", None), ("again", None), ("resumed", 3)):
             options = PretrainOptions.preset(
-                "laptop", corpus=[args.corpus], dropout=0.1, compile=compiled, layers=2,
+                "laptop", corpus=[str(text)], dropout=0.1, compile=compiled, layers=2,
                 out=f"{args.work}/{name}-{compiled}", steps=5 if args.tiny else 40)
             ends = [run.pretrain(options, resume=resume)["status"]
                     for resume in (False, True)[: 1 + (name == "resumed")]]

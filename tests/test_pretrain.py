@@ -116,7 +116,7 @@ def test_a_run_is_one_graph(options, tmp_path, counter, pairs):
     options = replace(options, micro_batch=2, steps=3, next_sentence=pairs)
     pretrain(options)
     assert counter.frame_count == 0
-    with torch._dynamo.config.patch(recompile_limit=1):
+    with torch._dynamo.config.patch(cache_size_limit=1):  # recompile_limit, from 2.7 on
         for number, width in enumerate((24, 36, 48), 1):
             out = str(tmp_path / str(width))
             pretrain(replace(options, compile=True, hidden_size=width, out=out))
