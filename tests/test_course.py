@@ -347,7 +347,7 @@ HANDED_IN = {  # files of a submission → what is taken of them
     "helped": (["mini_undivided/optim.py", "mini_undivided/helper.py"],
                ["helper.py", "mini_undivided/helper.py", "mini_undivided/optim.py"]),
     "edited": (["mini_undivided/cka.py", "mini_undivided/course/assignments.py",
-                "mini_undivided/course/checks/optim.py", "train.py"], ["mini_undivided/cka.py"]),
+                "mini_undivided/course/checks/optim.py"], ["mini_undivided/cka.py"]),
     "empty": ([], [])}
 
 
