@@ -130,14 +130,19 @@ def test_predictions_come_in_the_order_of_the_examples(run_dir):
 
     Dropout is switched off; and a prediction that is not a number is an error, not the first class.
     """
+<<<<<<< HEAD
     model = SequenceClassifier.from_pretrained(run_dir, num_labels=3).train()
     lively(model)
+=======
+    model = SequenceClassifier.from_pretrained(run_dir, num_labels=1).train()
+    lively(model.classifier)
+>>>>>>> 181f24c5352f77b1fddbf549eea0d7366dd19a2f
     rng = np.random.default_rng(0)
     examples = [([2, *rng.integers(5, 30, n).tolist(), 3], [0] * (n + 2))
                 for n in rng.integers(1, 30, 150)]
     together = glue.predict(model, examples, CPU)
-    assert together.tolist() == [int(glue.predict(model, [row], CPU)[0]) for row in examples]
-    assert len(set(together.tolist())) > 1
+    alone = [glue.predict(model, [example], CPU)[0] for example in examples]
+    assert np.allclose(together, alone, atol=1e-4) and together.std() > 0.01
     torch.nn.init.constant_(model.classifier.bias, float("nan"))
     with pytest.raises(UserError, match="predictions are no longer numbers"):
         glue.predict(model, examples[:1], CPU)
