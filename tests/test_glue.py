@@ -130,13 +130,8 @@ def test_predictions_come_in_the_order_of_the_examples(run_dir):
 
     Dropout is switched off; and a prediction that is not a number is an error, not the first class.
     """
-<<<<<<< HEAD
-    model = SequenceClassifier.from_pretrained(run_dir, num_labels=3).train()
-    lively(model)
-=======
     model = SequenceClassifier.from_pretrained(run_dir, num_labels=1).train()
     lively(model.classifier)
->>>>>>> 181f24c5352f77b1fddbf549eea0d7366dd19a2f
     rng = np.random.default_rng(0)
     examples = [([2, *rng.integers(5, 30, n).tolist(), 3], [0] * (n + 2))
                 for n in rng.integers(1, 30, 150)]
