@@ -431,7 +431,7 @@ def class_of_many(tmp_path_factory):
         "    '''A hidden claim.'''\n    require(optim.warmup_decay(1) == 0, 'it is not 0')\n")
     lecturer = {**os.environ, "PYTHONPATH": str(ROOT), "SECRET": "42", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mini_undivided.course", "grade", *submissions, "--jobs", "2",
-               "--assignments", "6,6", "--timeout", "15", "--out", "points"]
+               "--assignments", "6,6", "--timeout", "20", "--out", "points"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=lecturer,
                           cwd=folder / "lecturer")
     assert done.returncode == 0, done.stderr
