@@ -1,10 +1,10 @@
 """mini_undivided: BERT with and without its feed-forward layers, in a few files meant to be read.
 
-The chapters, in the order to read them: tokenizer, corpus, data, model, optim, pretrain, glue, cka,
-attention, probe. `support` holds what is needed to run but not to understand, `report` what people
-see, `course` the assignments, which nothing else imports. Imports point one way: command lines →
-report → chapters → support (of which `setup` alone stands between two chapters: pretrain calls it,
-and it calls data and model).
+The chapters, in the order to read them: tokenizer, corpus, data, model, optim, pretrain, glue (with
+metrics), attention, cka, probe; then pairs, costs, and run with tokens and probe_tasks. `support`
+holds what is needed to run but not to understand, `report` what people see, `course` the
+assignments, which nothing else imports. Imports point one way: command lines → report → run →
+chapters → support.
 
 The experiment is that of arXiv:2012.11881, *Undivided Attention: Are Intermediate Layers Necessary
 for BERT?*

@@ -102,8 +102,9 @@ class Sequences:
         scores[special] = 2.0  # above every random number: special tokens come last
         positions = np.argsort(scores, axis=1)[:, : self.num_masked]  # (B, M)
         num_to_mask = np.rint(self.mlm_probability * (~special).sum(axis=1, keepdims=True))
-        is_masked = np.arange(self.num_masked) < num_to_mask  # (B, M): fewer where special tokens
-        original = np.take_along_axis(ids, positions, axis=1)  # lie inside the sequence
+        # Sequences with a [SEP] inside have fewer ordinary tokens: fewer of the M positions count.
+        is_masked = np.arange(self.num_masked) < num_to_mask  # (B, M)
+        original = np.take_along_axis(ids, positions, axis=1)
         changed = np.where(draws < TO_MASK + TO_RANDOM, random, original)
         changed = np.where(draws < TO_MASK, self.mask_id, changed)
         np.put_along_axis(ids, positions, np.where(is_masked, changed, original), axis=1)

@@ -37,9 +37,9 @@ def attention(q, k, v, mask=None, dropout=0.0):
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, M, T)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1)  # 0 where the score is the least number
+    weights = scores.softmax(dim=-1)  # 0 for padding
     if mask is not None:
-        weights = weights * mask  # for a row that is all padding
+        weights = weights * mask  # a text that is all padding gets 0, not a mean
     return F.dropout(weights, dropout) @ v
 
 
@@ -142,9 +142,9 @@ def sines_and_cosines(T, C):
 
 
 def initialise(model):
-    """Normal weights of standard deviation `initializer_range`; biases 0, norms 1; and a start.
+    """Normal weights of standard deviation `initializer_range`; biases 0.
 
-    The start is where we depart from BERT. Positions begin as sines and cosines, 2.5 times as large
+    In two things we depart from BERT. Positions begin as sines and cosines, 2.5 times as large
     as word vectors. Keys begin equal to queries, both of variance 1, as the division by √D assumes
     (in the spirit of Trockman & Kolter 2023, 2305.09828): a token then attends to those with
     similar vectors, its neighbours, and need not learn first, position by position, where they are.

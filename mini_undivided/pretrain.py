@@ -26,7 +26,7 @@ from mini_undivided.support.checkpoint import save_trainer
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.terminal import catch_signals, progress_bar, show
 
-VALIDATIONS = 10  # in a run
+VALIDATIONS = 10  # in a run, the last at its end (run.result)
 SAVE_SECONDS = 600  # between checkpoints, if validations are rarer
 QUICK_TOKENS, FULL_TOKENS = 2**15, 2**18  # of the validation split: during the run, and at its end
 
@@ -94,7 +94,7 @@ class State:
     step: int = 0
     progress: float = 0.0  # from 0 to 1
     validated: int = 0  # validations so far
-    seconds: float = 0.0  # by the clock, but for each process's first step, which may compile
+    seconds: float = 0.0  # by the clock, without the first step after a start or resume, which may compile
     training_seconds: float = 0.0  # without validating and saving
     timed_steps: int = 0  # those of training_seconds
     smooth_loss: float | None = None  # what the progress bar shows
@@ -133,7 +133,10 @@ def train(run):
 
 
 def agree(run, batch, caught, saved):
-    """What all processes do alike, by the first one's clock → all masked positions, stop?, save?"""
+    """Sum over all processes → masked positions, whether to stop, whether to save.
+
+    Any process's signal stops all; for the rest process 0's clock counts, and the others add 0.
+    """
     state, now = run.state, time.perf_counter()
     if run.started is not None:
         state.seconds = now - run.started
@@ -149,7 +152,7 @@ def agree(run, batch, caught, saved):
 def take_step(run, batch, num_masked):
     """One step; `num_masked` positions in all processes → its summed loss in this one.
 
-    Its learning rate is the schedule's in the middle of the step, or by the clock at its start.
+    The schedule is read in the middle of the step; by the clock, which knows no steps, at its start.
     """
     state = run.state
     half_a_step = 0.5 / run.steps if run.steps else 0.0

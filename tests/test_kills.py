@@ -51,7 +51,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tale, tmp_path,
     """
     out, whole = tmp_path / "killed", tmp_path / "whole"
     arguments = small_run(tale, out, "--steps", 300, "--dropout", 0.1)
-    pretrain(train_options(*arguments, "--out", whole))
+    assert start(*arguments, "--out", whole).wait() == 0  # in a process with as many threads
     rng, kills = np.random.default_rng(os.getpid()), 0
     while True:
         resume = (out / "training_state.pt").exists()
