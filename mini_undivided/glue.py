@@ -12,7 +12,6 @@ import math
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from mini_undivided.corpus import held_out_docs, sentences
 from mini_undivided.metrics import in_words, score
@@ -20,6 +19,7 @@ from mini_undivided.optim import adamw, scale_learning_rates, warmup_decay
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.glue_files import make_docs_task, read_glue
 from mini_undivided.support.tasks import BUILT_IN
+from mini_undivided.support.terminal import progress
 
 SORTED_BATCHES = 50  # batches whose examples are sorted by length together
 EVAL_BATCH = 128
@@ -36,7 +36,7 @@ def fine_tune(model, task, splits, encoded, machine, epochs, batch_size, lr, see
     labels = torch.tensor(splits["train"].labels.tolist())  # int64, or float32 in a regression
     optimizer, rng = adamw(model.parameters(), lr), np.random.default_rng(seed)
     steps, step = epochs * math.ceil(len(examples) / batch_size), 0
-    with tqdm(total=steps, desc=name, leave=False, dynamic_ncols=True, disable=None) as bar:
+    with progress(total=steps, desc=name) as bar:
         for epoch in range(1, epochs + 1):
             model.train()
             for batch in length_batches(examples, batch_size, rng):

@@ -13,18 +13,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from mini_undivided.cka import text_means
 from mini_undivided.glue import collate
 from mini_undivided.metrics import METRICS, best_constant, mean_and_std
+from mini_undivided.support.terminal import progress
 from mini_undivided.tokenizer import encode
 
 L2_PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # λ, strongest first: a fit starts from the last one
 SPLITS = ("train", "valid", "test")
 DRAWN = 0.8  # of the training examples, by each seed
 BATCH = 32  # texts in a forward pass
-BAR = {"leave": False, "disable": None}  # None: no progress bar without a terminal
 
 
 # The probe, on given features.
@@ -138,7 +137,7 @@ def run_probes(encoder, untrained, tasks, tokenizer, machine, length, seeds=3, c
         examples = {"trained": trained, "control": task_features(encoder, controls, *settings),
                     "untrained": task_features(untrained(seed), tasks, *settings)}
         for name, of_tasks in examples.items():
-            for task, features, labels in tqdm(of_tasks, f"seed {seed}, {name}", **BAR):
+            for task, features, labels in progress(of_tasks, desc=f"seed {seed}, {name}"):
                 features, labels = draw(features, labels, seed)
                 features = {split: x.to(machine.device) for split, x in features.items()}
                 scores[task.name][name].append(
@@ -190,7 +189,7 @@ def word_features(encoder, texts, labels, tokenizer, machine, length):
 
 def batch_starts(texts):
     """Where batches of texts begin, with a progress bar."""
-    return tqdm(range(0, len(texts), BATCH), "features", unit=" batches", **BAR)
+    return progress(range(0, len(texts), BATCH), desc="features", unit=" batches")
 
 
 def task_features(encoder, tasks, tokenizer, machine, length, cls=False):

@@ -10,15 +10,15 @@ from urllib.parse import quote
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mini_undivided.attention import STATISTICS, attention_sums, attention_weights
 from mini_undivided.cka import compare
 from mini_undivided.corpus import held_out, open_corpus, sentences
-from mini_undivided.glue import collate, length_batches
 from mini_undivided.costs import count_parameters
+from mini_undivided.glue import collate, length_batches
 from mini_undivided.model import BertConfig, Encoder
 from mini_undivided.probe import run_probes
+from mini_undivided.probe_tasks import glue_task, text_tasks, treebank_task
 from mini_undivided.report import figures, replicates, tables
 from mini_undivided.report.results import (
     COMPARED_ROWS,
@@ -40,7 +40,6 @@ from mini_undivided.support.files import (
     write_text,
 )
 from mini_undivided.support.machine import Machine
-from mini_undivided.probe_tasks import glue_task, text_tasks, treebank_task
 from mini_undivided.support.run_directory import (
     check_finished,
     read_record,
@@ -48,6 +47,7 @@ from mini_undivided.support.run_directory import (
     results_folder,
 )
 from mini_undivided.support.tasks import find_task
+from mini_undivided.support.terminal import progress
 from mini_undivided.tokenizer import (
     check_fits,
     encode,
@@ -187,7 +187,7 @@ class Analysis:
         """The sentences as batches of (ids, mask, segments), with a progress bar of that name."""
         rows = encode([(sentence,) for sentence in self.sentences], self.tokenizer, self.length)
         batches = length_batches(rows, BATCH, np.random.default_rng(0))
-        bar = tqdm(batches, desc=name, unit=" batches", leave=False, mininterval=0.3, disable=None)
+        bar = progress(batches, desc=name, unit=" batches")
         return (collate([rows[i] for i in batch], self.machine) for batch in bar)
 
     @cached_property

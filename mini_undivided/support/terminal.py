@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 def progress(iterable=None, **kwargs):
     """A bar of tqdm that leaves nothing behind, and on what is no terminal nothing at all."""
-    return tqdm(iterable, leave=False, mininterval=0.5, disable=None, **kwargs)
+    return tqdm(iterable, leave=False, dynamic_ncols=True, mininterval=0.3, disable=None, **kwargs)
 
 
 def progress_bar(hidden=False):
