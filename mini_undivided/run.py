@@ -81,7 +81,6 @@ class Run:
     optimizers: list
     batches: TrainingBatches
     micro_batch: int  # sequences at once in this process
-    batch_tokens: int  # of a step, in all processes
     flops_per_token: float
     steps: int | None  # None: the clock ends the run
     valid_set: Sequences
@@ -95,6 +94,11 @@ class Run:
         """The run directory."""
         return Path(self.options.out)
 
+    @property
+    def batch_tokens(self):
+        """The tokens of a step, in all processes."""
+        return self.batches.size * self.options.seq_len
+
 
 def pretrain(options, resume=False, announce=None):
     """Pretrain as PretrainOptions say → the dictionary that train.json holds.
@@ -102,8 +106,7 @@ def pretrain(options, resume=False, announce=None):
     announce: called as announce(record, run, tokenizer) in the first process before training
     begins. Raises UserError.
     """
-    check(options, resume)
-    width = make_config(options, options.vocab_size).hidden_size
+    width = check(options, resume).hidden_size
     machine = Machine.start(options.device, options.dtype, width)
     torch.manual_seed(options.seed)
     corpus, tokenizer, tokens = machine.main_first(lambda: prepare_text(options, resume))
@@ -131,7 +134,10 @@ def pretrain(options, resume=False, announce=None):
 # Options.
 
 def check(options, resume):
-    """Raise UserError if options do not fit together, or if `out` cannot be written or is taken."""
+    """Check options before any work → the model's config, its vocabulary not known yet.
+
+    Raises UserError if options do not fit together, or if `out` cannot be written or is taken.
+    """
     if not options.out:
         raise UserError("the run directory has no name: give one with --out")
     if [options.steps, options.flops, options.minutes].count(None) != 2:
@@ -148,6 +154,7 @@ def check(options, resume):
         raise UserError(f"--seq-len {options.seq_len} is longer than the model's {limit} positions")
     if options.next_sentence:
         config.check_pairs(options.init)
+    return config
 
 
 def check_free(out, resume):
@@ -238,10 +245,12 @@ def make_run(options, machine, text, tokenizer):
                         f"batch has one of {options.seq_len} tokens: give more --batch-tokens")
     batches = TrainingBatches(sequences, size, options.seed, objective.mask)
     flops = flops_per_token(model.config, options.seq_len, sequences.num_masked)
-    tokens = size * options.seq_len
-    steps = math.ceil(options.flops / (flops * tokens)) if options.flops else options.steps
+    steps = options.steps
+    if options.flops:
+        steps = options.flops / (flops * size * options.seq_len)
+        steps = max(1, math.ceil(round(steps, 6)))  # a rounding error is no step
     return Run(options, machine, objective, model, with_loss, optimizers, batches, micro_batch,
-               tokens, flops, steps, valid_set)
+               flops, steps, valid_set)
 
 
 def make_config(options, vocab_size):

@@ -63,9 +63,8 @@ class Machine:
             raise UserError("--device mps: this PyTorch sees no Apple GPU, or torchrun has started "
                             "several processes, which cannot share one; use --device cpu")
         if dtype == "auto":
-            native = (device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-                      or device == "cpu" and width >= QUICK_WIDTH and cpu.multiplies_bfloat16())
-            dtype = "bfloat16" if native else "float32"
+            worth_it = device != "cpu" or width >= QUICK_WIDTH
+            dtype = "bfloat16" if worth_it and multiplies_bfloat16(device) else "float32"
 
         matmul = {"cuda": "cuBLAS", "mps": "MPS"}.get(device) or cpu.speed_up()
         if device == "cuda":
@@ -123,11 +122,7 @@ class Machine:
     @property
     def quick_dtype(self):
         """The type in which the device multiplies matrices fastest, where rounding is harmless."""
-        if self.on_gpu:
-            quick = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            quick = self.device.type == "cpu" and cpu.multiplies_bfloat16()
-        return torch.bfloat16 if quick else torch.float32
+        return torch.bfloat16 if multiplies_bfloat16(self.device.type) else torch.float32
 
     def to_device(self, tensor):
         """Copy a CPU tensor to the device; to a GPU from pinned memory, without waiting for it."""
@@ -270,6 +265,13 @@ class Machine:
         """
         if self.world_size > 1:
             dist.destroy_process_group()
+
+
+def multiplies_bfloat16(device):
+    """Whether a device ("cpu", "cuda", "mps") has instructions for products of bfloat16 matrices."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and cpu.multiplies_bfloat16()
 
 
 def in_float64(x):
