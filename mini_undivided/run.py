@@ -303,13 +303,14 @@ def batch_sizes(options, machine, config):
 @contextmanager
 def claimed(out, resume, machine):
     """Context: the run directory is this run's alone. UserError if it is taken."""
-    claim = machine.in_main(lambda: run_directory.claim(out))
+    lock = machine.in_main(lambda: run_directory.claim(out))
     try:
         # once more: another process may have finished there
         machine.in_main(lambda: check_free(out, resume))
         yield
     finally:
-        run_directory.release(claim)
+        if machine.is_main:
+            lock.release()
 
 
 def begin(record, tokenizer, resume):

@@ -71,7 +71,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tale, tmp_path,
             shutil.rmtree(out)  # it was too late: once more
     for name, tensor in read_weights(whole).items():
         assert torch.equal(tensor, read_weights(out)[name]), name
-    assert losses(out) == losses(whole) and not list(out.glob(".*"))
+    assert losses(out) == losses(whole) and not list(out.glob(".*.tmp"))
     assert read_json(out / "train.json")["status"] == "finished"
 
 
@@ -86,7 +86,7 @@ def test_one_process_at_a_time(tale, tmp_path):
         pretrain(train_options(*small_run(tale, out)))
     first.kill()
     first.wait()
-    run_directory.release(run_directory.claim(out))
+    run_directory.claim(out).release()
 
 
 def test_a_run_without_a_checkpoint_can_be_started_again(tale, tmp_path):
@@ -101,7 +101,7 @@ def test_a_run_without_a_checkpoint_can_be_started_again(tale, tmp_path):
     with pytest.raises(UserError, match="no checkpoint yet: start it again without --resume"):
         pretrain(resume_options({"out": str(out)}), resume=True)
     assert pretrain(options)["status"] == "finished"
-    assert not list(out.glob(".*"))  # nor what a kill left within a save
+    assert not list(out.glob(".*.tmp"))  # nor what a kill left within a save
 
 
 def test_a_run_belongs_to_its_text_and_tokenizer(tale, tmp_path):
@@ -155,7 +155,7 @@ def test_a_full_disk_is_said_and_costs_nothing(tale, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="could not be written: the disk is full"):
         pretrain(options)
     monkeypatch.setattr(files.os, "fsync", fsync)
-    assert not list(Path(options.out).glob(".*"))
+    assert not list(Path(options.out).glob(".*.tmp"))
     assert pretrain(resume_options({"out": options.out}), resume=True)["status"] == "finished"
 
 

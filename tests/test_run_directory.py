@@ -108,6 +108,18 @@ def test_a_kill_before_the_end_leaves_no_row_twice(options):
     assert again == rows and sum("validation_loss" in row for row in again) == 10
 
 
+def test_a_claim_is_passed_on_to_one_process(tmp_path):
+    """Who opened the lock before it was let go and takes it then has it; a third is refused."""
+    fcntl = pytest.importorskip("fcntl")
+    first = run_directory.claim(tmp_path)
+    with open(tmp_path / ".lock") as second:
+        first.release()
+        fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(UserError, match="another process is training in"):
+            run_directory.claim(tmp_path)
+    run_directory.claim(tmp_path).release()
+
+
 # Records
 
 

@@ -3,6 +3,7 @@
 config.json  model.safetensors  tokenizer.json  tokenizer_config.json    what Hugging Face reads
 training_state.pt  training_state.pt.sum                                 what --resume reads
 train.json  log.jsonl  loss.png                                          options; rows; the curve
+.lock                                                                    who trains here
 """
 
 import json
@@ -64,8 +65,9 @@ def results_folder(directory):
 
 
 def claim(directory):
-    """Claim a run directory for this process, until it ends or is killed → what keeps the claim.
+    """Claim a run directory for this process, until `lock.release()` or its end → the lock.
 
+    Its file stays: without it, processes could hold locks on two files of one name.
     Removes the temporary files that killed processes left. UserError if another process holds it.
     """
     from filelock import FileLock, Timeout  # late: slow to import
@@ -79,13 +81,6 @@ def claim(directory):
         raise UserError(f"another process is training in {directory}: {advice}") from None
     remove_temporaries(directory)
     return lock
-
-
-def release(lock):
-    """Give up what `claim` returned."""
-    if lock:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def has_checkpoint(directory):
