@@ -36,7 +36,6 @@ from mini_undivided.support.run_directory import (  # noqa: E402
     has_checkpoint,
     read_log,
     read_record,
-    release,
 )
 
 RESULTS, RUNS = ROOT / "docs/results/study", Path("runs/study")
@@ -141,7 +140,7 @@ def train(corpus, glue, groups):
             if not path_of(group, name).exists():
                 words = {"NOVELS": corpus, "GLUE": glue, "FULL": flops_of_full()}
                 do(group, name, [words.get(word, word) for word in command])
-            release(handle)
+            handle.release()
 
 
 def flops_of_full():

@@ -76,7 +76,7 @@ def test_results_are_kept_and_not_made_twice(study, tmp_path, monkeypatch):
     write_json(tmp_path / "tokens/full-seed0.json", {"flops": 1})
     held = study.claim(tmp_path / "locks/none-seed1")
     study.train("novels", "glue", ["tokens"])
-    study.release(held)
+    held.release()
     assert "full-seed1" in made and not {"full-seed0", "none-seed1"} & {*made}
     assert made == [name for group, name, _ in study.jobs() if group == "tokens" and name in made]
 
