@@ -129,8 +129,7 @@ class PretrainOptions(Checked):
         None, "vocab.txt, tokenizer.json or a folder with one of them", "PATH", unset="train one")
     vocab_size: int = option(4096, "entries of a trained tokenizer", "N", most=2**20, unset=PRESET)
     cased: bool = option(False, "keep capital letters and accents")
-    seq_len: int = option(
-        64, "tokens in a sequence", "N", least=8, most=2**16, unset=PRESET)
+    seq_len: int = option(64, "tokens in a sequence", "N", least=8, most=2**16, unset=PRESET)
     mlm_probability: float = option(
         0.4, "how many of the tokens training masks; BERT's is 0.15, and validation's always",
         "P", least=0.01, most=0.9)
@@ -149,8 +148,7 @@ class PretrainOptions(Checked):
     optimizer: str = option(
         "muon", "muon: for the hidden weight matrices, and AdamW for the rest; adamw: for all",
         choices=("muon", "adamw"))
-    muon_lr: float = option(
-        0.01, "peak of Muon's learning rate", "X", least=1e-12, most=100)
+    muon_lr: float = option(0.01, "peak of Muon's learning rate", "X", least=1e-12, most=100)
     lr: float = option(2e-3, "peak of AdamW's learning rate", "X", least=1e-12, most=100,
                        unset=PRESET)
     init_std: float = option(
