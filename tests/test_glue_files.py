@@ -70,19 +70,11 @@ def test_every_task_is_read_by_its_columns(task, end, tmp_path):
         assert split.labels.tolist() == [len(task.labels) - 1 if task.labels else 3.25]
 
 
-@pytest.mark.parametrize(
-    ("lines", "sentence"),
-    [
-        (
-            ["sentence\tlabel", "red\t1", "blue"],
-            "dev.tsv, line 3: 1 columns, but there should be 2"),
-        (["sentence\tlabel", "red\t2"], 'dev.tsv, line 2: the label "2" is not one of 0, 1'),
-        (
-            ["phrase\tlabel", "red\t1"],
-            'dev.tsv has no column "sentence"; its columns are phrase, label'),
-        (["sentence\tlabel"], "dev.tsv holds no examples"),
-    ],
-)
+@pytest.mark.parametrize(("lines", "sentence"), [
+    (["sentence\tlabel", "red\t1", "blue"], "dev.tsv, line 3: 1 columns, but there should be 2"),
+    (["sentence\tlabel", "red\t2"], 'dev.tsv, line 2: the label "2" is not one of 0, 1'),
+    (["phrase\tlabel", "red\t1"], 'has no column "sentence"; its columns are phrase, label'),
+    (["sentence\tlabel"], "dev.tsv holds no examples")])
 def test_broken_files_are_named_with_their_line(lines, sentence, tmp_path):
     """A broken file is an error in one sentence, with the file and the line.
 

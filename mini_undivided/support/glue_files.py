@@ -10,19 +10,19 @@ from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import atomic, write_text
 from mini_undivided.support.tasks import BUILT_IN, GLUE, TASKS, Split
 
-# The GLUE server's names: (task, part) → file.
+# The GLUE server's names: (task, split) → file.
 SUBMISSION = {(key, "test"): task.name for key, task in GLUE.items() if key != "mnli"} | {
     ("mnli", "test_matched"): "MNLI-m", ("mnli", "test_mismatched"): "MNLI-mm",
     ("mnli", "ax"): "AX"}
 
 
 def read_glue(key, data_dir, predict=False):
-    """The examples of a task, {part: Split}: train, dev or dev_matched …, if `predict` test too.
+    """The examples of a task, {split: Split}: train, dev or dev_matched …, if `predict` test too.
 
     data_dir: the folder of the official files; None: the hub.
     """
-    parts = ("train", "dev", "test") if predict else ("train", "dev")
-    return read_folder(GLUE[key], data_dir, parts) if data_dir else read_hub(key, parts)
+    splits = ("train", "dev", "test") if predict else ("train", "dev")
+    return read_folder(GLUE[key], data_dir, splits) if data_dir else read_hub(key, splits)
 
 
 # Official files.
@@ -54,10 +54,11 @@ def read_tsv(path, columns=None, broken=0):
         print(f"{path}: {skipped} broken rows left out")
 
 
-def read_split(path, task, labelled, columns=None):
-    """Read a file of a task → Split."""
+def read_split(path, task, labelled):
+    """Read a file of a task, with labels or without → Split."""
     texts, labels = [], []
     needed = (*task.texts, task.label) if labelled else task.texts
+    columns = task.plain or None if labelled else None  # a test file always has a header
     broken = task.broken if labelled else 0  # a prediction must keep its row
     for number, row in read_tsv(path, columns, broken):
         for column in needed:
@@ -85,23 +86,20 @@ def parse_label(text, task, where):
         raise UserError(f'{where}: the label "{text}" is not {wanted}') from None
 
 
-def part_names(task, parts):
-    """(part, variant) of all files of a task: the training part has no variants."""
-    return [(part, v) for part in parts for v in (("",) if part == "train" else task.variants)]
+def split_names(task, splits):
+    """The names of a task's files: "train", and with its variants "dev_matched" and so on."""
+    return ["_".join(filter(None, (split, variant))) for split in splits
+            for variant in (("",) if split == "train" else task.variants)]
 
 
-def read_folder(task, data_dir, parts):
-    """Read parts ("train", "dev", "test") of a task's official files → {part[_variant]: Split}."""
-    folder, splits = Path(data_dir) / task.name, {}
-    names = ["_".join(filter(None, name)) for name in part_names(task, parts)]
-    files = {name: folder / f"{name}.tsv" for name in names}
+def read_folder(task, data_dir, splits):
+    """Read "train", "dev", "test" of a task's official files → {split[_variant]: Split}."""
+    files = {name: Path(data_dir) / task.name / f"{name}.tsv" for name in split_names(task, splits)}
     missing = [str(path) for path in files.values() if not path.exists()]
     if missing:
         raise UserError(f"{task.name} is not in {data_dir}: looked for {', '.join(missing)}")
-    for name, path in files.items():
-        test = name.startswith("test")
-        splits[name] = read_split(path, task, not test, None if test else task.plain or None)
-    return splits
+    return {name: read_split(path, task, labelled=not name.startswith("test"))
+            for name, path in files.items()}
 
 
 def tasks_in(data_dir):
@@ -117,15 +115,15 @@ def tasks_in(data_dir):
     return keys
 
 
-def read_hub(key, parts):
-    """Read parts of a task from the Hugging Face hub → as read_folder."""
+def read_hub(key, splits):
+    """Read splits of a task from the Hugging Face hub → as read_folder."""
     import datasets  # late: slow to import
 
-    task, splits = GLUE[key], {}
-    for part, variant in part_names(task, parts):
-        name = "_".join(filter(None, ("validation" if part == "dev" else part, variant)))
+    task, found = GLUE[key], {}
+    for name in split_names(task, splits):
         try:
-            rows = datasets.load_dataset("nyu-mll/glue", key, split=name)
+            theirs = name.replace("dev", "validation")
+            rows = datasets.load_dataset("nyu-mll/glue", key, split=theirs)
         except Exception as error:  # the hub raises many kinds
             kind = type(error).__name__
             raise UserError(
@@ -133,9 +131,8 @@ def read_hub(key, parts):
                 f"the GLUE files with --data-dir, or take a built-in task: {', '.join(BUILT_IN)}"
             ) from None
         texts = list(zip(*(rows[column] for column in task.hub or task.texts), strict=True))
-        labels = None if part == "test" else np.array(rows["label"])
-        splits["_".join(filter(None, (part, variant)))] = Split(texts, labels)
-    return splits
+        found[name] = Split(texts, None if "test" in name else np.array(rows["label"]))
+    return found
 
 
 # The task made from the docs corpus.
