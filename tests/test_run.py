@@ -50,10 +50,12 @@ def test_a_run_is_not_overwritten_nor_resumed_by_another_recipe(options):
     with pytest.raises(UserError, match="already holds a run: resume it with --resume"):
         pretrain(options)
     record = read_json(Path(options.out) / "train.json")
-    record["versions"]["mini_undivided"] = "0.2.0"
-    write_json(Path(options.out) / "train.json", record)
-    with pytest.raises(UserError, match="was started with version 0.2.0 of mini_undivided"):
-        resume_options({"out": options.out})
+    assert resume_options({"out": options.out}).out == options.out
+    for version in ("0.2.0", None):
+        record["versions"]["mini_undivided"] = version
+        write_json(Path(options.out) / "train.json", record)
+        with pytest.raises(UserError, match=f"version {version} .*start a new run with --init"):
+            resume_options({"out": options.out})
 
 
 @pytest.mark.parametrize(("tokens_at_once", "chosen", "processes", "sizes"), [

@@ -10,7 +10,6 @@ import json
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path
 
 from mini_undivided import __version__
@@ -137,21 +136,20 @@ def append_log(directory, row):
         file.write(json.dumps(row) + "\n")
 
 
-def log_rows(directory):
-    """Yield the rows of log.jsonl; a last line that was cut short by a kill is left out."""
-    path = Path(directory) / "log.jsonl"
+def read_log(directory):
+    """The rows of log.jsonl, without a last line that a kill cut short.
+
+    UserError names a damaged line.
+    """
+    path, rows = Path(directory) / "log.jsonl", []
     with reading(path):
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else [""]
     for number, line in enumerate(lines[:-1], 1):
         with reading(f"{path}, line {number},"):
             row = parse_json(line)
         check_form(row, ROW, f"{path}, line {number}")
-        yield row
-
-
-def read_log(directory):
-    """The rows of log.jsonl. UserError names a damaged line."""
-    return list(log_rows(directory))
+        rows.append(row)
+    return rows
 
 
 def count_rows(directory):
@@ -161,12 +159,8 @@ def count_rows(directory):
 
 
 def truncate_log(directory, count):
-    """Keep the first `count` rows: a resumed run writes the others again. Drop what is damaged."""
-    rows = []
-    try:
-        rows.extend(islice(log_rows(directory), count))
-    except UserError as error:
-        print(f"{error}; the rows from there on are dropped")
+    """Keep the first `count` rows: a resumed run writes the others again."""
+    rows = read_log(directory)[:count]
     write_text(Path(directory) / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
