@@ -21,8 +21,8 @@ from mini_undivided.support.files import (
 from mini_undivided.support.terminal import progress
 
 DOCS_VERSION = 2  # raise it when the text below changes
-RUN = 13  # words in a row: so many that two texts do not share them by chance
-LEAST = 80  # characters of a document
+RUN_LENGTH = 13  # words in a row: so many that two texts do not share them by chance
+MIN_CHARACTERS = 80  # characters of a document
 NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 
 
@@ -44,7 +44,7 @@ def docs_file(is_held_out):
         texts = separate([text for _, text in documents], is_held_out)
         with sealed(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             for number, ((library, _), text) in enumerate(zip(documents, texts, strict=True)):
-                if len(text) > LEAST:
+                if len(text) > MIN_CHARACTERS:
                     row = {"text": text, "library": library, "held_out": is_held_out(number)}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return path
@@ -57,7 +57,7 @@ def gather_docs():
     for library, path in progress(sources, desc="gathering docs", unit="file"):
         for text in docstrings(path):
             prose = clean(text)
-            if len(prose) > LEAST:
+            if len(prose) > MIN_CHARACTERS:
                 documents.setdefault(prose, library)
     if not documents:
         raise UserError("the docs corpus is empty on this machine; give text with --corpus PATH")
@@ -71,34 +71,34 @@ def gather_docs():
 def separate(texts, is_held_out):
     """Keep each sentence once, and out of the held-out texts what the others have, too → the texts.
 
-    What a held-out text may not share with the others is a whole sentence, or RUN words in a row.
+    What a held-out text may not share with the others is a whole sentence, or RUN_LENGTH words in a row.
     """
     seen, kept = set(), {}
     for out in (False, True):  # the training texts first: what they have, no held-out text keeps
         for number, text in enumerate(texts):
             if is_held_out(number) == out:
-                kept[number] = [[s for s in split_sentences(paragraph) if new(s, seen)]
+                kept[number] = [[s for s in split_sentences(paragraph) if is_new(s, seen)]
                                 for paragraph in text.split("\n\n")]
     training = [number for number in kept if not is_held_out(number)]
     shared = None
     while shared != set():  # a gap brings words together that were apart
         held_out, shared = set(), set()
         for number in kept.keys() - training:
-            held_out.update(runs(places(kept[number])[0]))
+            held_out.update(word_runs(locate_words(kept[number])[0]))
         for number in training:
-            shared.update(held_out.intersection(runs(places(kept[number])[0])))
+            shared.update(held_out.intersection(word_runs(locate_words(kept[number])[0])))
         for number in kept.keys() - training:
-            words, origins = places(kept[number])
+            words, origins = locate_words(kept[number])
             touched = set()
-            for start, run in enumerate(runs(words)):
-                touched.update(origins[start : start + RUN] if run in shared else ())
+            for start, run in enumerate(word_runs(words)):
+                touched.update(origins[start : start + RUN_LENGTH] if run in shared else ())
             kept[number] = [[s for j, s in enumerate(paragraph) if (i, j) not in touched]
                             for i, paragraph in enumerate(kept[number])]
     ordered = [kept[number] for number in range(len(texts))]
     return ["\n\n".join(" ".join(p) for p in paragraphs if p) for paragraphs in ordered]
 
 
-def new(sentence, seen):
+def is_new(sentence, seen):
     """Whether a sentence is not in `seen`, by its words; it is put there."""
     words = tuple(split_words(sentence))
     if words in seen:
@@ -107,7 +107,7 @@ def new(sentence, seen):
     return True
 
 
-def places(paragraphs):
+def locate_words(paragraphs):
     """The words of a document, and the (paragraph, sentence) that each is from."""
     words, origins = [], []
     for i, paragraph in enumerate(paragraphs):
@@ -118,9 +118,9 @@ def places(paragraphs):
     return words, origins
 
 
-def runs(words):
-    """Each RUN words in a row."""
-    return zip(*(words[i:] for i in range(RUN)), strict=False)
+def word_runs(words):
+    """Each RUN_LENGTH words in a row."""
+    return zip(*(words[i:] for i in range(RUN_LENGTH)), strict=False)
 
 
 def split_words(text):
@@ -154,7 +154,7 @@ def docstrings(path):
         return list(importlib.import_module("pydoc_data.topics").topics.values())
     source = path.read_text(encoding="utf-8", errors="replace")
     pairs = re.findall(r'"""(.*?)"""|\'\'\'(.*?)\'\'\'', source, re.DOTALL)
-    return [text for pair in pairs for text in pair if len(text) > 80]
+    return [text for pair in pairs for text in pair if len(text) > MIN_CHARACTERS]
 
 
 def clean(text):

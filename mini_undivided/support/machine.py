@@ -164,7 +164,7 @@ class Machine:
                      if re.search(rf"\b{known}\b", name)), None)
 
     def utilisation(self, flops):
-        """FLOP/s of all processes as a share of the peak (MFU), in words; "" if unknown."""
+        """FLOP/s of all processes as a fraction of the peak (MFU), in words; "" if unknown."""
         peak = self.peak_flops()
         return f", {flops / self.world_size / peak:.1%} MFU" if peak else ""
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mini_undivided.support.docs import RUN
+from mini_undivided.support.docs import RUN_LENGTH
 
 CHUNK = 1 << 22  # tokens of the training text looked at together
 WORD, STEP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)  # odd, with mixed bits
@@ -26,15 +26,15 @@ def word_hashes(tokens, opens_word, sep):
     ids = ids[starts[0] :].astype(np.uint64) + np.uint64(1)
     starts = starts - starts[0]
     lengths = np.diff(np.append(starts, len(ids)))
-    places = np.arange(len(ids)) - np.repeat(starts, lengths)  # of a piece in its word
+    positions = np.arange(len(ids)) - np.repeat(starts, lengths)  # of a piece in its word
     mixed = ids * WORD
-    mixed = (mixed ^ (mixed >> np.uint64(29))) * powers(STEP, lengths.max())[places]
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * powers(STEP, lengths.max())[positions]
     hashes, between = np.add.reduceat(mixed, starts), ids[starts] == sep + 1
     hashes[between] = np.random.default_rng().integers(2**64, size=between.sum(), dtype=np.uint64)
     return hashes
 
 
-def run_hashes(words, run=RUN):
+def run_hashes(words, run=RUN_LENGTH):
     """A hash of each run of `run` words: words (N,) → (N - run + 1,), empty if there is none."""
     count = max(0, len(words) - run + 1)
     total = np.zeros(count, np.uint64)
@@ -43,10 +43,10 @@ def run_hashes(words, run=RUN):
     return total ^ (total >> np.uint64(31))
 
 
-def shared_words(train, valid, opens_word, sep, run=RUN):
+def shared_words(train, valid, opens_word, sep, run=RUN_LENGTH):
     """Which words of the held-out tokens lie in a run that training has too → array of bool."""
     words = word_hashes(valid, opens_word, sep)
-    runs, places = np.unique(run_hashes(words, run), return_inverse=True)  # runs[places]: all
+    runs, inverse = np.unique(run_hashes(words, run), return_inverse=True)  # runs[positions]: all
     bits = max(FILTER, 3 + len(runs).bit_length())
     table = np.zeros(1 << bits, bool)  # most runs of the training text are sorted out by it
     shift = np.uint64(64 - bits)
@@ -66,7 +66,7 @@ def shared_words(train, valid, opens_word, sep, run=RUN):
         shared[nearest[runs[nearest] == candidates]] = True
         rest = chunk[len(chunk) - run + 1 :] if run > 1 else rest
     marks = np.zeros(len(words) + 1, np.int64)  # +1 where a shared run begins, -1 behind its end
-    hits = np.flatnonzero(shared[places])
+    hits = np.flatnonzero(shared[inverse])
     np.add.at(marks, hits, 1)
     np.add.at(marks, hits + run, -1)
     return np.cumsum(marks)[:-1] > 0
