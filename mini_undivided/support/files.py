@@ -93,13 +93,8 @@ def check_writable(folder):
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not parent.is_dir():
         raise UserError(f"cannot write to {folder}: {parent} is a file")
-    if not os.access(parent, os.W_OK | os.X_OK) or is_read_only(parent):
+    if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {folder}: no permission to write in {parent}")
-
-
-def is_read_only(folder):
-    """Whether a folder is on a file system that nobody may write to."""
-    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def write_text(path, text):
