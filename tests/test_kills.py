@@ -187,8 +187,8 @@ def test_a_closed_pipe_costs_no_work(tale, tmp_path):
     assert read_json(tmp_path / "run" / "train.json")["status"] == "finished"
 
 
-def test_a_terminal_without_unicode_gets_plain_letters(tale, tmp_path, monkeypatch):
-    """Where "×" cannot be shown an x stands."""
+def test_a_terminal_without_unicode_costs_no_work(tale, tmp_path, monkeypatch):
+    """Where "×" cannot be shown a question mark stands."""
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     arguments = small_run(tale, tmp_path / "run", "--steps", 1)
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
@@ -198,7 +198,7 @@ def test_a_terminal_without_unicode_gets_plain_letters(tale, tmp_path, monkeypat
     terminal.flush()
     assert ended.value.code == 0
     shown = b" ".join(terminal.buffer.getvalue().split())  # lines are wrapped
-    assert b"at once x 1 accumulated x 1 process" in shown
+    assert b"at once ? 1 accumulated ? 1 process" in shown
 
 
 def test_places_that_cannot_be_written_are_said_before_the_work(tale, tmp_path, monkeypatch):

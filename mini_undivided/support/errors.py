@@ -1,15 +1,11 @@
 """Errors that a user can fix, and how a command line ends."""
 
-import codecs
 import os
 import signal
 import sys
 from contextlib import contextmanager
 
 from mini_undivided.support.launcher import launcher
-
-PLAIN = {"×": "x", "±": "+-", "–": "-", "…": "...", "→": "->",
-         "“": '"', "”": '"', "‘": "'", "’": "'"}
 
 
 class UserError(ValueError):
@@ -23,14 +19,13 @@ def command_line():
     Status 2 after a UserError, a file that cannot be written, or when memory is full; 130
     after Ctrl-C and SIGTERM.
     """
-    codecs.register_error("plain", plain_letters)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for the whole program)
     streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     for name, stream in streams.items():
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="plain")
+            stream.reconfigure(errors="replace")  # "?" for what it cannot show
         setattr(sys, name, Patient(stream))
     # As Ctrl-C, so that files are cleaned up.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -74,12 +69,6 @@ def fail(sentence):
 def is_first_process():
     """Whether this is the first, or only, of the processes that torchrun started."""
     return launcher().rank == 0
-
-
-def plain_letters(error):
-    """What a terminal that cannot show a character gets instead: "x" for "×", "?" for others."""
-    text = error.object[error.start : error.end]
-    return "".join(PLAIN.get(character, "?") for character in text), error.end
 
 
 class Patient:
