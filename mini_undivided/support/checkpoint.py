@@ -238,7 +238,7 @@ def write_weights(folder, tensors):
 
 def save_trainer(trainer):
     """Write a run's checkpoint: what --resume reads first, then the weights that others read."""
-    random = trainer.machine.gather(trainer.machine.random_state())
+    random = trainer.machine.gather_objects(trainer.machine.random_state())
     if trainer.machine.is_main:
         optimizers = [optimizer.state_dict() for optimizer in trainer.optimizers]
         state = {"model": trainer.model.state_dict(), "optimizer": optimizers, "random": random,
@@ -248,24 +248,17 @@ def save_trainer(trainer):
 
 
 def load_trainer(trainer):
-    """Go on from training_state.pt, as if there had been no interruption."""
-    machine, counts = trainer.machine, type(trainer.state)
-    saved, trainer.state = restore_state(trainer.out, trainer.model, trainer.optimizers, counts)
+    """Go on from training_state.pt, as if there had been no interruption.
+
+    Raises UserError if the file is damaged, or is not the state of this model.
+    """
+    machine, counts, saved = trainer.machine, type(trainer.state), read_state(trainer.out)
+    with reading(Path(trainer.out) / "training_state.pt"):
+        trainer.model.load_state_dict(saved["model"])
+        for optimizer, state in zip(trainer.optimizers, saved["optimizer"], strict=True):
+            groups = optimizer.state_dict()["param_groups"]  # rates: the options say them
+            optimizer.load_state_dict({**state, "param_groups": groups})
+        trainer.state = counts(**{field.name: saved[field.name] for field in fields(counts)})
     machine.set_random_state(saved["random"][machine.rank % len(saved["random"])])
     if machine.is_main:
         truncate_log(trainer.out, saved["rows"])
-
-
-def restore_state(directory, model, optimizers, counts):
-    """Load training_state.pt into model and optimizers → what the file holds, and its `counts`.
-
-    counts: the dataclass of how far a run is, pretrain.State.
-    Raises UserError if the file is damaged, or is not the state of this model.
-    """
-    saved = read_state(directory)
-    with reading(Path(directory) / "training_state.pt"):
-        model.load_state_dict(saved["model"])
-        for optimizer, state in zip(optimizers, saved["optimizer"], strict=True):
-            groups = optimizer.state_dict()["param_groups"]  # rates: the options say them
-            optimizer.load_state_dict({**state, "param_groups": groups})
-        return saved, counts(**{field.name: saved[field.name] for field in fields(counts)})

@@ -207,14 +207,6 @@ class Machine:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, tensor):
-        """A list of every process's CPU tensor; all have the same shape."""
-        if self.world_size == 1:
-            return [tensor]
-        everyone = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        dist.all_gather(everyone, tensor)
-        return everyone
-
     def gather_objects(self, value):
         """A list of every process's value."""
         if self.world_size == 1:
