@@ -337,19 +337,6 @@ def test_a_pickle_with_code_is_refused(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("length", [0, 5, 1000, -4])
-def test_truncated_weights_are_an_error(tmp_path, name, length):
-    """A weights file that was cut short is an error that names its folder."""
-    MaskedLM(config()).save_pretrained(tmp_path)
-    if name == "pytorch_model.bin":
-        as_pickle(tmp_path)
-    path = tmp_path / name
-    path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(UserError, match=str(tmp_path)):
-        MaskedLM.from_pretrained(tmp_path)
-
-
 def test_a_folder_without_config_or_weights_is_an_error(tmp_path):
     """A folder without config.json or weights, a wrong index, or no folder at all, is an error."""
     with pytest.raises(UserError, match="config.json"):

@@ -101,15 +101,6 @@ def test_json_comes_back(tmp_path):
     assert "café" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("content", [None, b"", b'{"a": 1', b"\xff\xfe"])
-def test_missing_or_broken_json_is_an_error_that_names_it(tmp_path, content):
-    """A JSON file that is missing or cannot be read is an error that names it."""
-    if content is not None:
-        (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(UserError, match=str(tmp_path / "config.json")):
-        read_json(tmp_path / "config.json")
-
-
 def test_half_a_surrogate_pair_is_an_error_that_names_the_file(tmp_path):
     """Text that could be neither written nor printed is refused, whole pairs are not."""
     path = tmp_path / "a.json"
