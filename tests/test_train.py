@@ -115,7 +115,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tale, tmp_path, capsys):
     assert f"interrupted and saved; resume it with: python train.py --resume --out {out}" in stdout
     assert read_json(out / "train.json")["status"] == "interrupted"
 
-    with pytest.raises(UserError, match="--lr 0.5 is not the 0.002 that the run"):
+    with pytest.raises(UserError, match="takes the options of the run in --out: leave out --lr"):
         resume_options({"out": str(out), "lr": 0.5})
     record, state = read_json(out / "train.json"), run_directory.read_state(out)
     steps = record["options"]["steps"] = state["step"] + 20  # a shorter way to the end

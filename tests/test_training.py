@@ -116,7 +116,7 @@ def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monk
     assert f"3 seeds: validation loss {mean(losses):.3f} ± {stdev(losses):.3f} nats" in shown
     alone = run_options.train_options({**typed, "seed": 1, "out": str(tmp_path / "alone")})
     assert run_module.pretrain(alone)["result"]["validation_loss"] == losses[1]
-    with pytest.raises(UserError, match="--lr 0.5 is not the"):
+    with pytest.raises(UserError, match="run was started with lr 0.002, not 0.5, and is no rep"):
         training.train_seeds({**typed, "lr": 0.5, "seeds": 3})
     other = {name: value for name, value in typed.items() if name != "steps"}
     with pytest.raises(UserError, match="run was started with steps 11, not 3000, and is no rep"):

@@ -94,7 +94,8 @@ def train_seeds(typed):
         out = own["out"] = options.out
         resume = has_checkpoint(out)
         if resume:
-            wanted, options = options, resume_options(own)
+            wanted = options
+            options = resume_options({name: own[name] for name in MAY_CHANGE if name in own})
             check_replicate(options, wanted)
         if not resume or read_record(out)["status"] != "finished":
             say(f"\nrun {seed + 1} of {number}, seed {seed}: {out}\n")

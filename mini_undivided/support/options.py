@@ -6,7 +6,7 @@ Nothing here imports PyTorch, so that --help answers at once.
 """
 
 import argparse
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin
@@ -79,7 +79,7 @@ def check(field, value):
     if value is None and get_origin(field.type) is UnionType:
         return
     if many and not isinstance(value, list):
-        raise ValueError("a list")
+        raise ValueError("a list of layer numbers, such as 3,7,11" if type is int else "a list")
     if spec.choices and value not in spec.choices:
         raise ValueError("one of " + ", ".join(spec.choices))
     if type not in (int, float) or many:
@@ -302,11 +302,10 @@ def add_option(parser, field):
     details = {"help": spec.help + (f" (default: {shown})" if shown != "" else "")}
     if type is bool:
         details["action"] = "store_true" if default is False else argparse.BooleanOptionalAction
-    elif field.name == "ffn_layers":
-        details |= {"metavar": spec.metavar, "type": layer_list}
     else:
         details |= {"metavar": spec.metavar, "choices": spec.choices}
-        details |= {"nargs": "+" if many else None, "type": lambda text: parse(text, field)}
+        details |= {"nargs": "+" if many and type is str else None}
+        details["type"] = lambda text: parse(text, field)
     positional = default is MISSING and field.name != "task"
     if not positional and default is MISSING:
         details["required"] = True
@@ -316,30 +315,22 @@ def add_option(parser, field):
 
 def parse(text, field):
     """The value of what was typed. Raises argparse's error, which says what it has to be."""
-    type, _ = kind(field)
+    type, many = kind(field)
     if not text:
         raise argparse.ArgumentTypeError("it is empty")
     try:
         text = from_user(text)
-        value = type(text)
+        is_list = type is int and many  # 3,7,11; of texts, argparse makes the list
+        value = [int(part) for part in text.split(",")] if is_list else type(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     except ValueError:
         value = float("nan")  # within no bounds
     try:
-        check(field, [value] if kind(field)[1] else value)
+        check(field, [value] if type is str and many else value)
     except ValueError as wanted:
         raise argparse.ArgumentTypeError(f"{text} is not {wanted}") from None
     return value
-
-
-def layer_list(text):
-    """An argparse type: layer numbers, 3,7,11."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        wanted = "a list of layer numbers, such as 3,7,11"
-        raise argparse.ArgumentTypeError(f"{text} is not {wanted}") from None
 
 
 def dashed(name):
@@ -353,8 +344,9 @@ SIZES = {
     "layers": "num_hidden_layers", "hidden_size": "hidden_size", "heads": "num_attention_heads",
     "ffn_size": "intermediate_size", "vocab_size": "vocab_size", "init_std": "initializer_range"}
 EXCLUSIVE = (("no_ffn", "ffn_every", "ffn_layers"), ("steps", "flops", "minutes"),
-             ("seed", "seeds"), ("resume", "seeds"))
-MAY_CHANGE = ("device", "dtype", "compile", "micro_batch")  # when a run is resumed
+             ("seed", "seeds"), ("tokenizer", "vocab_size"),
+             *(("init", name) for name in (*SIZES, "tokenizer", "cased")))
+MAY_CHANGE = ("out", "device", "dtype", "compile", "micro_batch")  # when a run is resumed
 
 
 def train_options(typed):
@@ -363,33 +355,22 @@ def train_options(typed):
         given = [dashed(name) for name in names if name in typed]
         if len(given) > 1:
             raise UserError(f"{given[0]} and {given[1]} exclude each other: give one of them")
-    if "tokenizer" in typed and "vocab_size" in typed:
-        raise UserError("--vocab-size does nothing with --tokenizer, which brings its entries")
+    if "muon_lr" in typed and typed.get("optimizer") == "adamw":
+        raise UserError("--muon-lr does nothing with --optimizer adamw: leave one of them out")
     shortcuts = {each.name for each in fields(TrainShortcuts)}
     changes = {name: value for name, value in typed.items() if name not in shortcuts}
     preset = typed.get("preset", "laptop")
     if "init" in typed:
-        clash = [dashed(name) for name in (*SIZES, "tokenizer", "cased") if name in typed]
-        if clash:
-            raise UserError(f"{clash[0]} cannot go with --init, which brings its own")
         config = BertConfig.from_hugging_face(resolve(typed["init"]))
         changes |= {name: getattr(config, theirs) for name, theirs in SIZES.items()}
-        alike = [name for name, p in PRESETS.items() if p["hidden_size"] == config.hidden_size]
-        preset = typed.get("preset", alike[0] if alike else "base")
+        as_wide = [name for name, p in PRESETS.items() if p["hidden_size"] == config.hidden_size]
+        preset = typed.get("preset", as_wide[0] if as_wide else "base")
     if "no_ffn" in typed:
         changes["ffn_layers"] = []
     if "ffn_every" in typed:
         layers = changes.get("layers", PRESETS[preset]["layers"])
         changes["ffn_layers"] = every_kth(layers, typed["ffn_every"])
-    options = PretrainOptions.preset(preset, **changes)
-    refuse_idle(typed, options)
-    return options
-
-
-def refuse_idle(typed, options):
-    """Raise UserError if an option was typed that does nothing beside the others."""
-    if "muon_lr" in typed and options.optimizer == "adamw":
-        raise UserError("--muon-lr does nothing with --optimizer adamw: leave one of them out")
+    return PretrainOptions.preset(preset, **changes)
 
 
 def every_kth(layers, k):
@@ -398,32 +379,20 @@ def every_kth(layers, k):
 
 
 def resume_options(typed):
-    """The options that a run was started with → PretrainOptions. UserError if others were typed."""
-    out = typed.get("out") or train_options(typed).out
-    if not (Path(out) / "train.json").exists():
-        raise UserError(f"there is no run to resume in {out}; name it with --out")
-    record = read_record(out)
-    check_version(out, record)
-    saved = {**record["options"], "out": out}
-    changes = {name: typed[name] for name in MAY_CHANGE if name in typed}
-    with reading(Path(out) / "train.json"):
-        options = PretrainOptions(**saved | changes)
-    refuse_idle(typed, options)
-    given = asdict(train_options({**typed, "out": out}))
-    named = {"ffn_layers" if name in ("no_ffn", "ffn_every") else name for name in typed}
-    named |= set(PRESETS[typed["preset"]]) if "preset" in typed else set()
-    for name in sorted(named & given.keys() - set(MAY_CHANGE)):
-        if given[name] != getattr(options, name):
-            shown = [describe_value(name, value) for value in (given[name], getattr(options, name))]
-            raise UserError(f"{dashed(name)} {shown[0]} is not the {shown[1]} that the run in "
-                            f"{out} was started with; a resumed run keeps its options")
-    return options
+    """The options that the run in --out was started with → PretrainOptions.
 
-
-def describe_value(name, value):
-    """The value of an option in words."""
-    if name == "ffn_layers" and not value:
-        return "(every layer)" if value is None else "(no layer)"
-    if value is None:
-        return "(none)"
-    return ",".join(map(str, value)) if name == "ffn_layers" else value
+    Those of MAY_CHANGE may be given anew. UserError for any other one, and if there is no run.
+    """
+    others = [dashed(name) for name in typed if name not in ("resume", *MAY_CHANGE)]
+    if others:
+        raise UserError(f"--resume takes the options of the run in --out: leave out {others[0]}")
+    if "out" not in typed:
+        raise UserError("--resume needs the run directory: name it with --out")
+    path = Path(typed["out"]) / "train.json"
+    if not path.exists():
+        raise UserError(f"there is no run to resume in {path.parent}")
+    record = read_record(path.parent)
+    check_version(path.parent, record)
+    changes = {name: value for name, value in typed.items() if name in MAY_CHANGE}
+    with reading(path):
+        return PretrainOptions(**record["options"] | changes)
