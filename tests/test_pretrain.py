@@ -40,7 +40,7 @@ def test_a_run_writes_a_whole_run_directory(options):
     out = Path(options.out)
     record = read_json(out / "train.json")
     assert {path.name for path in out.iterdir()} == {
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        ".lock", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
         "training_state.pt",
         "training_state.pt.sum", "train.json", "log.jsonl", "loss.png"}
     assert record["status"] == "finished"
