@@ -106,7 +106,7 @@ TRAIN = [
     ("--init NOFFN --ffn-layers 0 --corpus TALE", "has no FFN in layer 0: only FFNs that it has"),
     ("--resume", "--resume needs the run directory: name it with --out"),
     ("--resume --out nowhere", "there is no run to resume in nowhere"),
-    ("--resume --out HALF --lr 0.5", "--resume takes the options of the run in --out: leave out --lr"),
+    ("--resume --out HALF --lr 0.5", "takes the options of the run in --out: leave out --lr"),
     ("--resume --out HALF --no-ffn", "the run in --out: leave out --no-ffn"),
     ("--resume --out BROKEN", "train.json cannot be read"),
 ]

@@ -71,7 +71,8 @@ def gather_docs():
 def separate(texts, is_held_out):
     """Keep each sentence once, and out of the held-out texts what the others have, too → the texts.
 
-    What a held-out text may not share with the others is a whole sentence, or RUN_LENGTH words in a row.
+    What held-out text may not share with the others is a whole sentence, or RUN_LENGTH words in a
+    row.
     """
     seen, kept = set(), {}
     for out in (False, True):  # the training texts first: what they have, no held-out text keeps
