@@ -18,17 +18,19 @@ import json
 import math
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from functools import cache
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from mini_undivided import data, glue, optim, pretrain, run
 from mini_undivided import model as models
@@ -45,18 +47,20 @@ from mini_undivided.tokens import batches, cached_tokenizer, tokenize
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
-# layers, width, heads, vocabulary, batch: the training step
-STEP_SIZES = {"4 × 128": (4, 128, 4, 8192, 32), "4 × 256": (4, 256, 4, 8192, 32),
-              "12 × 768": (12, 768, 12, 30528, 8)}
-GROWTH_SIZES = [name for name in PRESETS if name != "laptop"]  # those of Turc et al. 2019
+# layers, width, heads, vocabulary, batch, tokens of a sequence: the training step
+CPU_SIZES = {"4 × 128": (4, 128, 4, 8192, 32, 128), "4 × 256": (4, 256, 4, 8192, 32, 128),
+             "12 × 768": (12, 768, 12, 30528, 8, 128)}
+GPU_SIZES = {"12 × 768, T 128": (12, 768, 12, 30528, 128, 128),
+             "12 × 768, T 512": (12, 768, 12, 30528, 32, 512)}
 # tokens of a sentence: log mean, deviation, least, most
 FINETUNE = {"SST-2": (2.4, 0.65, 3, 64), "MRPC": (3.95, 0.27, 25, 100)}
 
 
-# The parent: starts workers, gathers what they say, prints tables
+# The parent: starts workers, gathers their results, prints tables
 
-def ask(worker, **spec):
+def measure(worker, **spec):
     """Run a worker in a process of its own → the dictionary that it prints as its last line."""
+    print(worker, spec, file=sys.stderr)
     command = [sys.executable, __file__, "--worker", worker, json.dumps(spec)]
     quiet = {**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=quiet)
@@ -66,80 +70,63 @@ def ask(worker, **spec):
 
 
 def in_turn(contenders, rounds):
-    """Run every (worker, spec) of a dictionary once a round, in turn → {name: its results}."""
-    results = {name: [] for name in contenders}
-    for number in range(rounds):
-        for name, (worker, spec) in contenders.items():
-            say(f"round {number + 1} of {rounds}: {name}")
-            results[name].append(ask(worker, **spec))
-    say()
+    """Run every (worker, spec) of a dictionary once a round → {name: {key: a value a round}}."""
+    results = {name: defaultdict(list) for name in contenders}
+    for _, (name, (worker, spec)) in itertools.product(range(rounds), contenders.items()):
+        for key, value in measure(worker, **spec).items():
+            results[name][key].append(value)
     return results
 
 
-def say(what=""):
-    """Say what is going on, on a line of the terminal that the next one overwrites."""
-    print(f"\r{what:70}\r", file=sys.stderr, end="", flush=True)
-
-
-def middle(results, key):
-    return statistics.median(result[key] for result in results)
-
-
-def spread(results, key, scale=1.0, digits=0):
-    """Median (least–most) as text."""
-    values = [result[key] / scale for result in results]
-    chosen = min(values), statistics.median(values), max(values)
-    low, mid, high = (f"{value:,.{digits}f}" for value in chosen)
+def spread(values, scale=1.0, digits=0):
+    """Median (lowest–highest) as text."""
+    chosen = median(values), min(values), max(values)
+    mid, low, high = (f"{value / scale:,.{digits}f}" for value in chosen)
     return f"{mid} ({low}–{high})"
 
 
-def table(title, header, rows):
-    """Print a table that is also Markdown."""
-    rows = [header, *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    lines = ["| " + " | ".join(row) + " |" for row in padded]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    print(f"\n**{title}**\n", *lines, sep="\n", flush=True)
+def print_table(title, header, rows):
+    """Print a Markdown table."""
+    from mini_undivided.report.tables import table  # late: workers measure their memory
+
+    rows = [[str(cell) for cell in row] for row in rows]
+    print(f"\n**{title}**\n\n{table(header, rows)}", flush=True)
 
 
 def step_section(args):
     """A whole training step: batch and masking, forward, backward, clipping, AdamW."""
-    if ON_GPU:
-        sizes = {f"12 × 768, T {T}": (12, 768, 12, 30528, 16384 // T, T) for T in (128, 512)}
-    else:
-        chosen = list(STEP_SIZES.items())[: 2 if args.quick else None]
-        sizes = {name: (*size, 128) for name, size in chosen}
+    sizes = GPU_SIZES if ON_GPU else CPU_SIZES
+    if args.quick and not ON_GPU:
+        sizes = {name: size for name, size in sizes.items() if size[0] < 12}
     speeds, rates = [], []
     for name, size in sizes.items():
         spec = {"size": size, "seconds": 2 if args.quick else 6,
                 "compile": args.compile or ON_GPU}
         contenders = {
-            "ours": ("our_step", {**spec, "ffn_layers": None, "products": True}),
+            "ours": ("our_step", {**spec, "products": True}),
             "transformers": ("their_step", spec),
-            "ours, no FFN": ("our_step", {**spec, "ffn_layers": [], "products": True})}
-        every = ours, theirs, without = tuple(in_turn(contenders, args.rounds).values())
-        pace = [middle(each, "tokens_per_second") for each in every]
-        memory = [f"{middle(each, 'peak_bytes') / 1e6:,.0f}" for each in every]
+            "ours, no FFN": ("our_step", {**spec, "products": True, "ffn_layers": []})}
+        ours, theirs, without = results = [*in_turn(contenders, args.rounds).values()]
+        tokens = [median(result["tokens_per_second"]) for result in results]
+        memory = [median(result["peak_bytes"]) for result in results]
         speeds.append([
-            name, *(spread(each, "tokens_per_second") for each in every),
-            f"{pace[0] / pace[1]:.2f}", f"{pace[2] / pace[0]:.2f}", " / ".join(memory),
-            f"{middle(ours, 'peak_bytes') / middle(theirs, 'peak_bytes'):.2f}"])
-        for label, each in (("with FFNs", ours), ("no FFN", without)):
+            name, *(spread(result["tokens_per_second"]) for result in results),
+            f"{tokens[0] / tokens[1]:.2f}", f"{tokens[2] / tokens[0]:.2f}",
+            " / ".join(f"{peak / 1e6:,.0f}" for peak in memory), f"{memory[0] / memory[1]:.2f}"])
+        for label, result in (("with FFNs", ours), ("no FFN", without)):
             rates.append([
-                name, label,
-                *(spread(each, key, 1e9) for key in ("flops_per_second", "matrix_rate")),
-                f"{middle(each, 'use'):.2f}",
-                f"{middle(each, 'mfu'):.0%}" if each[0]["mfu"] else "–",
-                f"{middle(each, 'loader_share'):.2%}", f"{middle(each, 'first_seconds'):.1f}"])
-    table("Training step: tokens/s, and peak memory of the process in MB",
-          ["layers × width", *contenders, "ours / transformers", "no FFN / with",
-           "memory: ours / transformers / no FFN", "ours / transformers"], speeds)
-    table("Ours against the machine's own matrix multiplications of these shapes, in GFLOP/s",
-          ["layers × width", "", "the step", "products alone", "ratio", "MFU", "batch and masking",
-           "first step, s"], rates)
-    if args.quick and not ON_GPU:
-        print("\n12 × 768 is left out by --quick.")
+                name, label, spread(result["flops_per_second"], 1e9),
+                spread(result["matrix_rate"], 1e9), f"{median(result['use']):.2f}",
+                f"{median(result['mfu']):.0%}" if result["mfu"][0] else "–",
+                f"{median(result['loader_ratio']):.2%}", f"{median(result['first_seconds']):.1f}"])
+    print_table(
+        "Training step: tokens/s, and peak memory of the process in MB",
+        ["layers × width", *contenders, "ours / transformers", "no FFN / with",
+         "memory: ours / transformers / no FFN", "ours / transformers"], speeds)
+    print_table(
+        "Ours against the machine's own matrix multiplications of these shapes, in GFLOP/s",
+        ["layers × width", "", "the step", "products alone", "ratio", "MFU", "batch and masking",
+         "first step, s"], rates)
 
 
 def tokenise_section(args):
@@ -152,11 +139,11 @@ def tokenise_section(args):
         calls = {call: ("their_tokens", {**spec, "call": call})
                  for call in ("encode_batch", "encode_batch_fast")}
         results = in_turn({"ours, to disk": ("our_tokens", spec), **calls}, args.rounds)
-    ours = middle(results["ours, to disk"], "bytes_per_second")
-    rows = [[name, spread(each, "bytes_per_second", 1e6, 2),
-             f"{ours / middle(each, 'bytes_per_second'):.2f}",
-             f"{middle(each, 'peak_bytes') / 1e6:,.0f}"] for name, each in results.items()]
-    table("Tokenising: MB/s", ["", "MB/s", "ours / this", "peak memory, MB"], rows)
+    ours = median(results["ours, to disk"]["bytes_per_second"])
+    rows = [[name, spread(result["bytes_per_second"], 1e6, 2),
+             f"{ours / median(result['bytes_per_second']):.2f}",
+             f"{median(result['peak_bytes']) / 1e6:,.0f}"] for name, result in results.items()]
+    print_table("Tokenising: MB/s", ["", "MB/s", "ours / this", "peak memory, MB"], rows)
 
 
 def finetune_section(args):
@@ -169,39 +156,37 @@ def finetune_section(args):
         spec = {"size": (4, 256, 4, 8192, 32), "lengths": lengths,
                 "count": 192 if args.quick else 1600}
         contenders = {"ours": ("our_finetune", spec), "transformers": ("their_finetune", spec)}
-        both = tuple(in_turn(contenders, args.rounds).values())
-        ours, theirs = (middle(each, "examples_per_second") for each in both)
-        rows.append([name, *(spread(each, "examples_per_second") for each in both),
-                     f"{ours / theirs:.2f}", *(f"{middle(each, 'padding'):.1%}" for each in both)])
-    table("Fine-tuning 4 × 256, batch 32: examples/s, and the share of padding",
-          ["as long as", "ours", "transformers", "ratio", "padding: ours", "transformers"], rows)
+        results = in_turn(contenders, args.rounds).values()
+        ours, theirs = (median(result["examples_per_second"]) for result in results)
+        rows.append([name, *(spread(result["examples_per_second"]) for result in results),
+                     f"{ours / theirs:.2f}",
+                     *(f"{median(result['padding']):.1%}" for result in results)])
+    print_table("Fine-tuning 4 × 256, batch 32: examples/s, and the ratio of padding",
+                ["as long as", "ours", "transformers", "ratio", "padding: ours", "transformers"],
+                rows)
 
 
 def growth_section(args):
     """How the cost of a training step grows with model and sequence, of tokenising with text."""
-    names = GROWTH_SIZES[: 2 if args.quick else None]
+    names = [name for name in PRESETS if name != "laptop"][: 2 if args.quick else None]
     lengths, rows = (64, 128) if args.quick else (64, 128, 256, 512), []
-    for name, ffn_layers in itertools.product(names, (None, [])):
+    for name, ffn_layers in itertools.product(names, (None, [])):  # sizes of Turc et al. 2019
         layers, width, heads = (PRESETS[name][key] for key in ("layers", "hidden_size", "heads"))
         cells = []
         for T in lengths:
-            say(f"{name}, sequences of {T}")
-            result = ask("our_step", size=(layers, width, heads, 8192, 2048 // T, T), seconds=1,
-                         compile=ON_GPU, ffn_layers=ffn_layers)
+            result = measure("our_step", size=(layers, width, heads, 8192, 2048 // T, T),
+                             seconds=1, compile=ON_GPU, ffn_layers=ffn_layers)
             cells.append(f"{result['tokens_per_second']:,.0f} / {result['peak_bytes'] / 1e6:,.0f}")
         rows.append([f"{name} {layers} × {width}" + ", no FFN" * (ffn_layers == []), *cells])
-    say()
-    table("Training, 2,048 tokens a batch, vocabulary 8,192: "
-          "tokens/s / peak memory in MB, by sequence length", ["model", *map(str, lengths)], rows)
+    print_table("Training, 2,048 tokens a batch, vocabulary 8,192: tokens/s / peak memory in MB, "
+                "by sequence length", ["model", *map(str, lengths)], rows)
     rows = []
     for megabytes in (1, 4) if args.quick else (1, 10, 100, 1000):
-        say(f"a corpus of {megabytes} MB")
         with tempfile.TemporaryDirectory() as folder:
-            result = ask("our_tokens", **write_text(folder, megabytes * 10**6))
+            result = measure("our_tokens", **write_text(folder, megabytes * 10**6))
         rows.append([f"{megabytes:,} MB", f"{result['bytes_per_second'] / 1e6:.2f}",
                      f"{result['peak_bytes'] / 1e6:,.0f}"])
-    say()
-    table("Tokenising, by the size of the corpus", ["corpus", "MB/s", "peak memory, MB"], rows)
+    print_table("Tokenising, by the size of the corpus", ["corpus", "MB/s", "peak memory, MB"], rows)
 
 
 def write_text(folder, size):
@@ -234,20 +219,17 @@ def quality_section(args):
     Theirs: BertForMaskedLM with its dropout, AdamW, 15 % dynamic masking, full-length sequences, a
     linear warm-up and decay. Ours: the laptop preset, with all FFNs.
     """
-    steps = 300 if args.quick else 5000
-    contenders = {f"transformers, learning rate {lr:g}": ("their_quality", {"steps": steps, "lr": lr})
-                  for lr in RATES}
+    contenders = {
+        f"transformers, learning rate {lr:g}": ("their_quality", {
+            "steps": 300 if args.quick else 5000, "lr": lr}) for lr in RATES}
     contenders |= {f"ours, seed {seed}": ("our_quality", {"seed": seed, "quick": args.quick})
                    for seed in range(1 if args.quick else 3)}
     curves = json.loads(RESULTS.read_text()) if RESULTS.exists() and not args.quick else {}
     for name, (worker, spec) in contenders.items():
         if name not in curves:
-            say(name)
-            curves[name] = ask(worker, **spec)
+            curves[name] = measure(worker, **spec)
             if not args.quick:
-                RESULTS.parent.mkdir(exist_ok=True)
                 RESULTS.write_text(json.dumps(curves, indent=1) + "\n")
-    say()
     report_quality(curves)
     if not args.quick:
         plot_quality(curves)
@@ -257,20 +239,19 @@ def report_quality(curves):
     """Print the minutes to each loss, and how each run ended."""
     lowest = {name: min(loss for *_, loss in curve["points"]) for name, curve in curves.items()}
     theirs = min((name for name in curves if "transformers" in name), key=lowest.get)
-    ours = [curve for name, curve in curves.items() if "ours" in name]
+    ours = [curve["points"] for name, curve in curves.items() if "ours" in name]
     rows = []
     for loss in (6.0, 5.75, round(lowest[theirs], 3), 5.5, 5.0, 4.5, 4.25, 4.0):
-        times = [time_to(loss, curve["points"]) for curve in ours]
-        reached = sorted(t for t in times if t is not None)
-        slow, quick = time_to(loss, curves[theirs]["points"]), statistics.median(reached or [0])
+        reached = sorted(t for points in ours if (t := time_to(loss, points)) is not None)
+        slow, quick = time_to(loss, curves[theirs]["points"]), median(reached or [0])
         minutes = [f"{seconds / 60:.2f}" for seconds in reached]
         rows.append([loss, f"{slow / 60:.2f}" if slow else "–", " ".join(minutes) or "–",
                      f"{slow / quick:.1f}" if slow and quick else "–"])
-    table("Minutes of training to a validation loss: 4 × 128, 1,024 tokens a step, one run each",
-          ["loss", theirs, f"ours, {len(ours)} seeds", "ratio to the median"], rows)
+    print_table("Minutes of training to a validation loss: 4 × 128, 1,024 tokens a step, one run each",
+                ["loss", theirs, f"ours, {len(ours)} seeds", "ratio to the median"], rows)
     rows = [[name, f"{curve['points'][-1][2]:.3f}", f"{curve['accuracy']:.1%}",
              f"{curve['points'][-1][1] / 60:.1f}"] for name, curve in curves.items()]
-    table("At the end", ["run", "validation loss", "masked accuracy", "minutes"], rows)
+    print_table("At the end", ["run", "validation loss", "masked accuracy", "minutes"], rows)
 
 
 def time_to(loss, points):
@@ -286,27 +267,19 @@ def time_to(loss, points):
 
 def plot_quality(curves):
     """Loss against minutes, as docs/quality.svg."""
-    import matplotlib
+    from mini_undivided.report.figures import figure  # late: workers measure their memory
 
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "quality"  # the same file from the same numbers
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for name, curve in curves.items():
-        _, seconds, losses = zip(*curve["points"], strict=True)
-        ours = "ours" in name
-        rate = name.split()[-1]
-        axes.plot([s / 60 for s in seconds], losses, marker=".", label=name,
-                  color="#c0392b" if ours else "#2c3e50",
-                  linestyle="-" if ours else {"0.001": "--", "0.002": ":"}.get(rate, "-."))
-    axes.set(xscale="log", xlabel="minutes of training", ylabel="validation loss (nats)",
-             title="Minutes to a validation loss: this recipe and the usual one")
-    axes.set_xticks([0.1, 0.3, 1, 3, 10, 30], ["0.1", "0.3", "1", "3", "10", "30"])
-    axes.minorticks_off()
-    axes.legend(frameon=False)
-    axes.grid(alpha=0.3)
-    figure.savefig(RESULTS.parent.parent / "quality.svg", metadata={"Date": None})
+    title = "Minutes to a validation loss: this recipe and the usual one"
+    lines = {"0.001": "--", "0.002": ":", "0.0005": "-."}  # by learning rate
+    with figure(RESULTS.parent.parent / "quality.svg", 1, 1, (7, 4), title) as (_, (axes,)):
+        for name, curve in curves.items():
+            _, seconds, losses = zip(*curve["points"], strict=True)
+            axes.plot([s / 60 for s in seconds], losses, lines.get(name.split()[-1], "-"),
+                      color="tab:blue" if "ours" in name else "black", marker=".", label=name)
+        axes.set(xscale="log", xlabel="minutes of training", ylabel="validation loss (nats)")
+        axes.set_xticks([0.1, 0.3, 1, 3, 10, 30], ["0.1", "0.3", "1", "3", "10", "30"])
+        axes.minorticks_off()
+        axes.legend()
 
 
 # The workers of the quality section
@@ -335,9 +308,7 @@ def their_logits(model, batch):
 
 def their_quality(steps, lr):
     """The usual recipe: its curve, validated as ours is, but twice as often."""
-    from transformers import (
-        BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling,
-        get_linear_schedule_with_warmup)
+    from transformers import BertConfig, BertForMaskedLM, get_linear_schedule_with_warmup
 
     preset = PRESETS["laptop"]
     T, batch_size = preset["seq_len"], preset["batch_tokens"] // preset["seq_len"]
@@ -345,30 +316,22 @@ def their_quality(steps, lr):
     corpus = open_corpus(["docs"])
     tokenizer = cached_tokenizer(corpus, preset["vocab_size"])
     tokens = tokenize(corpus, tokenizer)
-    train = data.Sequences(tokens.train, T, tokenizer)
-    collate = DataCollatorForLanguageModeling(their_tokenizer(tokenizer))
     torch.manual_seed(0)
+    batches = their_batches(data.Sequences(tokens.train, T, tokenizer), batch_size, tokenizer)
     model = BertForMaskedLM(BertConfig(**step_config(size, dropout=0.1))).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    order, seconds, points = [], 0.0, []
+    seconds, points = 0.0, []
     pretrain.log = lambda run, row: None
-    validated = SimpleNamespace(  # as much of a run as `validate` asks for
+    validated = SimpleNamespace(  # as much of a run as `validate` reads
         machine=Machine(torch.device("cpu")), model=model,
         valid_set=data.Sequences(tokens.valid, T, tokenizer),
         objective=run.MASKED_LM._replace(logits=their_logits))
 
     for step in range(1, steps + 1):
         started = time.perf_counter()
-        if len(order) < batch_size:
-            order = np.random.default_rng(step).permutation(len(train)).tolist()
-        rows, order = order[:batch_size], order[batch_size:]
-        batch = collate([{"input_ids": row} for row in torch.from_numpy(train.read(rows))])
-        model(input_ids=batch["input_ids"], labels=batch["labels"]).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        their_update(model, optimizer, next(batches), "cpu")
         schedule.step()
-        optimizer.zero_grad()
         seconds += time.perf_counter() - started
         if step % (steps // 20) == 0:
             limit = pretrain.FULL_TOKENS if step == steps else pretrain.QUICK_TOKENS
@@ -379,12 +342,11 @@ def their_quality(steps, lr):
 
 # The workers of the training step
 
-def our_step(size, seconds, compile, ffn_layers, products=False):
+def our_step(size, seconds, compile, ffn_layers=None, products=False):
     """Our training step; with `products` also the time of its matrix multiplications alone."""
     *_, vocabulary, batch_size, T = size
     machine = Machine.start(DEVICE)
-    tokenizer, tokens = random_text(vocabulary)
-    training = data.TrainingBatches(data.Sequences(tokens, T, tokenizer), batch_size, seed=0)
+    batches = random_batches(vocabulary, batch_size, T)
     config = models.BertConfig(**step_config(size), ffn_layers=ffn_layers)
     torch.manual_seed(0)
     model = MaskedLM(config).to(machine.device).train()
@@ -394,72 +356,64 @@ def our_step(size, seconds, compile, ffn_layers, products=False):
 
     def step(number):
         started = time.perf_counter()
-        batch = training.batch(number)
+        batch = batches.batch(number)
         num_masked = int((batch.labels != data.IGNORE_INDEX).sum())
         batch = machine.batch_to_device(batch)
         loading.append(time.perf_counter() - started)
         pretrain.train_step(model, optimizers, [batch], num_masked, machine)
 
     first, times = time_steps(step, seconds)
-    step_seconds, num_masked = statistics.median(times), training.sequences.num_masked
+    step_seconds, num_masked = median(times), batches.sequences.num_masked
     result = {"tokens_per_second": batch_size * T / step_seconds, "first_seconds": first,
-              "peak_bytes": memory()}
+              "peak_bytes": machine.peak_memory()}
     if not products:
         return result
     shapes = matrix_products(config, batch_size, T, num_masked)
     flops = flops_per_token(config, T, num_masked) * batch_size * T
     assert abs(sum(count * 6 * b * m * k * n for count, b, m, k, n in shapes) / flops - 1) < 1e-6
-    alone, peak = time_products(shapes, machine), machine.peak_flops()
+    alone, peak = sum(n * time_product(*shape, machine) for n, *shape in shapes), machine.peak_flops()
     return {**result, "flops_per_second": flops / step_seconds, "matrix_rate": flops / alone,
             "use": alone / step_seconds, "mfu": peak and flops / step_seconds / peak,
-            "loader_share": statistics.median(loading) / step_seconds}
+            "loader_ratio": median(loading) / step_seconds}
 
 
 def their_step(size, seconds, compile):
     """What a user of `transformers` writes: its collator, its model with labels, torch's AdamW."""
-    from transformers import BertConfig, BertForMaskedLM, DataCollatorForLanguageModeling
+    from transformers import BertConfig, BertForMaskedLM
 
     *_, vocabulary, batch_size, T = size
     torch.set_float32_matmul_precision("high")
     tokenizer, tokens = random_text(vocabulary)
-    collate = DataCollatorForLanguageModeling(their_tokenizer(tokenizer))
-    rows = torch.from_numpy(tokens[: len(tokens) // (T - 2) * (T - 2)].astype("int64"))
-    rows = F.pad(F.pad(rows.view(-1, T - 2), (1, 0), value=2), (0, 1), value=3)  # [CLS] … [SEP]
+    batches = their_batches(data.Sequences(tokens, T, tokenizer), batch_size, tokenizer)
     torch.manual_seed(0)
     model = BertForMaskedLM(BertConfig(**step_config(size))).to(DEVICE).train()
-    take = their_update(model)
-    parallel = torch.compile(model) if compile else model
-
-    def step(number):
-        chosen = torch.randint(len(rows), (batch_size,)).tolist()
-        batch = collate([{"input_ids": rows[i]} for i in chosen])
-        take(parallel, {name: batch[name] for name in ("input_ids", "labels")})
-
-    first, times = time_steps(step, seconds)
-    pace = batch_size * T / statistics.median(times)
-    return {"tokens_per_second": pace, "peak_bytes": memory(), "first_seconds": first}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=ON_GPU or None)
+    model = torch.compile(model) if compile else model
+    first, times = time_steps(lambda _: their_update(model, optimizer, next(batches)), seconds)
+    return {"tokens_per_second": batch_size * T / median(times), "first_seconds": first,
+            "peak_bytes": Machine(torch.device(DEVICE)).peak_memory()}
 
 
-def memory(device=DEVICE):
-    """The most memory held, in bytes: the GPU's, or the process's."""
-    return Machine(torch.device(device)).peak_memory()
+def their_batches(sequences, size, tokenizer):
+    """Yield for ever what a DataLoader and the collator of `transformers` make of sequences."""
+    from transformers import DataCollatorForLanguageModeling
+
+    rows = [{"input_ids": row} for row in torch.from_numpy(sequences.read(range(len(sequences))))]
+    collate = DataCollatorForLanguageModeling(their_tokenizer(tokenizer))
+    loader = DataLoader(rows, size, shuffle=True, drop_last=True, collate_fn=collate)
+    for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
+        yield {name: batch[name] for name in ("input_ids", "labels")}
 
 
-def their_update(model):
-    """→ a function that moves a batch, computes the loss, and takes a step of AdamW."""
-    fused = True if ON_GPU else None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
-
-    def take(model, batch):
-        batch = {name: tensor.to(DEVICE, non_blocking=True) for name, tensor in batch.items()}
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=ON_GPU):
-            loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return take
+def their_update(model, optimizer, batch, device=DEVICE):
+    """Move a batch, compute the loss, and step."""
+    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        loss = model(**batch).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def step_config(size, dropout=0.0):
@@ -483,6 +437,13 @@ def random_text(vocabulary):
     pieces = word_pieces({word: i for i, word in enumerate(words)})
     ids = np.random.default_rng(0).integers(len(SPECIAL), vocabulary, 2**19)
     return finish(assemble(pieces), "the benchmark"), ids.astype(np.uint16)
+
+
+def random_batches(vocabulary, batch_size, T, mlm_probability=data.MLM_PROBABILITY):
+    """TrainingBatches of random text."""
+    tokenizer, tokens = random_text(vocabulary)
+    sequences = data.Sequences(tokens, T, tokenizer, mlm_probability)
+    return data.TrainingBatches(sequences, batch_size, seed=0)
 
 
 def time_steps(step, seconds):
@@ -523,23 +484,13 @@ def matrix_products(config, B, T, M):
     return products
 
 
-def time_products(products, machine):
-    """Seconds that the products take alone, at their best of a few tries.
-
-    Each one comes with the two of its backward pass.
-    """
-    total = 0.0
-    for shape in {tuple(shape) for _, *shape in products}:
-        b, m, k, n = shape
-        x, w, y = (torch.randn(b, *of, device=machine.device, dtype=machine.dtype).squeeze(0)
-                   for of in ((m, k), (n, k), (m, n)))
-
-        def three(_, x=x, w=w, y=y):
-            return x @ w.mT, y @ w, y.mT @ x
-
-        _, times = time_steps(three, 0.2)
-        total += min(times) * sum(count for count, *other in products if tuple(other) == shape)
-    return total
+@cache
+def time_product(b, m, k, n, machine):
+    """Seconds that b products (m, k) (k, n) and those of their backward pass take at their best."""
+    x, w, y = (torch.randn(b, *shape, device=machine.device, dtype=machine.dtype).squeeze(0)
+               for shape in ((m, k), (n, k), (m, n)))
+    _, times = time_steps(lambda _: (x @ w.mT, y @ w, y.mT @ x), 0.2)
+    return min(times)
 
 
 # The workers of tokenising
@@ -550,7 +501,7 @@ def our_tokens(text, tokenizer):
         os.environ["MINI_UNDIVIDED_CACHE"] = cache
         started = time.perf_counter()
         tokenize(open_corpus([text]), tokenizer)
-        return pace_of_tokens(text, started)
+        return tokenising_speed(text, started)
 
 
 def their_tokens(text, tokenizer, call):
@@ -563,13 +514,14 @@ def their_tokens(text, tokenizer, call):
     started = time.perf_counter()
     for batch in groups:
         getattr(tokenizer, call)(batch, add_special_tokens=False)
-    return pace_of_tokens(text, started)
+    return tokenising_speed(text, started)
 
 
-def pace_of_tokens(text, started):
+def tokenising_speed(text, started):
     """The speed of tokenising a file, and the most memory held."""
     seconds = time.perf_counter() - started
-    return {"bytes_per_second": Path(text).stat().st_size / seconds, "peak_bytes": memory("cpu")}
+    memory = Machine(torch.device("cpu")).peak_memory()
+    return {"bytes_per_second": Path(text).stat().st_size / seconds, "peak_bytes": memory}
 
 
 # The workers of fine-tuning
@@ -611,15 +563,16 @@ def their_finetune(size, lengths, count):
     *_, vocabulary, batch_size = size
     collate = DataCollatorWithPadding(their_tokenizer(random_text(vocabulary)[0]))
     ids = random_examples(lengths, count, vocabulary)
-    examples = [{"input_ids": each, "labels": i % 2} for i, each in enumerate(ids)]
-    loader = torch.utils.data.DataLoader(examples, batch_size, shuffle=True, collate_fn=collate)
+    examples = [{"input_ids": row, "labels": i % 2} for i, row in enumerate(ids)]
+    loader = DataLoader(examples, batch_size, shuffle=True, collate_fn=collate)
     torch.manual_seed(0)
     config = BertConfig(**step_config(size, dropout=0.1))
     model = BertForSequenceClassification(config).to(DEVICE).train()
-    take, positions, real = their_update(model), 0, 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=ON_GPU or None)
+    positions = real = 0
     started = time.perf_counter()
     for batch in loader:
-        take(model, batch)
+        their_update(model, optimizer, batch)
         positions += batch["input_ids"].numel()
         real += int(batch["attention_mask"].sum())
     return {"examples_per_second": count / (time.perf_counter() - started),

@@ -27,7 +27,7 @@ import torch
 from torch.nn import functional as F
 
 sys.path[:0] = [os.getcwd(), "tests"]  # in the root of the checkout
-from benchmark import random_text  # noqa: E402
+from benchmark import random_batches  # noqa: E402
 
 from mini_undivided import cka, data, optim, pretrain, probe, run  # noqa: E402
 from mini_undivided.costs import flops_per_token  # noqa: E402
@@ -64,36 +64,28 @@ def run_parts(args):
     """Run the parts one after another, each in a process, and collect what they find."""
     for folder in (args.out, args.work):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    begin, results, jobs = time.monotonic(), {}, []
+    begin, results = time.monotonic(), {}
     log = open(f"{args.out}/log.txt", "a")  # noqa: SIM115 (until the end)
 
     def start(part, limit):
         settings = {"PART_LIMIT": str(limit), "MINI_UNDIVIDED_CACHE": f"{args.work}/cache",
                     "TORCHINDUCTOR_CACHE_DIR": f"{args.work}/inductor", "PYTHONUNBUFFERED": "1"}
         print(f"== {part}, at {time.monotonic() - begin:.0f} s", file=log, flush=True)
-        jobs.append(subprocess.Popen(
-            [sys.executable, __file__, *sys.argv[1:], "--part", part], stdout=log, stderr=log,
-            env={**os.environ, **settings}, start_new_session=True))
-        return jobs[-1]
+        return subprocess.Popen(  # `timeout` ends all processes of a part, and no others
+            ["timeout", "-s", "KILL", str(limit), sys.executable, __file__, *sys.argv[1:],
+             "--part", part], stdout=log, stderr=log, env={**os.environ, **settings})
 
     if "pretrain" in args.parts:  # its text is prepared while the first parts use the GPU
-        start("prepare", 0)
+        start("prepare", args.budget)
     for name in args.parts.split(","):
-        now, path, code = time.monotonic(), Path(args.out, f"part-{name}.json"), "no time left"
+        now, path = time.monotonic(), Path(args.out, f"part-{name}.json")
         limit = min(LIMITS[name] * (10 if args.tiny else 1), args.budget - (now - begin))
-        if limit > 8:
-            try:
-                code = start(name, limit).wait(limit)
-            except subprocess.TimeoutExpired:
-                code = f"ended after {limit:.0f} s"
-                os.killpg(jobs[-1].pid, signal.SIGKILL)  # this part's processes, no others
+        code = start(name, limit).wait() if limit > 8 else "no time left"
         results[name] = json.loads(path.read_text()) if path.exists() else {}
         results[name] |= {"exit": code, "seconds": round(time.monotonic() - now, 1)}
         path.unlink(missing_ok=True)
         Path(args.out, "results.json").write_text(json.dumps(results, indent=1))
         print(name, json.dumps(results[name]), flush=True)
-    if jobs and jobs[0].poll() is None:
-        os.killpg(jobs[0].pid, signal.SIGKILL)
     failed = [f"{name}.{key}" for name, found in results.items() for key, value in found.items()
               if key.startswith("ok_") and not value or key.endswith("ERROR")]
     ended = [name for name, found in results.items() if found["exit"]]
@@ -149,13 +141,6 @@ def distance(x, y):
     return ((x - y).norm() / y.norm().clamp(min=1e-30)).item()
 
 
-def random_batches(config, tokens, length):
-    """TrainingBatches of random words, 40 % of them masked."""
-    tokenizer, text = random_text(config.vocab_size)
-    sequences = data.Sequences(text, length, tokenizer, 0.4)
-    return data.TrainingBatches(sequences, tokens // length, seed=0)
-
-
 def part_versions(args, machine, found):
     found["versions"] = {**versions(), "cuda": torch.version.cuda}
     found["machine"], peak = str(machine), machine.peak_flops()
@@ -172,7 +157,8 @@ def part_parity(args, half, found):
     for kind, kept in KINDS.items():
         torch.manual_seed(0)
         reference = MaskedLM(sizes := config(args, num_hidden_layers=3, ffn_layers=kept))
-        batches, far = random_batches(sizes, 512, 64), copy.deepcopy(reference).to(gpu.device)
+        batches = random_batches(sizes.vocab_size, 8, 64, 0.4)
+        far = copy.deepcopy(reference).to(gpu.device)
         batch, losses, worst, weights = batches.batch(0), {}, {}, []
         n = batch.labels.numel()
         error = distance(pretrain.masked_logits(far, gpu.batch_to_device(batch)),
@@ -270,7 +256,8 @@ def part_speed(args, machine, found):
         if time.monotonic() > over:
             return "no time left"
         sizes = config(args, ffn_layers=KINDS[kind], **changes)
-        batches, losses = random_batches(sizes, tokens, length), []
+        batches = random_batches(sizes.vocab_size, tokens // length, length, 0.4)
+        losses = []
         if machine.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         torch.manual_seed(0)
@@ -313,7 +300,6 @@ def part_theirs(args, machine, found):
     from transformers import BertConfig, BertForMaskedLM
 
     settings = config(args).to_hugging_face("BertForMaskedLM")
-    settings.pop("ffn_layers", None)
     model = BertForMaskedLM(BertConfig(**settings, attn_implementation="sdpa"))
     model = model.to(machine.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -1,15 +1,12 @@
 """Runs on several machines ("nodes"): two launches of torchrun that share no disk but the text."""
 
-import json
 import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from helpers import ROOT, losses
 
 
 def start(folder, node, port, text):
@@ -39,12 +36,6 @@ def free_port():
         return found.getsockname()[1]
 
 
-def losses(folder):
-    """The losses of a run's steps."""
-    rows = map(json.loads, (folder / "run" / "log.jsonl").read_text().splitlines())
-    return [row["loss"] for row in rows if "loss" in row]
-
-
 def test_two_machines_train_as_one_process(zoo, tmp_path):
     """Two machines have the losses of one process with the same batch, to 1e-4.
 
@@ -57,8 +48,9 @@ def test_two_machines_train_as_one_process(zoo, tmp_path):
     nodes = [start(tmp_path / f"node{node}", node, port, zoo) for node in range(2)]
     shown = [node.communicate()[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], shown
-    expected = losses(tmp_path / "alone")
-    assert losses(tmp_path / "node0") == pytest.approx(expected, abs=1e-4) and len(expected) == 7
+    expected = losses(tmp_path / "alone" / "run")
+    actual = losses(tmp_path / "node0" / "run")
+    assert actual == pytest.approx(expected, abs=1e-4) and len(expected) == 7
     for node in range(2):
         assert len([*(tmp_path / f"node{node}" / "cache").glob("token-files-*")]) == 1
     assert not (tmp_path / "node1" / "run").exists()
