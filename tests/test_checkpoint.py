@@ -393,3 +393,20 @@ def test_weights_come_back(tmp_path):
     assert read.keys() == tensors.keys()
     assert all(
         torch.equal(t, read[name]) and t.dtype == read[name].dtype for name, t in tensors.items())
+
+
+@pytest.mark.parametrize("change", [
+    lambda t: t.to_sparse(), lambda t: t.to("meta"), lambda t: None, lambda t: "x", lambda t: {}],
+    ids=["sparse", "meta", "None", "text", "object"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_pickle_with_something_else_than_dense_tensors_is_an_error(tmp_path, change, tied):
+    """What is no dense tensor is refused by its name, beside a copy of it, too."""
+    model, folder = saved_by_them(tmp_path, "BertForMaskedLM")
+    tensors, words = dict(model.state_dict()), "bert.embeddings.word_embeddings.weight"
+    if not tied:
+        tensors = {n: t for n, t in tensors.items() if "decoder" not in n}
+    tensors[words] = change(tensors[words].detach())
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="tensor embeddings.word_embeddings.weight is"):
+        MaskedLM.from_pretrained(folder)

@@ -47,3 +47,13 @@ def test_the_last_name_of_a_part_decides(tmp_path):
     labels = {part: np.zeros(len(words[part]), dtype=int) for part in words}
     features["train"], labels["train"] = features["train"][:, :1], labels["train"][:1]
     assert probe.probe(features, labels, 2)["test"] == [1.0, 1.0]  # one word: its deviation is none
+
+
+@pytest.mark.parametrize("number", ["\ufeff2", " 2", "2,3", "\u2028" + "2", "x", ""])
+def test_a_word_whose_number_cannot_be_read_is_not_left_out(tmp_path, number):
+    """Only 3-4 and 3.1 are left out; another ID is an error that names file and line."""
+    write_treebank(tmp_path, 3)
+    with open(tmp_path / "xx-ud-dev.conllu", "a", encoding="utf-8") as file:
+        file.write("\n" + treebank_row(number, "ant", "NOUN") + "\n")
+    with pytest.raises(UserError, match="dev.conllu, line .* numbers no word"):
+        read_treebank(tmp_path)

@@ -131,8 +131,8 @@ def match_tensors(model, tensors, source, cut):
         copy = saved.pop(name, None)
         if copy is None or original is None:
             continue
-        check_numbers(source, {name: copy})
-        if not torch.equal(copy, saved.setdefault(original, copy)):
+        check_numbers(source, {name: copy, original: saved.setdefault(original, copy)})
+        if not torch.equal(copy, saved[original]):
             raise UserError(f"{source}: {name} is not tied to {original}; "
                             "only models with tied embeddings can be opened")
     names = {plain_name(hugging_face_name(name)): name for name in model.state_dict()}
@@ -145,13 +145,13 @@ def match_tensors(model, tensors, source, cut):
     if surplus:
         where = f"has no place in the model ({len(surplus)} in all)"
         raise UserError(f"{source}: the tensor {surplus[0]} {where}")
+    check_numbers(source, {n: saved[n] for n in names if n in saved})
     shapes = model.state_dict()
     matched = {name: saved[n] for n, name in names.items() if n in saved}
     for n, name in names.items():
         if n in saved and saved[n].shape != shapes[name].shape:
             both = f"{tuple(saved[n].shape)} but the model's is {tuple(shapes[name].shape)}"
             raise UserError(f"{source}: the tensor {n} has the shape {both}")
-    check_numbers(source, {n: saved[n] for n in names if n in saved})
     new = [head.rstrip(".") for head in absent if any(n.startswith(head) for n in names)]
     if new:
         log.warning("%s has no weights for %s: newly initialised.", source, " and ".join(new))
@@ -175,6 +175,8 @@ def check_numbers(source, tensors):
         if not torch.is_tensor(tensor) or not tensor.is_floating_point():
             kind = str(getattr(tensor, "dtype", type(tensor).__name__)).removeprefix("torch.")
             raise UserError(f"{source}: the tensor {name} is {kind}, not of floating-point numbers")
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise UserError(f"{source}: the tensor {name} is sparse or has no data: save it dense")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{source}: the tensor {name} has a value that is NaN or infinite")
 

@@ -45,6 +45,8 @@ def read_conllu(path):
                 if len(fields) != 10:
                     columns = f"{len(fields)} columns, but CoNLL-U has 10"
                     raise UserError(f"{path}, line {number}: {columns}")
+                if not re.fullmatch(r"[0-9]+([-.][0-9]+)?", fields[0]):
+                    raise UserError(f'{path}, line {number}: "{fields[0]}" numbers no word')
                 if fields[0].isdigit():
                     sentence.append((fields[1], fields[3]))
     if sentence:
