@@ -582,7 +582,7 @@ MISTAKES_BY_HAND = [
      "for each token"),
     (9, "ProbeTask.control", 'self.labels["train"]', 'np.unique(self.labels["train"])', "evenly"),
     (9, "ProbeTask.control", "in self.texts.items()}", "in [*self.texts.items()][:1]}",
-     "has the parts"),
+     "has the splits"),
     (10, "shared_ffn", _LOOP, "for layer in encoder.layers:\n        layer.ffn = __import__('copy')"
      ".deepcopy(layer.ffn)", "own copy"),
     (10, "shared_ffn", _LOOP, "for layer in encoder.layers[1:]:\n        layer.ffn.load_state_dict("
