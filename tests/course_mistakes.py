@@ -1,13 +1,13 @@
 """Typical mistakes in the assignments, and right solutions that look different from ours.
 
 A mistake is (assignment, function, text of our solution, what stands there instead, what the
-message has to say of its cause); without a text, the whole function.
+message has to say of its cause).
 """
 
 from mini_undivided.course.assignments import ASSIGNMENTS
 
 _IDS = "special = self.is_special[ids]"
-_STEP = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)"
+_CLIP = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)"
 _BACK = "(loss * (machine.world_size / num_masked)).backward()"
 
 MISTAKES = [
@@ -16,40 +16,8 @@ MISTAKES = [
     (1, "attention", "math.sqrt(q.size(-1))", "math.sqrt(k.size(-2))", "√T"),
     (1, "attention", "softmax(dim=-1)", "softmax(dim=-2)", "over the queries"),
     (1, "attention", "scores.softmax(dim=-1)", "scores", "without the softmax"),
-    (1, "attention", "", """
-def attention(q, k, v, mask=None, dropout=0.0):
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-    if mask is not None:
-        scores = scores.masked_fill(mask, -1e9)
-    return F.dropout(scores.softmax(dim=-1), dropout) @ v
-""", "the mask is inverted"),
-    (1, "attention", "", """
-def attention(q, k, v, mask=None, dropout=0.0):
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-    if mask is not None:
-        scores = scores + (~mask) * 1e9
-    return F.dropout(scores.softmax(dim=-1), dropout) @ v
-""", "−∞ has the wrong sign"),
-    (1, "attention", "", """
-def attention(q, k, v, mask=None, dropout=0.0):
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-    if mask is not None:
-        scores = scores * mask
-    return F.dropout(scores.softmax(dim=-1), dropout) @ v
-""", "masked scores become 0"),
-    (1, "attention", "", """
-def attention(q, k, v, mask=None, dropout=0.0):
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-    if mask is not None:
-        scores = scores + mask
-    return F.dropout(scores.softmax(dim=-1), dropout) @ v
-""", "0 and 1 are added"),
     (1, "attention", "if mask is not None:\n        scores", "if False:\n        scores",
      "after the softmax"),
-    (1, "attention", "", """
-def attention(q, k, v, mask=None, dropout=0.0):
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout)
-""", "write it out"),
     (1, "attention", "if mask is not None", "if False", "the mask is not used"),
     (1, "attention", "F.dropout(weights, dropout) @ v", "F.dropout(weights @ v, dropout)",
      "on the output"),
@@ -113,9 +81,9 @@ def attention(q, k, v, mask=None, dropout=0.0):
     (5, "train_step", "machine.world_size / num_masked", "machine.world_size",
      "without division by num_masked"),
     (5, "train_step", "machine.world_size / num_masked", "1 / num_masked", "machine.world_size"),
-    (5, "train_step", _STEP, "", "without clipping"),
-    (5, "train_step", _BACK, _BACK + "\n            " + _STEP, "after each micro-batch"),
-    (5, "train_step", _STEP, "torch.nn.utils.clip_grad_value_(model.parameters(), 1.0)",
+    (5, "train_step", _CLIP, "", "without clipping"),
+    (5, "train_step", _BACK, _BACK + "\n            " + _CLIP, "after each micro-batch"),
+    (5, "train_step", _CLIP, "torch.nn.utils.clip_grad_value_(model.parameters(), 1.0)",
      "clip_grad_value_"),
     (5, "train_step", "optimizer.zero_grad(set_to_none=True)", "pass", "zero_grad"),
     (5, "train_step", _BACK, "model.zero_grad(); " + _BACK, "last micro-batch alone"),
@@ -164,16 +132,6 @@ def attention(q, k, v, mask=None, dropout=0.0):
      "once more at the end"),
     (8, "centre", "/ (n - 2)", "/ n", "n - 2"),
     (8, "centre", "/ (n - 1)", "/ (n - 2)", "n - 1"),
-    (8, "centre", "", """
-def centre(x):
-    gram = x @ x.transpose(1, 2)
-    gram = gram - gram.mean(1, keepdim=True)
-    return gram - gram.mean(2, keepdim=True)
-""", "H K H"),
-    (8, "centre", "", """
-def centre(x):
-    return x @ x.transpose(1, 2)
-""", "nothing is subtracted"),
     (8, "hsic", "(n * (n - 3))", "(n - 1) ** 2", "biased"),
     (8, "hsic", "(n * (n - 3))", "(n * n)", "n² for"),
     (8, "hsic", "(n * (n - 3))", "(n * (n - 2))", "(n - 2) for (n - 3)"),
@@ -367,7 +325,6 @@ def control(self, seed):
     return {part: np.array([tags[w] for text in texts for w in text])
             for part, texts in self.texts.items()}
 """}
-_CLIP = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)"
 _SOFTMAX = "torch.softmax(scores, dim=-1)"
 _MASKING = 'scores.masked_fill(mask == False, float("-inf"))'
 _LOOP = "for layer in encoder.layers:\n        layer.ffn = encoder.layers[0].ffn"
@@ -380,6 +337,12 @@ MISTAKES_BY_HAND = [
     (1, "attention", _SOFTMAX, "torch.softmax(scores, dim=1)", "over the heads"),
     (1, "attention", "dim=-1)\n", "dim=-1) / D**0.5\n", "√D"),
     (1, "attention", "/ D**0.5", "* D**0.5", "multiplied by √D"),
+    (1, "attention", _MASKING, "scores.masked_fill(mask, -1e9)", "the mask is inverted"),
+    (1, "attention", _MASKING, "scores + (~mask) * 1e9", "−∞ has the wrong sign"),
+    (1, "attention", _MASKING, "scores * mask", "masked scores become 0"),
+    (1, "attention", _MASKING, "scores + mask", "0 and 1 are added"),
+    (1, "attention", "D = q.shape[-1]",
+     "return F.scaled_dot_product_attention(q, k, v, mask, dropout)", "write it out"),
     (1, "attention", _MASKING, "scores.masked_fill(mask == False, -30.0)", "far below"),
     (1, "attention", _MASKING, "scores.masked_fill(mask == False, -1e4)", "far below"),
     (1, "attention", _MASKING, "scores.masked_fill(mask[:1] == False, -1e9)", "first one's mask"),
@@ -569,6 +532,9 @@ MISTAKES_BY_HAND = [
      "ranks(predicted) - ranks(labels)\n    return 1 - 6 * np.sum(d**2) / (n * (n**2 - 1))",
      "without ties"),
     (7, "spearman", "pearson(", "pearson(-", "opposite"),
+    (8, "centre", "K = x @ x.mT", "K = x @ x.mT; K = K - K.mean(1, keepdim=True); "
+     "return K - K.mean(2, keepdim=True)", "H K H"),
+    (8, "centre", "K = x @ x.mT", "return x @ x.mT", "nothing is subtracted"),
     (8, "centre", "x @ x.mT", "x.mT @ x", "RuntimeError"),
     (8, "centre", " + total / ((n - 1) * (n - 2))", "", "rows sum"),
     (8, "centre", "+ total / ((n - 1) * (n - 2))", "- total / ((n - 1) * (n - 2))", "rows sum"),
@@ -616,7 +582,7 @@ MISTAKES_BY_HAND = [
      "for each token"),
     (9, "ProbeTask.control", 'self.labels["train"]', 'np.unique(self.labels["train"])', "evenly"),
     (9, "ProbeTask.control", "in self.texts.items()}", "in [*self.texts.items()][:1]}",
-     "has the parts"),
+     "has the splits"),
     (10, "shared_ffn", _LOOP, "for layer in encoder.layers:\n        layer.ffn = __import__('copy')"
      ".deepcopy(layer.ffn)", "own copy"),
     (10, "shared_ffn", _LOOP, "for layer in encoder.layers[1:]:\n        layer.ffn.load_state_dict("
@@ -669,20 +635,13 @@ def attention(q, k, v, mask=None, dropout=0.0):
     scores = scores if mask is None else scores - 1e9 * (~mask).float()
     return F.dropout(scores.softmax(-1), dropout).to(v.dtype) @ v
 """}),
-    ("the error function, and an early return", 2, {
-        "FeedForward.forward": """
+    ("the error function", 2, {"FeedForward.forward": """
 def forward(self, x):
     residual = x
     y = self.up(x)
     y = y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
     x = self.dropout(F.linear(y, self.down.weight, self.down.bias))
     return self.norm(residual + x)
-""", "Block.forward": """
-def forward(self, x, mask=None, positions=None):
-    x = self.attention(x, mask, positions)
-    if self.ffn is not None:
-        x = self.ffn(x)
-    return x
 """}),
     ("formulas", 3, {"count_parameters": """
 def count_parameters(config, model_class=MaskedLM):
@@ -805,9 +764,6 @@ def ranks(values):
     values = np.asarray(values)
     below = (values[:, None] > values).sum(1)
     return below + ((values[:, None] == values).sum(1) + 1) / 2
-""", "spearman": """
-def spearman(predicted, labels):
-    return pearson(ranks(predicted), ranks(labels))
 """}),
     ("matrices of ones, and a trace", 8, {"centre": """
 def centre(x):

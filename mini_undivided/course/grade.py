@@ -20,7 +20,6 @@ from mini_undivided.course.copy import ROOT, make_copy
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import write_text
 
-LIMIT = 60  # seconds for the checks of an assignment
 LARGEST = 1 << 20  # bytes of a file that is handed in
 NAMES = {f"{chapter}.py" for _, chapter, _ in ASSIGNMENTS.values()}
 NOTHING = "no chapter (model.py, data.py, …) and no project.py was found"
@@ -81,19 +80,22 @@ def judge(submission, numbers, seed, seconds):
                     print(json.dumps(message), flush=True)
 
 
-def grade(submission, numbers, seed, seconds=LIMIT):
+def grade(submission, numbers, seed, seconds):
     """Check a submission, a folder or a zip file → Gradescope's tests, {"name", "score", …} each.
 
-    Raises UserError if it cannot be opened.
+    One that cannot be opened, or holds nothing, fails in all of them, with the reason.
     """
     checks, reason = [each for number in numbers for each in checks_of(number)], NOTHING
     messages = []
-    if handed_in(submission):
-        arguments = json.dumps([str(submission), numbers, seed, seconds])
-        done = subprocess.run([sys.executable, "-m", "mini_undivided.course.grade", arguments],
-                              stdout=subprocess.PIPE, text=True)
-        messages = [json.loads(line) for line in done.stdout.splitlines()]
-        reason = f"the grading ended early, with status {done.returncode}"
+    try:
+        if handed_in(submission):
+            arguments = json.dumps([str(submission), numbers, seed, seconds])
+            done = subprocess.run([sys.executable, "-m", "mini_undivided.course.grade", arguments],
+                                  stdout=subprocess.PIPE, text=True)
+            messages = [json.loads(line) for line in done.stdout.splitlines()]
+            reason = f"the grading ended early, with status {done.returncode}"
+    except UserError as error:
+        reason = str(error)
     messages += [reason] * (len(checks) - len(messages))
     return [verdict(*pair) for pair in zip(checks, messages, strict=True)]
 
@@ -130,15 +132,11 @@ def feedback(tests):
 
 def grade_class(submissions, numbers, seed, seconds, jobs):
     """Grade submissions, some at a time → yields each one and its tests, in order."""
-    def work(submission):
-        try:
-            return grade(submission, numbers, seed, seconds)
-        except UserError as error:
-            return [verdict(each, str(error)) for number in numbers for each in checks_of(number)]
-
-    checks = [each for number in numbers for each in checks_of(number)]  # one import for all
+    for number in numbers:
+        checks_of(number)  # imported before the threads, which share them
     with ThreadPoolExecutor(jobs) as pool:
-        yield from zip(submissions, pool.map(work, submissions) if checks else [], strict=True)
+        graded = pool.map(lambda each: grade(each, numbers, seed, seconds), submissions)
+        yield from zip(submissions, graded, strict=True)
 
 
 def write_class(folder, graded, numbers):

@@ -53,7 +53,7 @@ def what_is_chosen(data, rng):
     require((labels == original)[used].all(),
             "labels are not the original tokens at positions: are they read after the change?")
     require(all(len(np.unique(p[u])) == u.sum() for p, u in zip(positions, used, strict=True)),
-            "a place is chosen twice in one sequence")
+            "a position is chosen twice in one sequence")
     p, M, found = made.mlm_probability, made.num_masked, used.sum(1)
     require(found.sum() > 0.95 * np.rint(p * n).sum() or changed[used].mean() < 0.97,
             "is there no label where the token stays? It is predicted, too")

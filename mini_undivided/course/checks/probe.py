@@ -74,7 +74,7 @@ def control_task(probe, rng):
               for part in probe.SPLITS}
     task = probe.ProbeTask("tags", texts, labels, per_word=True)
     control, again, other = (pure("probe", "ProbeTask.control", task, n) for n in (5, 5, 6))
-    require(list(control) == list(texts), f"control has the parts {list(control)}")
+    require(list(control) == list(texts), f"control has the splits {list(control)}")
     tags = {}
     for part, tagged in control.items():
         words, here = [word for text in texts[part] for word in text], {}
@@ -83,7 +83,7 @@ def control_task(probe, rng):
         require(all(here.setdefault(w, tag) == tag for w, tag in zip(words, tagged, strict=True)),
                 "a word has different tags: draw one for each word, not one for each token")
         require(all(tags.get(w, tag) == tag for w, tag in here.items()),
-                "a word has one tag in training and another in test: draw once, for all parts")
+                "a word has one tag in training and another in test: draw once, for all splits")
         tags |= here
     require(all(map(np.array_equal, control.values(), again.values())),
             "the same seed gives other tags")
