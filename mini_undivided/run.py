@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from mini_undivided import pairs
-from mini_undivided.corpus import open_corpus
 from mini_undivided.costs import count_parameters, flops_per_token
 from mini_undivided.data import Sequences, TrainingBatches, context_free_baseline
 from mini_undivided.model import BertConfig, MaskedLM
@@ -36,8 +35,8 @@ from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import check_writable, write_json
 from mini_undivided.support.machine import Machine
 from mini_undivided.support.options import PretrainOptions
-from mini_undivided.tokenizer import check_fits, load_tokenizer, save_tokenizer
-from mini_undivided.tokens import cached_tokenizer, tokenize
+from mini_undivided.tokenizer import check_fits, save_tokenizer
+from mini_undivided.tokens import prepare_text
 
 
 class Objective(NamedTuple):
@@ -51,7 +50,7 @@ class Objective(NamedTuple):
 
 
 MASKED_LM = Objective(MaskedLM, masked_loss, masked_logits, Sequences.mask, Sequences.mask)
-# In validation no second part is random, so that losses compare with those of other runs.
+# In validation no second segment is random, so that losses compare with those of other runs.
 PAIRS = Objective(pairs.PairedMaskedLM, pairs.paired_loss, pairs.paired_logits, pairs.mask_pairs,
                   partial(pairs.mask_pairs, random_ratio=0))
 
@@ -154,31 +153,7 @@ def check_free(out, resume):
         raise UserError(f"{out} already holds a run: {advice}")
 
 
-# Text.
-
-def prepare_text(options, resume):
-    """Find corpus, load or train tokenizer, write token files → Corpus, Tokenizer, Tokens.
-
-    Raises UserError if the text or the tokenizer of a resumed run has changed.
-    """
-    record = run_directory.read_record(options.out) if resume else None
-    corpus = open_corpus(options.corpus, record and record["corpus"]["fingerprint"])
-    if record:
-        tokenizer = load_tokenizer(options.out)
-    elif options.init or options.tokenizer:
-        tokenizer = load_tokenizer(options.init or options.tokenizer, options.cased)
-    else:
-        tokenizer = cached_tokenizer(corpus, options.vocab_size, options.cased)
-    if record and corpus.fingerprint != record["corpus"]["fingerprint"]:
-        raise UserError(f"the text of {' '.join(options.corpus)} is not that which the run in "
-                        f"{options.out} was started with: put it back, or start a new run")
-    tokens = tokenize(corpus, tokenizer)
-    saved = record["corpus"].get("tokens", tokens.count) if record else tokens.count
-    if saved != tokens.count:
-        raise UserError(f"the text of the run in {options.out} now has {tokens.count:,} tokens "
-                        f"instead of {saved:,}: its tokenizer has changed; start a new run")
-    return corpus, tokenizer, tokens
-
+# Model, optimizers, batches.
 
 def check_sequences(tokens, seq_len, tokenizer):
     """The validation sequences. UserError if the training or the validation split has none."""
@@ -195,8 +170,6 @@ def check_sequences(tokens, seq_len, tokenizer):
                         "give longer documents or a longer --seq-len")
     return valid
 
-
-# Model, optimizers, batches.
 
 def make_run(options, machine, text, tokenizer):
     """Everything that the loop works with → Run."""
@@ -219,7 +192,7 @@ def make_run(options, machine, text, tokenizer):
                         f"sequence of {options.seq_len}: give a larger one")
     size, micro_batch = batch_sizes(options, machine, model.config)
     if options.next_sentence and size == 1:
-        raise UserError("--next-sentence takes the parts of a pair from two sequences, but a "
+        raise UserError("--next-sentence takes the segments of a pair from two sequences, but a "
                         f"batch has one of {options.seq_len} tokens: give more --batch-tokens")
     batches = TrainingBatches(sequences, size, options.seed, objective.mask)
     flops = flops_per_token(model.config, options.seq_len, sequences.num_masked)

@@ -1,4 +1,4 @@
-"""A tokenised corpus: its tokenizer and its token files, made once and then cached.
+"""The text of a run: its corpus, its tokenizer and its token files, made once and then cached.
 
 Both are named by a hash of what they are made from. A token file is an array of ids and nothing
 else, two bytes a token where the vocabulary allows it, else four; numpy maps it into memory.
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mini_undivided.corpus import open_corpus
+from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
     cache_dir,
     is_whole,
@@ -20,6 +22,7 @@ from mini_undivided.support.files import (
     write_json,
 )
 from mini_undivided.support.overlap import shared_words
+from mini_undivided.support.run_directory import read_record
 from mini_undivided.support.terminal import progress
 from mini_undivided.tokenizer import load_tokenizer, opens_word, train_tokenizer
 
@@ -49,6 +52,30 @@ class Tokens:
     def count(self):
         """The number of tokens of both splits."""
         return len(self.train) + len(self.valid)
+
+
+def prepare_text(options, resume):
+    """Find corpus, load or train tokenizer, write token files → Corpus, Tokenizer, Tokens.
+
+    Raises UserError if the text or the tokenizer of a resumed run has changed.
+    """
+    record = read_record(options.out) if resume else None
+    corpus = open_corpus(options.corpus, record and record["corpus"]["fingerprint"])
+    if record:
+        tokenizer = load_tokenizer(options.out)
+    elif options.init or options.tokenizer:
+        tokenizer = load_tokenizer(options.init or options.tokenizer, options.cased)
+    else:
+        tokenizer = cached_tokenizer(corpus, options.vocab_size, options.cased)
+    if record and corpus.fingerprint != record["corpus"]["fingerprint"]:
+        raise UserError(f"the text of {' '.join(options.corpus)} is not that which the run in "
+                        f"{options.out} was started with: put it back, or start a new run")
+    tokens = tokenize(corpus, tokenizer)
+    saved = record["corpus"].get("tokens", tokens.count) if record else tokens.count
+    if saved != tokens.count:
+        raise UserError(f"the text of the run in {options.out} now has {tokens.count:,} tokens "
+                        f"instead of {saved:,}: its tokenizer has changed; start a new run")
+    return corpus, tokenizer, tokens
 
 
 def cached_tokenizer(corpus, vocab_size, cased=False):
@@ -93,7 +120,7 @@ def tokenize(corpus, tokenizer):
         splits = read_tokens(train, dtype), read_tokens(valid, dtype)
         shared = shared_words(*splits, opens_word(tokenizer), tokenizer.token_to_id("[SEP]"))
         with sealed(about) as new_about:
-            write_json(new_about, {**counts, "overlap": float(shared.mean()) if len(shared) else 0.0})
+            write_json(new_about, {**counts, "overlap": float(shared.sum()) / max(1, len(shared))})
     return Tokens(folder, read_tokens(train, dtype), read_tokens(valid, dtype), **read_json(about))
 
 

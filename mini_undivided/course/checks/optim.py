@@ -40,7 +40,7 @@ def set_rates(peaks, *factors):
     """The learning rates of three groups in two optimizers, after calls with some factors."""
     from mini_undivided.optim import scale_learning_rates
 
-    groups = [{"params": [nn.Parameter(torch.zeros(1))], "peak": peak} for peak in peaks]
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "initial_lr": peak} for peak in peaks]
     made = [torch.optim.SGD(groups[:2], lr=0.3), torch.optim.SGD(groups[2:], lr=0.3)]
     for factor in factors:
         scale_learning_rates(made, factor)
