@@ -533,7 +533,7 @@ MISTAKES_BY_HAND = [
     (6, "scale_learning_rates", 'group["lr"] = group["initial_lr"] * factor', 'group["lr"] *= factor',
      "add up"),
     (6, "scale_learning_rates", 'group["lr"] = group["initial_lr"] * factor',
-     'group["initial_lr"] *= factor; group["lr"] = group["initial_lr"]', "peak itself"),
+     'group["initial_lr"] *= factor; group["lr"] = group["initial_lr"]', "initial_lr itself"),
     (6, "scale_learning_rates", '["initial_lr"] * factor', '["initial_lr"]', "factor is not used"),
     (6, "scale_learning_rates", 'group["lr"]', 'optimizer.defaults["lr"]', "stay as they are"),
     (6, "scale_learning_rates", "for group in optimizer.param_groups",
