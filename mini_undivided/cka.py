@@ -9,9 +9,9 @@ which rows are similar according to this layer, and CKA is the correlation of tw
     CKA(K, G) = HSIC(K, G) / √(HSIC(K, K) HSIC(G, G))
 
 so neither the width of a layer nor a rotation or scaling of it matters. HSIC, the Hilbert-Schmidt
-independence criterion, is the covariance of their entries. Its plain form, Σ_ij K_ij G_ij / (n - 1)²
-of matrices from which row and column means are subtracted, is biased: CKA of unrelated layers comes
-out at about C / (n + C), far above 0 unless n is far above C. The unbiased form (Song et al. 2012) leaves the
+independence criterion, is the covariance of their entries. Its plain form, Σ_ij K_ij G_ij /
+(n - 1)² with row and column means subtracted, is biased: CKA of unrelated layers is about
+C / (n + C), far above 0 unless n is far above C. The unbiased form (Song et al. 2012) leaves the
 diagonals out:
 
     HSIC(K, G) = Σ_ij K̃_ij G̃_ij / (n (n - 3))     with K̃_ii = 0 and, for i ≠ j,
@@ -152,7 +152,7 @@ def add_minibatches(sums, minibatches):
 
 
 class ShuffleBuffer:
-    """Rows of all encoders, waiting to be shuffled in the same order and cut into minibatches of n."""
+    """Rows of all encoders, to be shuffled in the same order and cut into minibatches of n."""
 
     def __init__(self, n):
         self.n, self.rows = n, {}  # {key: list of rows}

@@ -110,7 +110,7 @@ def open_corpus(names, fingerprint=None):
 
 
 def is_held_out(index):
-    """Whether number `index` belongs to the validation split: every twentieth, from the eleventh."""
+    """Whether number `index` is in the validation split: every twentieth, from the eleventh."""
     return index % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
 
 

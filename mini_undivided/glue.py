@@ -113,7 +113,8 @@ def collate(examples, machine):
         tensors[:, i, : lengths[i]] = torch.tensor(example)
     attention_mask = None
     if min(lengths) < max(lengths):
-        attention_mask = machine.to_device(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
+        is_real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # (B, T)
+        attention_mask = machine.to_device(is_real)
     input_ids, token_type_ids = map(machine.to_device, tensors)
     return input_ids, attention_mask, token_type_ids
 

@@ -135,7 +135,7 @@ def initialise(model):
     """Normal weights of standard deviation `initializer_range`; biases 0.
 
     In two things we depart from BERT. Positions begin as sines and cosines, 2.5 times as large
-    as word vectors: waves of C / 2 lengths from 2π to 2π · 10,000 positions, by which near positions
+    as word vectors: waves of C / 2 lengths from 2π to 2π · 10,000 positions, so that near ones
     have similar vectors (Vaswani et al. 2017, section 3.5). Keys begin equal to queries, both of
     variance 1, as the division by √D assumes (in the spirit of Trockman & Kolter 2023, 2305.09828):
     a token then attends to those with similar vectors, its neighbours, and need not learn first,

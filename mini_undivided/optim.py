@@ -52,7 +52,9 @@ def muon_and_adamw(model, muon_lr, lr, dtype=torch.float32):
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+    """Nesterov momentum, made orthogonal.
+
+    Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
 
     With the gradient G, for each matrix W (m, n):
 

@@ -50,10 +50,10 @@ class PairedMaskedLM(MaskedLM):
 
 
 def mask_pairs(sequences, ids, rng, random_ratio=0.5):
-    """Sequences (B, T) → masked pairs, of which `random_ratio` have another sequence's second segment.
+    """Sequences (B, T) → masked pairs; a `random_ratio` of them gets a random second segment.
 
-    A token in the middle half becomes the [SEP] between the segments. A random second segment comes from
-    the sequence before it in the batch, and from the same positions there.
+    A token in the middle half becomes the [SEP] between the segments. A random second
+    segment comes from the sequence before it in the batch, from the same positions there.
     """
     (B, T), own = ids.shape, rng.spawn(1)[0]  # masks are drawn as without pairs
     cuts = own.integers(T // 4, T - T // 4, size=(B, 1))
