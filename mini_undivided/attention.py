@@ -1,11 +1,11 @@
-"""Who looks at whom: attention weights, five numbers that sum them up, and rank collapse.
+"""Who attends to whom: attention weights, five numbers that sum them up, and rank collapse.
 
 Shapes: B texts in a batch, T tokens in the longest, C hidden size, L layers, H heads.
 
 Each token i spreads a weight of 1 over the tokens j of its text; row i of a head's (T, T) weights
 says how. Without FFNs these weights are all that a layer can learn, apart from linear maps, so they
-are where to look for what FFNs were doing. (A weight says where a head looks, not what that
-changes: the value that it finds there may be small.)
+are where to look for what FFNs were doing. (A weight says what a head attends to, not what that
+changes: the value there may be small.)
 
 What attention does to a text's tokens is to average them. Averaged often enough, they become equal:
 rank collapse (Dong et al. 2021, 2103.03404), which residual connections and FFNs work against.
@@ -27,7 +27,7 @@ STATISTICS = {
 
 
 @torch.inference_mode()
-def attention_weights(encoder, ids, mask=None, segments=None):
+def attention_weights(encoder, input_ids, attention_mask=None, token_type_ids=None):
     """One forward pass → the weights of all heads (L, B, H, T, T), rows summing to 1.
 
     The arguments are the encoder's. What attention gives for the identity matrix in place of the
@@ -44,7 +44,7 @@ def attention_weights(encoder, ids, mask=None, segments=None):
     with ExitStack() as hooks:  # removes them at its end
         for layer in encoder.layers:
             hooks.enter_context(layer.attention.register_forward_pre_hook(keep))
-        encoder(ids, mask, segments)
+        encoder(input_ids, attention_mask, token_type_ids)
     return torch.stack(weights)
 
 
@@ -66,7 +66,7 @@ def attention_sums(weights, real, is_sep):
 
 
 def collapse(layers, mask):
-    """How far attention has made the tokens of a text alike, layer by layer.
+    """How similar attention has made the tokens of a text, layer by layer.
 
     layers: a list of (B, T, C); mask (B, T) → (L, 2, B): the distance of the token vectors from
     their mean, relative to their norm, and the mean cosine of two different tokens ([CLS] and [SEP]

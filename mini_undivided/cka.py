@@ -1,4 +1,4 @@
-"""How alike are two layers? Debiased centred kernel alignment (CKA; Kornblith 2019, 1905.00414).
+"""How similar are two layers? Debiased centred kernel alignment (CKA; Kornblith 2019, 1905.00414).
 
 Shapes: B texts in a batch, T tokens in the longest, C width and L number of layers, n rows in a
 minibatch; K and G are two layers' Gram matrices.
@@ -9,8 +9,8 @@ which rows are similar according to this layer, and CKA is the correlation of tw
     CKA(K, G) = HSIC(K, G) / √(HSIC(K, K) HSIC(G, G))
 
 so neither the width of a layer nor a rotation or scaling of it matters. HSIC, the Hilbert-Schmidt
-independence criterion, is the covariance of their entries. Its plain form, tr(K H G H) / (n - 1)²,
-where H = I - 1 1ᵀ / n subtracts means, is biased: CKA of unrelated layers comes out at about
+independence criterion, is the covariance of their entries. Its plain form, Σ_ij K_ij G_ij /
+(n - 1)² with row and column means subtracted, is biased: CKA of unrelated layers is about
 C / (n + C), far above 0 unless n is far above C. The unbiased form (Song et al. 2012) leaves the
 diagonals out:
 
@@ -83,7 +83,7 @@ class CKA:
         return (self.ab / (self.aa[:, None] * self.bb).sqrt()).cpu()
 
 
-def layer_outputs(encoder, ids, mask=None, segments=None):
+def layer_outputs(encoder, input_ids, attention_mask=None, token_type_ids=None):
     """One forward pass → {"attention": layers, "block": embeddings and layers}, each (B, T, C).
 
     The attention output is that of the whole sublayer, after its residual and LayerNorm: without
@@ -94,7 +94,8 @@ def layer_outputs(encoder, ids, mask=None, segments=None):
     with ExitStack() as hooks:  # removes them at its end
         for layer in encoder.layers:
             hooks.enter_context(layer.attention.register_forward_hook(keep))
-        _, block = encoder(ids, mask, segments, output_hidden_states=True)
+        _, block = encoder(
+            input_ids, attention_mask, token_type_ids, output_hidden_states=True)
     return {"attention": attention, "block": block}
 
 
@@ -102,8 +103,8 @@ def layer_outputs(encoder, ids, mask=None, segments=None):
 def compare(encoders, batches, pairs, per_text=False, n=256):
     """CKA of pairs of encoders, and the rank collapse of each encoder.
 
-    encoders: {name: Encoder}, all in evaluation mode and with the same tokenizer. batches: (ids,
-    mask or None, segments) on their device. pairs: of names, (a, b). per_text: rows are the means
+    encoders: {name: Encoder}, all in evaluation mode and with the same tokenizer. batches: the
+    encoders' three inputs, on their device. pairs: of names, (a, b). per_text: rows are the means
     of texts, not tokens. n: rows in a minibatch; what is left over at the end is not used.
     → {(a, b): {"attention": (L_A, L_B), "block": (L_A + 1, L_B + 1)}}, {name: (L + 1, 2)}, and the
     number of rows. Raises UserError if the rows do not fill one minibatch.
@@ -113,10 +114,11 @@ def compare(encoders, batches, pairs, per_text=False, n=256):
     sums = {pair: {output: CKA() for output in OUTPUTS} for pair in pairs}
     collapses = {name: [] for name in encoders}
     buffer = ShuffleBuffer(n)
-    for ids, mask, segments in batches:
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    for input_ids, attention_mask, token_type_ids in batches:
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        real = mask.bool()
         for name, encoder in encoders.items():
-            outputs = layer_outputs(encoder, ids, mask, segments)
+            outputs = layer_outputs(encoder, input_ids, attention_mask, token_type_ids)
             collapses[name].append(collapse(outputs["block"], real))
             for output, layers in outputs.items():
                 x = torch.stack(layers)  # (L, B, T, C)
@@ -150,7 +152,7 @@ def add_minibatches(sums, minibatches):
 
 
 class ShuffleBuffer:
-    """Rows of all encoders, waiting to be shuffled alike and cut into minibatches of n."""
+    """Rows of all encoders, to be shuffled in the same order and cut into minibatches of n."""
 
     def __init__(self, n):
         self.n, self.rows = n, {}  # {key: list of rows}
@@ -171,8 +173,8 @@ class ShuffleBuffer:
             return
         order = torch.randperm(self.size, generator=self.generator)
         whole = {key: torch.cat(rows, dim=1) for key, rows in self.rows.items()}
-        used = len(order) // self.n * self.n
-        for chosen in order[:used].split(self.n):
+        whole_minibatches = len(order) // self.n * self.n
+        for chosen in order[:whole_minibatches].split(self.n):
             yield {key: in_float64(rows[:, chosen.to(rows.device)]) for key, rows in whole.items()}
-        rest = order[used:]
+        rest = order[whole_minibatches:]
         self.rows = {key: [rows[:, rest.to(rows.device)]] for key, rows in whole.items()}

@@ -110,7 +110,7 @@ def open_corpus(names, fingerprint=None):
 
 
 def is_held_out(index):
-    """Whether number `index` belongs to the validation part: every twentieth, from the eleventh."""
+    """Whether number `index` is in the validation split: every twentieth, from the eleventh."""
     return index % HELD_OUT_EVERY == HELD_OUT_EVERY // 2
 
 
@@ -127,5 +127,5 @@ def held_out_docs():
 
 
 def sentences(text):
-    """The sentences of 5 to 60 words of a text, by a simple rule that is right often enough."""
-    return [part for part in split_sentences(text) if 5 <= len(part.split()) <= 60]
+    """The sentences of 5 to 60 words of a text, by a simple rule that is usually correct."""
+    return [sentence for sentence in split_sentences(text) if 5 <= len(sentence.split()) <= 60]

@@ -163,7 +163,7 @@ def validation_batches(sequences, limit, rank=0, world_size=1, mask=Sequences.ma
 def context_free_baseline(tokens, is_special):
     """Loss and accuracy of the best model that sees a masked position and no other, exactly.
 
-    It knows how common each of the V ordinary words is (p, from `tokens`, the validation part) and
+    It knows how common each of the V ordinary words is (p, from `tokens`, the validation split) and
     how positions are masked. At a [MASK] it has to say p: its loss is the (unigram) entropy
     -Σ p log p. But one position in five shows a word w: itself, kept, or a random one. By Bayes' rule
 

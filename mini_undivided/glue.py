@@ -41,9 +41,9 @@ def fine_tune(model, task, splits, encoded, machine, epochs, batch_size, lr, see
             model.train()
             for batch in length_batches(examples, batch_size, rng):
                 scale_learning_rates([optimizer], warmup_decay((step + 0.5) / steps))
-                ids, mask, segments = collate([examples[i] for i in batch], machine)
+                inputs = collate([examples[i] for i in batch], machine)
                 with machine.autocast():
-                    logits = model(ids, mask, segments)  # (B, K)
+                    logits = model(*inputs)  # (B, K)
                 loss = task_loss(logits.float(), machine.to_device(labels[batch]))
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -77,9 +77,9 @@ def predict(model, examples, machine):
     order = np.argsort([len(ids) for ids, _ in examples], kind="stable")
     logits = []
     for i in range(0, len(examples), EVAL_BATCH):
-        ids, mask, segments = collate([examples[j] for j in order[i : i + EVAL_BATCH]], machine)
+        inputs = collate([examples[j] for j in order[i : i + EVAL_BATCH]], machine)
         with machine.autocast():
-            logits.append(model(ids, mask, segments).float().cpu())  # (B, K)
+            logits.append(model(*inputs).float().cpu())  # (B, K)
     logits = torch.cat(logits).numpy()
     if not np.isfinite(logits).all():
         raise UserError("the model's predictions are no longer numbers: try a lower --lr")
@@ -103,16 +103,20 @@ def length_batches(examples, size, rng):
 
 
 def collate(examples, machine):
-    """Pad encoded examples to the longest → ids, mask (None without padding), segments, (B, T)."""
+    """Pad encoded examples to the longest → a model's three inputs, (B, T), on the device.
+
+    input_ids, attention_mask (None without padding), token_type_ids.
+    """
     lengths = [len(ids) for ids, _ in examples]
     tensors = torch.zeros(2, len(examples), max(lengths), dtype=torch.long)  # 0 is BERT's [PAD]
     for i, example in enumerate(examples):
         tensors[:, i, : lengths[i]] = torch.tensor(example)
-    mask = None
+    attention_mask = None
     if min(lengths) < max(lengths):
-        mask = machine.to_device(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
-    ids, segments = (machine.to_device(tensor) for tensor in tensors)
-    return ids, mask, segments
+        is_real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # (B, T)
+        attention_mask = machine.to_device(is_real)
+    input_ids, token_type_ids = map(machine.to_device, tensors)
+    return input_ids, attention_mask, token_type_ids
 
 
 def padding_ratio(examples, batches):

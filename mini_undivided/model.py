@@ -1,8 +1,8 @@
 """The BERT encoder (Devlin et al. 2019, 1810.04805), with an FFN in the layers that you choose.
 
-Shapes: B sequences in a batch, T tokens in a sequence, C hidden size, H heads, D = C / H the
-width of a head, V words in the vocabulary, K labels; M positions with a query: in pretraining's
-last layer the masked ones, which alone are needed there, everywhere else all T.
+Shapes: B sequences in a batch, T tokens in a sequence, C hidden size, H heads, D = C / H the width
+of a head, V words in the vocabulary, K labels; M query positions: in pretraining's last layer the
+masked ones, which alone are needed there, everywhere else all T.
 
 A block is two sublayers, each inside a residual connection with a LayerNorm after it ("post-norm"):
 
@@ -71,8 +71,8 @@ class Attention(nn.Module):
         # PyTorch's fused kernel computes the same and never stores the (M, T) weights. On a CPU it
         # is slow with dropout or in bfloat16; on Apple's GPUs it errs with few queries in some
         # versions (https://github.com/pytorch/pytorch/issues/181133).
-        quick_on_cpu = x.device.type == "cpu" and q.dtype == torch.float32 and not dropout
-        fused = x.device.type == "cuda" or quick_on_cpu
+        on_cpu = x.device.type == "cpu" and q.dtype == torch.float32 and not dropout
+        fused = on_cpu or x.device.type == "cuda"
         attend = F.scaled_dot_product_attention if fused else attention
         y = attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)  # (B, H, M, D) → (B, M, C)
         return self.norm(queries + self.dropout(self.output(y)))
@@ -131,23 +131,15 @@ class Embeddings(nn.Module):
         return self.dropout(self.norm(x))
 
 
-def sines_and_cosines(T, C):
-    """Vectors of T positions, (T, C): waves of C / 2 lengths from 2π to 2π · 10,000 positions.
-
-    Vaswani et al. 2017, section 3.5. Near positions have similar vectors.
-    """
-    frequencies = 10_000 ** (-torch.arange(0, C, 2) / C)
-    angles = torch.arange(T)[:, None] * frequencies  # (T, ⌈C / 2⌉)
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :C]  # (T, C)
-
-
 def initialise(model):
     """Normal weights of standard deviation `initializer_range`; biases 0.
 
     In two things we depart from BERT. Positions begin as sines and cosines, 2.5 times as large
-    as word vectors. Keys begin equal to queries, both of variance 1, as the division by √D assumes
-    (in the spirit of Trockman & Kolter 2023, 2305.09828): a token then attends to those with
-    similar vectors, its neighbours, and need not learn first, position by position, where they are.
+    as word vectors: waves of C / 2 lengths from 2π to 2π · 10,000 positions, so that near ones
+    have similar vectors (Vaswani et al. 2017, section 3.5). Keys begin equal to queries, both of
+    variance 1, as the division by √D assumes (in the spirit of Trockman & Kolter 2023, 2305.09828):
+    a token then attends to those with similar vectors, its neighbours, and need not learn first,
+    position by position, where they are.
     """
     std = model.config.initializer_range
     for module in model.modules():
@@ -157,15 +149,17 @@ def initialise(model):
             nn.init.zeros_(module.bias)
     for module in model.modules():
         if isinstance(module, Embeddings):
-            waves = sines_and_cosines(*module.position.weight.shape)  # of deviation √½
-            module.position.weight.data.copy_(2.5 * std * math.sqrt(2) * waves)
+            T, C = module.position.weight.shape
+            angles = torch.arange(T)[:, None] * 10_000 ** (-torch.arange(0, C, 2) / C)
+            waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :C]  # (T, C)
+            module.position.weight.data.copy_(2.5 * std * math.sqrt(2) * waves)  # RMS 2.5 std
         if isinstance(module, Attention):
             nn.init.normal_(module.query.weight, std=module.query.in_features**-0.5)
             module.key.weight.data.copy_(module.query.weight)
 
 
 class Encoder(Pretrained):
-    """Token ids → one vector a token. `transformers`' BertModel without pooler."""
+    """Token ids → one vector per token. `transformers`' BertModel without pooler."""
 
     architecture = "BertModel"
 

@@ -16,7 +16,7 @@ STEPS = 5  # of the iteration in `orthogonalise`
 
 
 def warmup_decay(progress, warmup=WARMUP):
-    """The factor on the peak learning rate: up in a line until `warmup`, then down to 0.
+    """The factor on the initial learning rate: up in a line until `warmup`, then down to 0.
 
     Adam's first steps are almost as large as the learning rate whatever the gradient, and a
     post-norm model that is pushed far at the start does not recover: hence the line up.
@@ -27,9 +27,10 @@ def warmup_decay(progress, warmup=WARMUP):
 
 
 def scale_learning_rates(optimizers, factor):
-    """Set the learning rate of every parameter group to `factor` times its peak."""
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["lr"] = factor * group["peak"]
+    """Set the learning rate of every parameter group to `factor` times its "initial_lr"."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group["initial_lr"]
 
 
 def adamw(parameters, lr, weight_decay=0.01):
@@ -37,7 +38,7 @@ def adamw(parameters, lr, weight_decay=0.01):
     parameters = [p for p in parameters if p.requires_grad]
     groups = [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
               {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0}]
-    groups = [{**group, "peak": lr} for group in groups if group["params"]]
+    groups = [{**group, "initial_lr": lr} for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-6, fused=True)
 
 
@@ -51,12 +52,14 @@ def muon_and_adamw(model, muon_lr, lr, dtype=torch.float32):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+    """Nesterov momentum, made orthogonal.
+
+    Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
 
     With the gradient G, for each matrix W (m, n):
 
-        M ← μ M + (1 - μ) G
-        W ← (1 - lr decay) W - lr √max(1, m / n) orthogonalise(μ M + (1 - μ) G)
+        momentum ← μ momentum + (1 - μ) G
+        W ← (1 - lr decay) W - lr √max(1, m / n) orthogonalise(μ momentum + (1 - μ) G)
 
     dtype: of the iteration; rounding to bfloat16 does no harm there.
     """
@@ -65,8 +68,8 @@ class Muon(torch.optim.Optimizer):
         shapes = {}
         for W in params:
             shapes.setdefault(W.shape, []).append(W)
-        super().__init__([{"params": alike} for alike in shapes.values()], {
-            "lr": lr, "peak": lr, "dtype": dtype, "momentum": momentum,
+        super().__init__([{"params": matrices} for matrices in shapes.values()], {
+            "lr": lr, "initial_lr": lr, "dtype": dtype, "momentum": momentum,
             "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -78,8 +81,8 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[W]
                 if not state:
                     state["momentum"] = torch.zeros_like(W)
-                M = state["momentum"].lerp_(W.grad, 1 - mu)
-                updates.append(W.grad.lerp(M, mu))
+                momentum = state["momentum"].lerp_(W.grad, 1 - mu)
+                updates.append(W.grad.lerp(momentum, mu))
             updates = orthogonalise(torch.stack(updates).to(group["dtype"]))  # (N, m, n)
             for W, update in zip(group["params"], updates, strict=True):
                 W.mul_(1 - lr * group["weight_decay"])

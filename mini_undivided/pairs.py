@@ -1,4 +1,4 @@
-"""BERT's second objective, next sentence prediction: does the second part follow the first?
+"""BERT's second objective, next sentence prediction: does the second segment follow the first?
 
 Shapes: B pairs in a batch, T tokens in a pair, M of them masked, V words.
 
@@ -50,10 +50,10 @@ class PairedMaskedLM(MaskedLM):
 
 
 def mask_pairs(sequences, ids, rng, random_ratio=0.5):
-    """Sequences (B, T) → masked pairs, of which `random_ratio` have another sequence's second part.
+    """Sequences (B, T) → masked pairs; a `random_ratio` of them gets a random second segment.
 
-    A token in the middle half becomes the [SEP] between the parts. A random second part comes from
-    the sequence before it in the batch, and from the same positions there.
+    A token in the middle half becomes the [SEP] between the segments. A random second
+    segment comes from the sequence before it in the batch, from the same positions there.
     """
     (B, T), own = ids.shape, rng.spawn(1)[0]  # masks are drawn as without pairs
     cuts = own.integers(T // 4, T - T // 4, size=(B, 1))

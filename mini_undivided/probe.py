@@ -156,10 +156,10 @@ def text_features(encoder, texts, tokenizer, machine, length, cls=False):
     features = torch.empty(L, len(texts), C)
     for i in batch_starts(texts):
         chosen = order[i : i + BATCH]
-        ids, mask, segments = collate([examples[j] for j in chosen], machine)
-        _, layers = encoder(ids, mask, segments, output_hidden_states=True)
-        x = torch.stack(layers)  # (L, B, T, C)
-        x = x[:, :, 0] if cls else text_means(x, torch.ones_like(ids) if mask is None else mask)
+        inputs = input_ids, mask, _ = collate([examples[j] for j in chosen], machine)
+        _, layers = encoder(*inputs, output_hidden_states=True)
+        x, mask = torch.stack(layers), torch.ones_like(input_ids) if mask is None else mask
+        x = x[:, :, 0] if cls else text_means(x, mask)  # (L, B, T, C) → (L, B, C)
         features[:, chosen] = x.cpu()
     return features
 
@@ -179,8 +179,8 @@ def word_features(encoder, texts, labels, tokenizer, machine, length):
     for i in batch_starts(texts):
         batch = [(e.ids[:length], e.type_ids[:length]) for e in encodings[i : i + BATCH]]
         _, layers = encoder(*collate(batch, machine), output_hidden_states=True)
-        here = (i <= rows) & (rows < i + BATCH)
-        first = rows[here] - i, columns[here]  # of each word's tokens
+        in_batch = (i <= rows) & (rows < i + BATCH)
+        first = rows[in_batch] - i, columns[in_batch]  # of each word's tokens
         features.append(torch.stack([layer[first] for layer in layers]).cpu())
     return torch.cat(features, dim=1), labels[kept]
 
@@ -200,7 +200,7 @@ def task_features(encoder, tasks, tokenizer, machine, length, cls=False):
     different = dict.fromkeys(text for task in tasks if not task.per_word
                               for split in task.texts.values() for text in split)
     index = {text: i for i, text in enumerate(different)}
-    every = text_features(encoder, list(index), tokenizer, machine, length, cls)
+    all_features = text_features(encoder, list(index), tokenizer, machine, length, cls)
     results = []
     for task in tasks:
         features, labels = {}, dict(task.labels)
@@ -209,7 +209,7 @@ def task_features(encoder, tasks, tokenizer, machine, length, cls=False):
                 features[split], labels[split] = word_features(
                     encoder, texts, labels[split], tokenizer, machine, length)
             else:
-                features[split] = every[:, [index[text] for text in texts]]
+                features[split] = all_features[:, [index[text] for text in texts]]
         results.append((task, features, labels))
     return results
 

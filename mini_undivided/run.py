@@ -15,18 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mini_undivided.corpus import open_corpus
+from mini_undivided import pairs
 from mini_undivided.costs import count_parameters, flops_per_token
 from mini_undivided.data import Sequences, TrainingBatches, context_free_baseline
 from mini_undivided.model import BertConfig, MaskedLM
 from mini_undivided.optim import adamw, muon_and_adamw
-from mini_undivided.pairs import (
-    PairedMaskedLM,
-    mask_pairs,
-    pair_accuracy,
-    paired_logits,
-    paired_loss,
-)
 from mini_undivided.pretrain import (
     FULL_TOKENS,
     State,
@@ -39,18 +32,11 @@ from mini_undivided.pretrain import (
 from mini_undivided.support import run_directory
 from mini_undivided.support.checkpoint import load_trainer
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import (
-    check_writable,
-    is_whole,
-    read_json,
-    sealed,
-    write_json,
-)
+from mini_undivided.support.files import check_writable, write_json
 from mini_undivided.support.machine import Machine
 from mini_undivided.support.options import PretrainOptions
-from mini_undivided.support.overlap import shared_words
-from mini_undivided.tokenizer import check_fits, load_tokenizer, opens_word, save_tokenizer
-from mini_undivided.tokens import cached_tokenizer, tokenize
+from mini_undivided.tokenizer import check_fits, save_tokenizer
+from mini_undivided.tokens import prepare_text
 
 
 class Objective(NamedTuple):
@@ -64,9 +50,9 @@ class Objective(NamedTuple):
 
 
 MASKED_LM = Objective(MaskedLM, masked_loss, masked_logits, Sequences.mask, Sequences.mask)
-# In validation no second part is random, so that losses compare with those of other runs.
-PAIRS = Objective(PairedMaskedLM, paired_loss, paired_logits, mask_pairs,
-                  partial(mask_pairs, random_ratio=0))
+# In validation no second segment is random, so that losses compare with those of other runs.
+PAIRS = Objective(pairs.PairedMaskedLM, pairs.paired_loss, pairs.paired_logits, pairs.mask_pairs,
+                  partial(pairs.mask_pairs, random_ratio=0))
 
 
 @dataclass
@@ -120,7 +106,10 @@ def pretrain(options, resume=False, announce=None):
         if machine.is_main:
             if announce:
                 announce(record, run, tokenizer)
-            begin(record, tokenizer, resume)
+            if not resume:
+                save_tokenizer(tokenizer, run.out)
+                (run.out / "log.jsonl").unlink(missing_ok=True)
+            write_json(run.out / "train.json", record)
         record["status"] = train(run)
         if record["status"] == "finished":
             record["result"] = {**result(run), "baseline": record["baseline"]}
@@ -164,43 +153,7 @@ def check_free(out, resume):
         raise UserError(f"{out} already holds a run: {advice}")
 
 
-# Text.
-
-def prepare_text(options, resume):
-    """Find corpus, load or train tokenizer, write token files → Corpus, Tokenizer, Tokens.
-
-    Raises UserError if the text or the tokenizer of a resumed run has changed.
-    """
-    record = run_directory.read_record(options.out) if resume else None
-    corpus = open_corpus(options.corpus, record and record["corpus"]["fingerprint"])
-    if record:
-        tokenizer = load_tokenizer(options.out)
-    elif options.init or options.tokenizer:
-        tokenizer = load_tokenizer(options.init or options.tokenizer, options.cased)
-    else:
-        tokenizer = cached_tokenizer(corpus, options.vocab_size, options.cased)
-    if record and corpus.fingerprint != record["corpus"]["fingerprint"]:
-        raise UserError(f"the text of {' '.join(options.corpus)} is not that which the run in "
-                        f"{options.out} was started with: put it back, or start a new run")
-    tokens = tokenize(corpus, tokenizer)
-    saved = record["corpus"].get("tokens", tokens.count) if record else tokens.count
-    if saved != tokens.count:
-        raise UserError(f"the text of the run in {options.out} now has {tokens.count:,} tokens "
-                        f"instead of {saved:,}: its tokenizer has changed; start a new run")
-    overlap(tokens, tokenizer)  # here, since the main process prepares the text first
-    return corpus, tokenizer, tokens
-
-
-def overlap(tokens, tokenizer):
-    """How much of the held-out words is in runs of 13 that training has, too; then cached."""
-    path = tokens.folder / "overlap.json"
-    if not is_whole(path):
-        sep = tokenizer.token_to_id("[SEP]")
-        shared = shared_words(tokens.train, tokens.valid, opens_word(tokenizer), sep)
-        with sealed(path) as temporary:
-            write_json(temporary, {"shared": float(shared.mean()) if len(shared) else 0.0})
-    return read_json(path)["shared"]
-
+# Model, optimizers, batches.
 
 def check_sequences(tokens, seq_len, tokenizer):
     """The validation sequences. UserError if the training or the validation split has none."""
@@ -217,8 +170,6 @@ def check_sequences(tokens, seq_len, tokenizer):
                         "give longer documents or a longer --seq-len")
     return valid
 
-
-# Model, optimizers, batches.
 
 def make_run(options, machine, text, tokenizer):
     """Everything that the loop works with → Run."""
@@ -241,7 +192,7 @@ def make_run(options, machine, text, tokenizer):
                         f"sequence of {options.seq_len}: give a larger one")
     size, micro_batch = batch_sizes(options, machine, model.config)
     if options.next_sentence and size == 1:
-        raise UserError("--next-sentence takes the parts of a pair from two sequences, but a "
+        raise UserError("--next-sentence takes the segments of a pair from two sequences, but a "
                         f"batch has one of {options.seq_len} tokens: give more --batch-tokens")
     batches = TrainingBatches(sequences, size, options.seed, objective.mask)
     flops = flops_per_token(model.config, options.seq_len, sequences.num_masked)
@@ -313,21 +264,12 @@ def claimed(out, resume, machine):
             lock.release()
 
 
-def begin(record, tokenizer, resume):
-    """Write what a run directory holds before training; the log of a new run is a new one."""
-    out = Path(record["options"]["out"])
-    if not resume:
-        save_tokenizer(tokenizer, out)
-        (out / "log.jsonl").unlink(missing_ok=True)
-    write_json(out / "train.json", record)
-
-
 def make_record(run, corpus, tokens, tokenizer):
     """What train.json says of a run that begins."""
     text = {"names": list(corpus.names), "fingerprint": corpus.fingerprint,
             "documents": tokens.documents, "pieces": tokens.pieces, "held_out": tokens.held_out,
             "held_out_unit": "documents" if corpus.holds_out_documents else "pieces",
-            "overlap": overlap(tokens, tokenizer), "words": tokens.words, "tokens": tokens.count}
+            "overlap": tokens.overlap, "words": tokens.words, "tokens": tokens.count}
     return {"status": "running", "options": asdict(run.options),
             "machine": {"device": str(run.machine), "matmul": run.machine.matmul}, "corpus": text,
             "baseline": context_free_baseline(tokens.valid, run.valid_set.is_special),
@@ -341,7 +283,7 @@ def result(run):
     tokens = state.step * run.batch_tokens
     if run.options.next_sentence:
         limit = FULL_TOKENS // run.options.seq_len
-        scores["pair_accuracy"] = pair_accuracy(run.model, run.valid_set, limit, run.machine)
+        scores["pair_accuracy"] = pairs.pair_accuracy(run.model, run.valid_set, limit, run.machine)
     timed_tokens = state.timed_steps * run.batch_tokens
     return {"step": state.step, "tokens": tokens, "flops": tokens * run.flops_per_token, **scores,
             "tokens_per_second": timed_tokens / max(state.training_seconds, 1e-9),

@@ -104,8 +104,8 @@ MISTAKES = [
     (6, "warmup_decay", "max(0.0, (1.0 - progress) / (1.0 - warmup))",
      "max(0.0, (1.0 - progress) / (1.0 - warmup)) ** 0.5", "decay is not a straight line"),
     (6, "warmup_decay", "if progress < warmup", "if progress <= warmup", "divided by 0"),
-    (6, "scale_learning_rates", 'factor * group["peak"]', 'factor * group["lr"]', "add up"),
-    (6, "scale_learning_rates", 'factor * group["peak"]', "factor", "factor itself"),
+    (6, "scale_learning_rates", 'factor * group["initial_lr"]', 'factor * group["lr"]', "add up"),
+    (6, "scale_learning_rates", 'factor * group["initial_lr"]', "factor", "factor itself"),
     (6, "scale_learning_rates", "for optimizer in optimizers", "for optimizer in optimizers[:1]",
      "first optimizer"),
     (7, "f1", "(predicted == 1) & (labels == 1)", "(predicted == 0) & (labels == 0)", "label 0"),
@@ -251,7 +251,7 @@ def warmup_decay(progress, warmup=WARMUP):
 def scale_learning_rates(optimizers, factor):
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
+            group["lr"] = group["initial_lr"] * factor
 """, "f1": """
 def f1(predicted, labels):
     tp = np.sum((predicted == 1) & (labels == 1))
@@ -493,11 +493,11 @@ MISTAKES_BY_HAND = [
     (6, "warmup_decay", "1 - (progress - warmup) / (1 - warmup)", "1 - (progress - warmup)",
      "divided by 1 - warmup"),
     (6, "warmup_decay", "    if progress", "    warmup = WARMUP\n    if progress", "warm-up"),
-    (6, "scale_learning_rates", 'group["lr"] = group["peak"] * factor', 'group["lr"] *= factor',
+    (6, "scale_learning_rates", 'group["lr"] = group["initial_lr"] * factor', 'group["lr"] *= factor',
      "add up"),
-    (6, "scale_learning_rates", 'group["lr"] = group["peak"] * factor',
-     'group["peak"] *= factor; group["lr"] = group["peak"]', "peak itself"),
-    (6, "scale_learning_rates", '["peak"] * factor', '["peak"]', "factor is not used"),
+    (6, "scale_learning_rates", 'group["lr"] = group["initial_lr"] * factor',
+     'group["initial_lr"] *= factor; group["lr"] = group["initial_lr"]', "initial_lr itself"),
+    (6, "scale_learning_rates", '["initial_lr"] * factor', '["initial_lr"]', "factor is not used"),
     (6, "scale_learning_rates", 'group["lr"]', 'optimizer.defaults["lr"]', "stay as they are"),
     (6, "scale_learning_rates", "for group in optimizer.param_groups",
      "for group in optimizer.param_groups[:1]", "first group of each"),
@@ -732,7 +732,7 @@ def warmup_decay(progress, warmup=WARMUP):
 def scale_learning_rates(optimizers, factor):
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group.update(lr=group["peak"] * factor)
+            group.update(lr=group["initial_lr"] * factor)
 """}),
     ("numpy's interp", 6, {"warmup_decay": """
 def warmup_decay(progress, warmup=WARMUP):

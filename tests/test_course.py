@@ -252,7 +252,7 @@ def test_from_copy_to_points(course, tmp_path):
     assert done.returncode == 1 and done.stderr == ""
     assert "assignment 6: write warmup_decay" in done.stdout
     assert "A claim of mine.\n    the line is too short" in done.stdout
-    assert re.search(r"8 CKA without bias +10 of +10", done.stdout)
+    assert re.search(r"8 debiased CKA +10 of +10", done.stdout)
     assert re.search(r"6 the schedule +0 of +13", done.stdout)
 
 

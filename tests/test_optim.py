@@ -62,7 +62,7 @@ def test_a_step_is_adamws(scale):
 
 
 def test_the_learning_rate_reaches_every_group():
-    """Each group gets the factor times its own peak."""
+    """Each group gets the factor times its own initial_lr."""
     optimizers = muon_and_adamw(MaskedLM(config()), muon_lr=0.3, lr=0.1)
     scale_learning_rates(optimizers, 0.25)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]

@@ -170,5 +170,5 @@ def test_pairs_are_learned(options, tmp_path):
     assert record["result"]["pair_accuracy"] > 0.6  # of few pairs, a part of which span documents
     assert record["parameters"] == sum(p.numel() for p in model.parameters())
     assert torch.equal(read_pooler(options.out, model.config)["weight"], model.pooler.weight)
-    with pytest.raises(UserError, match="--next-sentence takes the parts of a pair from two"):
+    with pytest.raises(UserError, match="--next-sentence takes the segments of a pair from two"):
         pretrain(replace(options, batch_tokens=33, out=str(tmp_path / "one")))

@@ -10,8 +10,8 @@ from mini_undivided import corpus
 from mini_undivided import tokens as tokens_module
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import cache_dir
-from mini_undivided.tokenizer import same_tokenizer, special_ids, train_tokenizer
-from mini_undivided.tokens import TokenWriter, cached_tokenizer, tokenize
+from mini_undivided.tokenizer import opens_word, same_tokenizer, special_ids, train_tokenizer
+from mini_undivided.tokens import cached_tokenizer, tokenize
 
 
 def test_tokens_are_the_documents_in_order_with_separators(greek):
@@ -89,12 +89,16 @@ def test_a_failed_tokenisation_leaves_nothing_behind(tmp_path, greek):
         assert {path for path in cache_dir().rglob("*") if path.is_file()} == before
 
 
-def test_four_bytes_where_two_are_too_few(tmp_path):
-    """A vocabulary above 65,536 gets 32-bit ids, and they survive the round trip."""
-    writer = TokenWriter(tmp_path / "big.npy", 70_001)
-    writer.write([3, 70_000, 5])
-    writer.close()
-    assert np.load(tmp_path / "big.npy", mmap_mode="r").tolist() == [3, 70_000, 5]
+def test_four_bytes_where_two_are_too_few(tmp_path, monkeypatch, greek):
+    """A vocabulary above 65,536 gets 32-bit ids, and the same tokens as one below."""
+    source, tokenizer, tokens = greek
+    monkeypatch.setenv("MINI_UNDIVIDED_CACHE", str(tmp_path))
+    large = type("Large", (), {
+        "get_vocab_size": lambda self: 70_001,
+        "__getattr__": lambda self, name: getattr(tokenizer, name)})()
+    monkeypatch.setattr(tokens_module, "opens_word", lambda _: opens_word(tokenizer))
+    wide = tokenize(source, large)
+    assert wide.train.dtype == np.dtype("<u4") and np.array_equal(wide.train, tokens.train)
 
 
 def test_what_is_damaged_in_the_cache_is_made_again(tale, tmp_path, monkeypatch):
@@ -111,7 +115,7 @@ def test_what_is_damaged_in_the_cache_is_made_again(tale, tmp_path, monkeypatch)
     expected = made()
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert sorted(path.name for path in files if path.suffix != ".sum") == [
-        "about.json", "tokenizer.json", "train.npy", "valid.npy"]
+        "about.json", "tokenizer.json", "train.bin", "valid.bin"]
     for path, content in files.items():
         for at in (0, len(content) // 2, len(content) - 2):
             damaged = bytearray(content)

@@ -22,7 +22,7 @@ ASSIGNMENTS = {
     5: ("the training step", "pretrain", ("masked_loss", "train_step")),
     6: ("the schedule", "optim", ("warmup_decay", "scale_learning_rates")),
     7: ("F1, Matthews, Spearman", "metrics", ("f1", "matthews", "pearson", "spearman", "ranks")),
-    8: ("CKA without bias", "cka", ("centre", "hsic")),
+    8: ("debiased CKA", "cka", ("centre", "hsic")),
     9: ("a probe and its control task", "probe", ("fit", "ProbeTask.control")),
     10: ("one FFN for all layers", "project", ("shared_ffn",))}
 OWN = "own_checks"  # a lecturer's module, in the working folder

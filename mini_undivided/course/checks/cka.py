@@ -1,4 +1,4 @@
-"""Checks of 8: CKA without bias."""
+"""Checks of 8: debiased CKA."""
 
 import itertools
 

@@ -40,7 +40,7 @@ def set_rates(peaks, *factors):
     """The learning rates of three groups in two optimizers, after calls with some factors."""
     from mini_undivided.optim import scale_learning_rates
 
-    groups = [{"params": [nn.Parameter(torch.zeros(1))], "peak": peak} for peak in peaks]
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "initial_lr": peak} for peak in peaks]
     made = [torch.optim.SGD(groups[:2], lr=0.3), torch.optim.SGD(groups[2:], lr=0.3)]
     for factor in factors:
         scale_learning_rates(made, factor)
@@ -49,14 +49,14 @@ def set_rates(peaks, *factors):
 
 @check(6, points=4)
 def scaled_rates(optim, rng):
-    """Every group's rate is the factor times its own peak, however often it is set."""
+    """Every group's rate is the factor times its own initial_lr, however often it is set."""
     peaks, (first, second) = np.array([0.3, 0.7, 1.1]), rng.uniform(0.2, 0.9, size=2)
     compare("the learning rates after two calls", set_rates(peaks, first, second), second * peaks, {
-        "when factors add up over calls: multiply the peak, not the last rate":
+        "when factors add up over calls: multiply initial_lr, not the last rate":
             first * second * np.full(3, 0.3),
-        "when every group is set to the first group's peak": second * np.full(3, 0.3),
+        "when every group is set to the first group's initial_lr": second * np.full(3, 0.3),
         "when only the first optimizer is set": [*(second * peaks[:2]), 0.3],
         "when only the first group of each is set": [second * 0.3, 0.3, second * 1.1],
-        "when peak itself is changed": first * second * peaks,
+        "when initial_lr itself is changed": first * second * peaks,
         "when the factor is not used": peaks, "when rates stay as they are": np.full(3, 0.3),
         "when the factor itself is set": np.full(3, second)})
