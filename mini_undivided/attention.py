@@ -11,8 +11,6 @@ What attention does to a text's tokens is to average them. Averaged often enough
 rank collapse (Dong et al. 2021, 2103.03404), which residual connections and FFNs work against.
 """
 
-from contextlib import ExitStack
-
 import torch
 from torch.nn import functional as F
 
@@ -33,18 +31,13 @@ def attention_weights(encoder, input_ids, attention_mask=None, token_type_ids=No
     The arguments are the encoder's. What attention gives for the identity matrix in place of the
     values is the weights themselves.
     """
-    weights = []
-
-    def keep(layer, inputs):
-        x, mask, _ = inputs
-        eye = torch.eye(x.size(1), dtype=x.dtype, device=x.device)
+    _, states = encoder(input_ids, attention_mask, token_type_ids, output_hidden_states=True)
+    mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+    eye, weights = torch.eye(input_ids.size(1), device=input_ids.device), []
+    for x, block in zip(states[:-1], encoder.layers, strict=True):  # each layer's input (B, T, C)
+        layer = block.attention
         q, k = layer.split_heads(layer.query(x)), layer.split_heads(layer.key(x))
-        weights.append(attention(q, k, eye, mask))  # (B, H, T, T)
-
-    with ExitStack() as hooks:  # removes them at its end
-        for layer in encoder.layers:
-            hooks.enter_context(layer.attention.register_forward_pre_hook(keep))
-        encoder(input_ids, attention_mask, token_type_ids)
+        weights.append(attention(q, k, eye.to(x.dtype), mask))  # (B, H, T, T)
     return torch.stack(weights)
 
 

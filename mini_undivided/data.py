@@ -1,6 +1,9 @@
 """Documents → token file → shuffled sequences → masked batches.
 
-Shapes: N sequences in a file, B in a batch, T tokens in a sequence, M of them to mask.
+Shapes: N sequences in a file, B in a batch, T tokens in a sequence, M of them masked.
+
+A token is masked if the model has to predict it, whatever then stands in its place: mostly [MASK].
+(An attention mask is something else: it says which tokens are not padding.)
 
 Documents are tokenised once, in the pieces of `corpus.py`, and strung together, a [SEP] after each
 piece; a sequence is the next T - 2 tokens between [CLS] and [SEP]. So sequences are full, nothing
@@ -88,14 +91,14 @@ class Sequences:
             positions                  3                        11
             labels                     sat                      dog      ("dog" is one that stays)
 
-        The model has to predict both. A [MASK] never occurs in fine-tuning: if it stood at every
-        masked position, the model would need a good vector there alone; as any token may be one to
-        predict, it needs one everywhere.
+        The positions of a sequence are in random order. The model has to predict both words. A
+        [MASK] never occurs in fine-tuning: if it stood at every masked position, the model would
+        need a good vector there alone; as any token may be one to predict, it needs one everywhere.
 
         ids (B, T) are changed in place.
         """
         scores = rng.random(ids.shape, dtype=np.float32)  # (B, T): the lowest are masked
-        draws = rng.random((len(ids), self.num_masked), dtype=np.float32)  # (B, M): [MASK], …?
+        draws = rng.random((len(ids), self.num_masked), dtype=np.float32)  # (B, M): what it becomes
         random = self.ordinary[rng.integers(len(self.ordinary), size=draws.shape)]  # (B, M)
 
         special = self.is_special[ids]
@@ -126,7 +129,7 @@ class TrainingBatches:
     def batch(self, step, rank=0, world_size=1):
         """The rows of process `rank` in a step's batch: size / world_size sequences.
 
-        Every process masks the whole batch, so that a row does not depend on how many there are.
+        Every process masks the whole batch, so that a row does not depend on their number.
         """
         ids = self.sequences.read(self.indices(np.arange(step * self.size, (step + 1) * self.size)))
         batch = self.mask(self.sequences, ids, stream(MASKS, self.seed, step))
@@ -134,7 +137,7 @@ class TrainingBatches:
         return type(batch)(*(t[rank * local : (rank + 1) * local] for t in batch))
 
     def indices(self, visits):
-        """Which sequences are visited: in each epoch a permutation, drawn from seed and epoch."""
+        """The sequences of these visits, counted from the run's first: each epoch a permutation."""
         epochs, offsets = np.divmod(visits, len(self.sequences))
         indices = np.empty_like(visits)
         for epoch in np.unique(epochs):
@@ -165,7 +168,8 @@ def context_free_baseline(tokens, is_special):
 
     It knows how common each of the V ordinary words is (p, from `tokens`, the validation split) and
     how positions are masked. At a [MASK] it has to say p: its loss is the (unigram) entropy
-    -Σ p log p. But one position in five shows a word w: itself, kept, or a random one. By Bayes' rule
+    -Σ p log p. But one position in five shows a word w: itself, kept, or a random one. By Bayes'
+    rule
 
         P(original = w | shown = w) = (p_w keep + p_w random / V) / (p_w keep + random / V),
 

@@ -89,19 +89,6 @@ def predict(model, examples, machine):
     return restored
 
 
-# Not needed at first reading: batches with little padding, a task's examples, a learning rate.
-
-
-def length_batches(examples, size, rng):
-    """Index arrays of `size` examples of similar length: shuffled, then sorted within pools."""
-    lengths, order = np.array([len(ids) for ids, _ in examples]), rng.permutation(len(examples))
-    pools = [order[i : i + SORTED_BATCHES * size]
-             for i in range(0, len(order), SORTED_BATCHES * size)]
-    pools = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
-    batches = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
-
-
 def collate(examples, machine):
     """Pad encoded examples to the longest → a model's three inputs, (B, T), on the device.
 
@@ -117,6 +104,19 @@ def collate(examples, machine):
         attention_mask = machine.to_device(is_real)
     input_ids, token_type_ids = map(machine.to_device, tensors)
     return input_ids, attention_mask, token_type_ids
+
+
+# Not needed at first reading: batches with little padding, a task's examples, a learning rate.
+
+
+def length_batches(examples, size, rng):
+    """Index arrays of `size` examples of similar length: shuffled, then sorted within pools."""
+    lengths, order = np.array([len(ids) for ids, _ in examples]), rng.permutation(len(examples))
+    pools = [order[i : i + SORTED_BATCHES * size]
+             for i in range(0, len(order), SORTED_BATCHES * size)]
+    pools = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+    batches = [pool[i : i + size] for pool in pools for i in range(0, len(pool), size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def padding_ratio(examples, batches):

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mini_undivided.support.checkpoint import Pretrained
+from mini_undivided.support.checkpoint import Pretrained  # a Module that can be saved and opened
 from mini_undivided.support.config import BertConfig  # noqa: F401 (users import it from here)
 from mini_undivided.support.errors import UserError
 
@@ -62,7 +62,7 @@ class Attention(nn.Module):
 
     def forward(self, x, mask=None, positions=None):
         """x (B, T, C), mask (B, 1, 1, T) → (B, T, C); at `positions` (B, M) alone → (B, M, C)."""
-        queries = x  # (B, M, C)
+        queries = x  # (B, M, C), with M = T
         if positions is not None:
             queries = x.gather(1, positions[:, :, None].expand(-1, -1, x.size(-1)))
         q = self.split_heads(self.query(queries))  # (B, H, M, D)
@@ -71,8 +71,8 @@ class Attention(nn.Module):
         # PyTorch's fused kernel computes the same and never stores the (M, T) weights. On a CPU it
         # is slow with dropout or in bfloat16; on Apple's GPUs it errs with few queries in some
         # versions (https://github.com/pytorch/pytorch/issues/181133).
-        on_cpu = x.device.type == "cpu" and q.dtype == torch.float32 and not dropout
-        fused = on_cpu or x.device.type == "cuda"
+        fused = x.device.type == "cuda" or (
+            x.device.type == "cpu" and q.dtype == torch.float32 and not dropout)
         attend = F.scaled_dot_product_attention if fused else attention
         y = attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2)  # (B, H, M, D) → (B, M, C)
         return self.norm(queries + self.dropout(self.output(y)))
@@ -123,7 +123,7 @@ class Embeddings(nn.Module):
         """input_ids, token_type_ids (B, T) → (B, T, C)."""
         T, limit = input_ids.size(1), self.position.num_embeddings
         if T > limit:
-            raise UserError(f"a sequence of {T} tokens is longer than the model's {limit} positions")
+            raise UserError(f"{T} tokens are more than the model's {limit} positions")
         segment = self.token_type.weight[0]
         if token_type_ids is not None:
             segment = self.token_type(token_type_ids)
@@ -131,6 +131,7 @@ class Embeddings(nn.Module):
         return self.dropout(self.norm(x))
 
 
+@torch.no_grad()
 def initialise(model):
     """Normal weights of standard deviation `initializer_range`; biases 0.
 
@@ -138,8 +139,8 @@ def initialise(model):
     as word vectors: waves of C / 2 lengths from 2π to 2π · 10,000 positions, so that near ones
     have similar vectors (Vaswani et al. 2017, section 3.5). Keys begin equal to queries, both of
     variance 1, as the division by √D assumes (in the spirit of Trockman & Kolter 2023, 2305.09828):
-    a token then attends to those with similar vectors, its neighbours, and need not learn first,
-    position by position, where they are.
+    a token then attends most to itself and to those with similar vectors, its neighbours, and need
+    not learn first, position by position, where they are.
     """
     std = model.config.initializer_range
     for module in model.modules():
@@ -147,15 +148,15 @@ def initialise(model):
             nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
-    for module in model.modules():
+    for module in model.modules():  # after their parts, which the first loop has drawn
         if isinstance(module, Embeddings):
             T, C = module.position.weight.shape
             angles = torch.arange(T)[:, None] * 10_000 ** (-torch.arange(0, C, 2) / C)
             waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :C]  # (T, C)
-            module.position.weight.data.copy_(2.5 * std * math.sqrt(2) * waves)  # RMS 2.5 std
+            module.position.weight.copy_(2.5 * std * math.sqrt(2) * waves)  # RMS 2.5 std
         if isinstance(module, Attention):
             nn.init.normal_(module.query.weight, std=module.query.in_features**-0.5)
-            module.key.weight.data.copy_(module.query.weight)
+            module.key.weight.copy_(module.query.weight)
 
 
 class Encoder(Pretrained):
@@ -203,7 +204,7 @@ class MaskedLM(Pretrained):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.head = nn.Module()
+        self.head = nn.Module()  # a name for its parts
         self.head.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.head.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head.bias = nn.Parameter(torch.zeros(config.vocab_size))

@@ -16,10 +16,10 @@ STEPS = 5  # of the iteration in `orthogonalise`
 
 
 def warmup_decay(progress, warmup=WARMUP):
-    """The factor on the initial learning rate: up in a line until `warmup`, then down to 0.
+    """The factor on the peak learning rate ("initial_lr"): up until `warmup`, then down to 0.
 
     Adam's first steps are almost as large as the learning rate whatever the gradient, and a
-    post-norm model that is pushed far at the start does not recover: hence the line up.
+    post-norm model that is pushed far at the start does not recover: hence the warm-up.
     """
     if progress < warmup:
         return progress / warmup
@@ -61,7 +61,8 @@ class Muon(torch.optim.Optimizer):
         momentum ← μ momentum + (1 - μ) G
         W ← (1 - lr decay) W - lr √max(1, m / n) orthogonalise(μ momentum + (1 - μ) G)
 
-    dtype: of the iteration; rounding to bfloat16 does no harm there.
+    √max(1, m / n) lets each output of a tall matrix change as much as those of a square one. dtype:
+    of the iteration; rounding to bfloat16 does no harm there.
     """
 
     def __init__(self, params, lr, dtype=torch.float32, momentum=0.95, weight_decay=0.01):
@@ -93,8 +94,8 @@ def orthogonalise(x):
     """About U Vᵀ of each matrix U S Vᵀ in x (N, m, n): singular values are brought near 1.
 
     Newton-Schulz: x ← a x + b (x xᵀ) x + c (x xᵀ)² x does to every singular value s what
-    a s + b s³ + c s⁵ does to a number. Jordan's a, b and c bring 0.01 to 1 within 0.68 to 1.14 in
-    five steps, by matrix multiplications alone.
+    a s + b s³ + c s⁵ does to a number. Five steps with Jordan's a, b and c bring every s between
+    0.01 and 1 to between 0.68 and 1.14, by matrix multiplications alone.
     """
     if x.size(1) > x.size(2):
         return orthogonalise(x.mT).mT

@@ -9,6 +9,10 @@ The model sees sequences with some tokens masked and predicts them: the loss is 
 What to expect: ln V at the start, when every word is as likely as any other; after some hundred
 steps about the loss of the best model without context; then, as attention learns where to look, a
 steady fall.
+
+A `machine` (support/machine.py) is a device and the processes that train together: `autocast()`
+computes in its dtype, `all_reduce` sums over processes, `is_main` is true of the first, and
+`synchronise` has DDP exchange gradients now or later. With one process the last two do nothing.
 """
 
 import math
@@ -63,7 +67,7 @@ class WithLoss(nn.Module):
 def train_step(model, optimizers, batches, num_masked, machine):
     """One step of the optimizers over micro-batches → the summed loss, on their device.
 
-    model: called as model(batch), a summed loss. A micro-batch is as much of the step's batch as
+    model: a WithLoss; batches: micro-batches. A micro-batch is as much of the step's batch as
     fits in memory; gradients add up over them. `num_masked` counts the masked positions of all
     micro-batches and processes. The sum of all losses is divided by it, so that how a batch is
     split changes nothing: a mean of micro-batch means would give positions in a micro-batch with
@@ -94,7 +98,7 @@ class State:
     step: int = 0
     progress: float = 0.0  # from 0 to 1
     validated: int = 0  # validations so far
-    seconds: float = 0.0  # by the clock, without the first step after a start or resume, which may compile
+    seconds: float = 0.0  # by the clock, without a process's first step, which may compile
     training_seconds: float = 0.0  # without validating and saving
     timed_steps: int = 0  # those of training_seconds
     smooth_loss: float | None = None  # what the progress bar shows
@@ -105,13 +109,13 @@ def train(run):
 
     run: what the loop works with, a run.Run.
     """
-    state, machine, saved = run.state, run.machine, time.perf_counter()
+    state, machine, last_save = run.state, run.machine, time.perf_counter()
     log_every = 10 if machine.on_gpu else 1  # steps: reading a loss makes the CPU wait for the GPU
     run.model.train()
     with progress_bar(not machine.is_main) as bar, catch_signals() as caught:
         while True:
             batch = run.batches.batch(state.step, machine.rank, machine.world_size)
-            num_masked, stop, save = agree(run, batch, caught, saved)
+            num_masked, stop, save = agree(run, batch, caught, last_save)
             over = stop or state.progress >= 1
             validation_is_due = int(state.progress * VALIDATIONS) > state.validated and not over
             if over or validation_is_due or save:
@@ -124,18 +128,22 @@ def train(run):
                                   f"{scores['validation_loss']:.3f}, masked accuracy "
                                   f"{scores['validation_accuracy']:.1%}")
                 save_trainer(run)
-                saved = run.since = time.perf_counter()
+                last_save = run.since = time.perf_counter()
             if over:
                 return "finished" if state.progress >= 1 else "interrupted"
             run.losses.append((take_step(run, batch, num_masked), num_masked))
-            if state.step % log_every == 0 or run.started is None:
+            if run.started is None:  # a process's first step may compile: the clock starts after it
+                log_losses(run, bar)
+                run.started = time.perf_counter() - state.seconds
+            elif state.step % log_every == 0:
                 log_losses(run, bar)
 
 
-def agree(run, batch, caught, saved):
-    """Sum over all processes → masked positions, whether to stop, whether to save.
+def agree(run, batch, caught, last_save):
+    """Bring all processes to the same numbers → masked positions, whether to stop, to save.
 
-    Any process's signal stops all; for the rest process 0's clock counts, and the others add 0.
+    Sets state.seconds and state.progress. Any process's signal stops all; for the rest process 0's
+    clock counts, and the others add 0.
     """
     state, now = run.state, time.perf_counter()
     if run.started is not None:
@@ -143,28 +151,65 @@ def agree(run, batch, caught, saved):
     if run.options.minutes is not None:
         state.progress = min(1.0, state.seconds / (60 * run.options.minutes))
     num_masked, main = (batch.labels != IGNORE_INDEX).sum(), run.machine.is_main
-    numbers = [num_masked, bool(caught), main and now - saved > SAVE_SECONDS, main * state.progress]
+    save_is_due = main and now - last_save > SAVE_SECONDS
+    numbers = [num_masked, bool(caught), save_is_due, main * state.progress]
     shared = run.machine.all_reduce(torch.tensor(numbers, dtype=torch.float64))
     num_masked, stop, save, state.progress = shared.tolist()
-    return max(1, int(num_masked)), bool(stop), bool(save)
+    return max(1, int(num_masked)), bool(stop), bool(save)  # never a division by 0
 
 
 def take_step(run, batch, num_masked):
     """One step; `num_masked` positions in all processes → its summed loss in this one.
 
-    The schedule is read in the middle of the step; by the clock, which knows no steps, at its start.
+    The schedule is read in the middle of the step, since at its start the first rate would be 0; in
+    a run by the clock, which knows no steps, at its start.
     """
     state = run.state
     half_a_step = 0.5 / run.steps if run.steps else 0.0
     scale_learning_rates(run.optimizers, warmup_decay(state.progress + half_a_step))
     # Moved whole, then split on the device: three copies a step, however many micro-batches.
-    batches = [*split(run.machine.batch_to_device(batch), run.micro_batch)]
+    batches = list(split(run.machine.batch_to_device(batch), run.micro_batch))
     loss = train_step(run.with_loss, run.optimizers, batches, num_masked, run.machine)
     state.step += 1
     if run.steps:
         state.progress = state.step / run.steps
     return loss
 
+
+# Validation.
+
+@torch.inference_mode()
+def validate(run, limit):
+    """Loss and accuracy on at most `limit` tokens of the validation split, which are logged.
+
+    Accuracy is given over all masked positions, and over those that show [MASK]: where a masked
+    token was kept, the model sees the answer.
+    """
+    machine, sums = run.machine, torch.zeros(5, dtype=torch.float64)
+    run.model.eval()
+    count, mask = max(1, limit // run.valid_set.seq_len), run.objective.mask_validation
+    for batch in validation_batches(
+            run.valid_set, count, machine.rank, machine.world_size, mask):
+        batch = machine.batch_to_device(batch)
+        with machine.autocast():
+            logits = run.objective.logits(run.model, batch)  # (B, M, V)
+        logits, labels = logits.float().flatten(0, 1), batch.labels.flatten()  # (B M, V), (B M)
+        shown = batch.input_ids.gather(1, batch.positions).flatten()  # (B, M) → (B M)
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+        is_masked = labels != IGNORE_INDEX
+        correct = logits.argmax(-1) == labels  # never where labels are IGNORE_INDEX
+        at_mask = is_masked & (shown == run.valid_set.mask_id)
+        counts = (correct, is_masked, correct & at_mask, at_mask)
+        sums += torch.stack([loss, *(count.sum() for count in counts)]).cpu().double()
+    run.model.train()
+    loss, correct, masked, correct_at_mask, at_mask = machine.all_reduce(sums).tolist()
+    scores = {"validation_loss": loss / masked, "validation_accuracy": correct / masked,
+              "accuracy_at_mask": correct_at_mask / max(1, at_mask)}
+    log(run, scores)
+    return scores
+
+
+# Not needed at first reading: the log.
 
 def log_losses(run, bar):
     """The mean of the last losses goes to log and bar. UserError if it is not finite."""
@@ -174,15 +219,13 @@ def log_losses(run, bar):
     total = run.machine.all_reduce(torch.stack([loss for loss, _ in run.losses]).sum().cpu())
     loss, now = total.item() / sum(count for _, count in run.losses), time.perf_counter()
     if not math.isfinite(loss):
-        saved = f"; the last checkpoint stays in {run.out}"
+        checkpoint = f"; the last checkpoint stays in {run.out}"
         raise UserError(
             f"the loss became {loss} at step {state.step:,} with a learning rate of {lr:.2e}: "
             "try a lower --lr or --dtype float32"
-            + (saved if run_directory.has_checkpoint(run.out) else ""))
+            + (checkpoint if run_directory.has_checkpoint(run.out) else ""))
     row, text = {"loss": loss, "lr": lr}, ""
-    if run.started is None:  # a process's first step may compile: the clock starts after it
-        run.started = now - state.seconds
-    else:
+    if run.started is not None:
         state.timed_steps += len(run.losses)
         state.training_seconds += now - run.since
         speed = row["tokens_per_second"] = len(run.losses) * run.batch_tokens / (now - run.since)
@@ -199,35 +242,3 @@ def log(run, row):
     if run.machine.is_main:
         step = run.state.step
         run_directory.append_log(run.out, {"step": step, "tokens": step * run.batch_tokens, **row})
-
-
-# Validation.
-
-@torch.inference_mode()
-def validate(run, limit):
-    """Loss and accuracy on at most `limit` tokens of the validation split, which are logged.
-
-    Accuracy is given over all masked positions, and over those that show [MASK]: at the others the
-    answer may stand there.
-    """
-    machine, sums = run.machine, torch.zeros(5, dtype=torch.float64)
-    run.model.eval()
-    for batch in validation_batches(run.valid_set, max(1, limit // run.valid_set.seq_len),
-                                    machine.rank, machine.world_size, run.objective.mask_validation):
-        batch = machine.batch_to_device(batch)
-        with machine.autocast():
-            logits = run.objective.logits(run.model, batch)  # (B, M, V)
-        logits, labels = logits.float().flatten(0, 1), batch.labels.flatten()  # (B M, V), (B M)
-        shown = batch.input_ids.gather(1, batch.positions).flatten()  # (B, M) → (B M)
-        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-        is_masked = labels != IGNORE_INDEX
-        correct = (logits.argmax(-1) == labels) & is_masked
-        at_mask = is_masked & (shown == run.valid_set.mask_id)
-        counts = (correct, is_masked, correct & at_mask, at_mask)
-        sums += torch.stack([loss, *(count.sum() for count in counts)]).cpu().double()
-    run.model.train()
-    loss, correct, positions, correct_at_mask, masks = machine.all_reduce(sums).tolist()
-    scores = {"validation_loss": loss / positions, "validation_accuracy": correct / positions,
-              "accuracy_at_mask": correct_at_mask / max(1, masks)}
-    log(run, scores)
-    return scores

@@ -43,7 +43,7 @@ def fit(features, labels, classes, strengths=L2_PENALTIES, steps=200):
         optimizer = torch.optim.LBFGS(
             [W, b], max_iter=steps, tolerance_grad=1e-4, line_search_fn="strong_wolfe")
 
-        def closure(strength=strength, optimizer=optimizer):
+        def closure(strength=strength, optimizer=optimizer):  # as they are now
             optimizer.zero_grad()
             loss = losses(torch.baddbmm(b, features, W), labels, classes).sum()
             loss = loss + strength / 2 * W.square().sum()

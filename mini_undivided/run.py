@@ -73,7 +73,7 @@ class Run:
     state: State = field(default_factory=State)
     losses: list = field(default_factory=list)  # (loss, masked positions) of steps not yet logged
     since: float = 0.0  # when the first of them began
-    started: float | None = None  # when the clock was 0; None before this process's first step
+    started: float | None = None  # when state.seconds was 0; None before a process's first step
 
     @property
     def out(self):
