@@ -232,7 +232,9 @@ def compare(group, reference):
 def draw_gaps(reference):
     """docs/gaps.svg: each architecture's loss minus that of full, with 95 % intervals."""
     groups = {"tokens": "at equal tokens", "flops": "at equal FLOPs"}
-    base, names = losses_of(reference), [*ARCHITECTURES][1:]
+    base = losses_of(reference)
+    names = [name for name in [*ARCHITECTURES][1:]
+             if any(len(results(group, name)) > 1 for group in groups)]
     title = ("Validation loss minus that with an FFN in every layer: left of 0 is better. Blue: "
              "with FFNs, orange: without. Bars are 95 % intervals")
     with figure(ROOT / "docs/gaps.svg", 1, 1, (8, 5), title) as (_, (axes,)):
