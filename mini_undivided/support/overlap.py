@@ -6,6 +6,7 @@ from mini_undivided.support.docs import RUN_LENGTH
 
 CHUNK = 1 << 22  # tokens of the training text looked at together
 WORD, STEP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)  # odd, with mixed bits
+FILTER = 22  # least number of bits of a hash that the table of held-out runs is indexed by
 
 
 def powers(base, count):
@@ -46,6 +47,10 @@ def shared_words(train, valid, opens_word, sep, run=RUN_LENGTH):
     """Which words of the held-out tokens lie in a run that training has too → array of bool."""
     words = word_hashes(valid, opens_word, sep)
     runs, inverse = np.unique(run_hashes(words, run), return_inverse=True)  # runs[positions]: all
+    bits = max(FILTER, 3 + len(runs).bit_length())
+    table = np.zeros(1 << bits, bool)  # most runs of the training text are sorted out by it
+    shift = np.uint64(64 - bits)
+    table[runs >> shift] = True
     shared = np.zeros(len(runs), bool)
     rest = np.zeros(0, np.uint64)  # words at the end of a chunk, with which runs begin
     start = 0
@@ -55,7 +60,10 @@ def shared_words(train, valid, opens_word, sep, run=RUN_LENGTH):
             end += 1  # a word is not cut
         chunk = np.concatenate([rest, word_hashes(train[start:end], opens_word, sep)])
         start = end
-        shared |= np.isin(runs, run_hashes(chunk, run))
+        candidates = run_hashes(chunk, run)
+        candidates = candidates[table[candidates >> shift]]
+        nearest = np.searchsorted(runs, candidates).clip(max=len(runs) - 1)
+        shared[nearest[runs[nearest] == candidates]] = True
         rest = chunk[len(chunk) - run + 1 :] if run > 1 else rest
     marks = np.zeros(len(words) + 1, np.int64)  # +1 where a shared run begins, -1 behind its end
     hits = np.flatnonzero(shared[inverse])
