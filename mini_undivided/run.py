@@ -271,7 +271,7 @@ def make_record(run, corpus, tokens, tokenizer):
             "held_out_unit": "documents" if corpus.holds_out_documents else "pieces",
             "overlap": tokens.overlap, "words": tokens.words, "tokens": tokens.count}
     return {"status": "running", "options": asdict(run.options),
-            "machine": {"device": str(run.machine), "matmul": run.machine.matmul}, "corpus": text,
+            "machine": {"device": str(run.machine)}, "corpus": text,
             "baseline": context_free_baseline(tokens.valid, run.valid_set.is_special),
             "parameters": count_parameters(run.model.config, run.objective.model),
             "flops_per_token": run.flops_per_token, "versions": run_directory.versions()}

@@ -4,7 +4,6 @@ from dataclasses import fields
 from functools import partial
 
 import pandas
-import pytest
 from helpers import help_of, names, run_script, write_treebank
 from matplotlib import image
 
@@ -98,25 +97,6 @@ def test_every_option_reaches_the_analysis():
     every = {field.name for field in fields(AnalyzeOptions)}
     assert flags["report"] == flags["cka"] | flags["probe"] == every
     assert flags["cka"] != flags["probe"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ([], "give two runs to compare, or a command: report, cka, probe, attention, fill"),
-        (["runs/a"], "error: report compares two runs or more, but only runs/a was given"),
-        (["runs/nothing", "runs/more"], "error: runs/nothing is not a folder"),
-        (
-            ["cka", "a", "b", "--examples", "0"],
-            "argument --examples: 0 is not a whole number from 1",
-        ),
-        (["probe", "a", "--per-sentence"], "unrecognized arguments: --per-sentence"),
-    ],
-)
-def test_wrong_things_typed(arguments, sentence, tmp_path):
-    """A mistake ends with status 2 and one sentence, without a traceback."""
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
 
 
 def test_help_answers_without_loading_pytorch():

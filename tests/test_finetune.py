@@ -86,33 +86,3 @@ def test_every_option_reaches_the_loop():
 
     flags = {action.dest for action in finetune.parser()._actions} - {"help"}
     assert flags == {field.name for field in fields(FinetuneOptions)}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["RUN", "--task", "cloa"], 'error: there is no task "cloa"; did you mean "cola"?'),
-        (
-            ["RUN", "--task", "rte", "--data-dir", "nowhere"],
-            "error: RTE is not in nowhere: looked for nowhere/RTE/train.tsv",
-        ),
-        (["runs/nothing", "--task", "cola"], "error: runs/nothing is not a folder"),
-        (["RUN"], "the following arguments are required: --task"),
-        (
-            ["RUN", "--task", "cola", "--epochs", "0"],
-            "argument --epochs: 0 is not a whole number from 1 to 1,000",
-        ),
-        (
-            ["RUN", "--task", "cola", "--lr", "nan"],
-            "argument --lr: nan is not a number from 1e-12 to 100",
-        ),
-        (
-            ["RUN", "--task", "cola", "--max-length", "999"],
-            "error: --max-length 999 is more than the 512 positions",
-        ),
-    ],
-)
-def test_wrong_things_typed(arguments, sentence, encoder, tmp_path):
-    """A mistake ends with status 2 and one sentence, without a traceback."""
-    done = run(*(str(encoder) if word == "RUN" else word for word in arguments), cwd=tmp_path)
-    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr

@@ -50,12 +50,12 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tale, tmp_path,
     Nothing temporary is left. A run that was killed before its first checkpoint is started again.
     """
     out, whole = tmp_path / "killed", tmp_path / "whole"
-    arguments = small_run(tale, out, "--steps", 300, "--dropout", 0.1)
+    arguments = small_run(tale, out, "--steps", 150, "--dropout", 0.1)
     assert start(*arguments, "--out", whole).wait() == 0  # in a process with as many threads
     rng, kills = np.random.default_rng(os.getpid()), 0
     while True:
         resume = (out / "training_state.pt").exists()
-        step = len(losses(out)) + rng.integers(1, 120)
+        step = len(losses(out)) + rng.integers(1, 60)
         process = start(*(["--resume", "--out", out] if resume else arguments))
         if kills == request.config.getoption("--kills"):
             assert process.wait() == 0

@@ -6,7 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, losses
+from helpers import ROOT, losses, train_options
+
+from mini_undivided.run import pretrain
+
+OPTIONS = [
+    "--layers", "2", "--hidden-size", "24", "--heads", "3", "--vocab-size", "150", "--seq-len", "19",
+    "--batch-tokens", "114", "--steps", "7", "--device", "cpu", "--dtype", "float32"]
 
 
 def start(folder, node, port, text):
@@ -14,18 +20,11 @@ def start(folder, node, port, text):
     folder.mkdir()
     launch = ["-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}",
               "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    return run_training(folder, text, *launch)
-
-
-def run_training(folder, text, *launch):
-    """Start train.py in a folder, with a cache there."""
-    sizes = {"layers": 2, "hidden-size": 24, "heads": 3, "vocab-size": 150, "seq-len": 19,
-             "batch-tokens": 19 * 6, "steps": 7, "device": "cpu", "dtype": "float32", "out": "run"}
-    options = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
                    "MINI_UNDIVIDED_CACHE": str(folder / "cache")}
     return subprocess.Popen(
-        [sys.executable, *launch, str(ROOT / "train.py"), "--corpus", str(text), *options],
+        [sys.executable, *launch, str(ROOT / "train.py"), "--corpus", str(text), "--out", "run",
+         *OPTIONS],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -41,14 +40,12 @@ def test_two_machines_train_as_one_process(zoo, tmp_path):
 
     Each prepares the text once, in its own cache; the first alone prints and writes the run.
     """
-    (tmp_path / "alone").mkdir()
-    alone = run_training(tmp_path / "alone", zoo)
-    assert alone.wait() == 0, alone.stdout.read()
+    pretrain(train_options("--corpus", zoo, "--out", tmp_path / "alone", *OPTIONS))
     port = free_port()
     nodes = [start(tmp_path / f"node{node}", node, port, zoo) for node in range(2)]
     shown = [node.communicate()[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], shown
-    expected = losses(tmp_path / "alone" / "run")
+    expected = losses(tmp_path / "alone")
     actual = losses(tmp_path / "node0" / "run")
     assert actual == pytest.approx(expected, abs=1e-4) and len(expected) == 7
     for node in range(2):

@@ -100,6 +100,7 @@ ANALYZE = [
     ("RUN", "report compares two runs or more, but only RUN was given"),
     ("cka RUN", "cka compares two runs or more, but only RUN was given"),
     ("RUN RUN", "a run is given twice: RUN RUN"),
+    ("probe RUN --per-sentence", "unrecognized arguments: --per-sentence"),
     ("RUN EMPTY", "config.json does not exist"),
     ("RUN HALF", "HALF has not finished its training"),
     ("runs/nothing runs/more", "runs/nothing is not a folder"),

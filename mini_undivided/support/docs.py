@@ -7,7 +7,6 @@ import json
 import platform
 import re
 import sysconfig
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mini_undivided.support.errors import UserError
@@ -18,6 +17,7 @@ from mini_undivided.support.files import (
     sealed,
     short_hash,
 )
+from mini_undivided.support.run_directory import version_of
 from mini_undivided.support.terminal import progress
 
 DOCS_VERSION = 2  # raise it when the text below changes
@@ -31,13 +31,9 @@ def docs_file(is_held_out):
 
     is_held_out: a function, number of a document → bool.
     """
-    versions = [f"{DOCS_VERSION} {platform.python_version()}"]
-    for library in ("numpy", "torch"):
-        try:
-            versions.append(f"{library} {version(library)}")
-        except PackageNotFoundError:
-            pass
-    path = cache_dir() / f"docs-{short_hash(' '.join(versions), 6)}.jsonl"
+    libraries = (f"{name} {version_of(name)}" for name in ("numpy", "torch"))
+    versions = " ".join([f"{DOCS_VERSION} {platform.python_version()}", *libraries])
+    path = cache_dir() / f"docs-{short_hash(versions, 6)}.jsonl"
     if not is_whole(path):
         remove_temporaries(path.parent)
         documents = gather_docs()

@@ -115,21 +115,24 @@ def tasks_in(data_dir):
     return keys
 
 
-def read_hub(key, splits):
-    """Read splits of a task from the Hugging Face hub → as read_folder."""
+def download(key, split):
+    """The rows of a split of the hub's copy of GLUE."""
     import datasets  # late: slow to import
 
+    try:
+        return datasets.load_dataset("nyu-mll/glue", key, split=split)
+    except Exception as error:  # the hub raises many kinds
+        kind = type(error).__name__
+        raise UserError(
+            f"{key} could not be downloaded from the hub ({kind}); give the folder of the GLUE "
+            f"files with --data-dir, or take a built-in task: {', '.join(BUILT_IN)}") from None
+
+
+def read_hub(key, splits):
+    """Read splits of a task from the Hugging Face hub → as read_folder."""
     task, found = GLUE[key], {}
     for name in split_names(task, splits):
-        try:
-            theirs = name.replace("dev", "validation")
-            rows = datasets.load_dataset("nyu-mll/glue", key, split=theirs)
-        except Exception as error:  # the hub raises many kinds
-            kind = type(error).__name__
-            raise UserError(
-                f"{task.name} could not be downloaded from the hub ({kind}); give the folder of "
-                f"the GLUE files with --data-dir, or take a built-in task: {', '.join(BUILT_IN)}"
-            ) from None
+        rows = download(key, name.replace("dev", "validation"))
         texts = list(zip(*(rows[column] for column in task.hub or task.texts), strict=True))
         found[name] = Split(texts, None if "test" in name else np.array(rows["label"]))
     return found
@@ -158,13 +161,10 @@ def read_ax(data_dir):
             return read_split(path, GLUE["mnli"], labelled=False)
         print(f"AX is left out of the predictions: {path} does not exist")
         return None
-    import datasets  # late: slow to import
-
     try:
-        rows = datasets.load_dataset("nyu-mll/glue", "ax", split="test")
-    except Exception as error:  # the hub raises many kinds
-        reason = f"the hub did not give it ({type(error).__name__})"
-        print(f"AX is left out of the predictions: {reason}")
+        rows = download("ax", "test")
+    except UserError as error:
+        print(f"AX is left out of the predictions: {error}")
         return None
     return Split(list(zip(rows["premise"], rows["hypothesis"], strict=True)), None)
 

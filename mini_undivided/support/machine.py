@@ -33,15 +33,12 @@ class Machine:
     """A device, the autocast type `dtype`, and this process's `rank` of torchrun's `world_size`.
 
     On each of several computers ("nodes") one process has `local_rank` 0.
-    `matmul` names the library that multiplies matrices: two of them differ by rounding, and
-    rounding has turned the sign of a small difference between runs.
     """
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     rank: int = 0
     world_size: int = 1
-    matmul: str = "PyTorch"
     local_rank: int = 0
 
     @classmethod
@@ -66,7 +63,8 @@ class Machine:
             worth_it = device != "cpu" or width >= QUICK_WIDTH
             dtype = "bfloat16" if worth_it and multiplies_bfloat16(device) else "float32"
 
-        matmul = {"cuda": "cuBLAS", "mps": "MPS"}.get(device) or cpu.speed_up()
+        if device == "cpu":
+            cpu.keep_memory()
         if device == "cuda":
             count = torch.cuda.device_count()
             if local_rank >= count:
@@ -82,8 +80,7 @@ class Machine:
             # gloo carries the few numbers that the CPU needs every step: no waiting for the GPU.
             backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
             dist.init_process_group(backend, timeout=timedelta(hours=4))
-        return cls(torch.device(device), getattr(torch, dtype), rank, world_size, matmul,
-                   local_rank)
+        return cls(torch.device(device), getattr(torch, dtype), rank, world_size, local_rank)
 
     def __str__(self):
         name = torch.cuda.get_device_name(self.device) if self.on_gpu else self.device.type
@@ -93,8 +90,7 @@ class Machine:
         precision = str(self.dtype).removeprefix("torch.")
         apple = self.device.type == "cpu" and torch.backends.mps.is_available()
         advice = "; --device mps would use the Apple GPU" * (apple and self.world_size == 1)
-        return (f"{name}{threads}{processes}, {precision}, matrix multiplication by "
-                f"{self.matmul}{advice}")
+        return f"{name}{threads}{processes}, {precision}{advice}"
 
     # One device.
 

@@ -178,14 +178,19 @@ def trained_length(directory):
     return read_record(directory)["options"].get("seq_len") if known else None
 
 
+def version_of(library):
+    """The version of an installed library, or None."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
 def versions():
     """Versions of Python and of the libraries, and the checkout's git commit (or None)."""
-    numbers = {"python": platform.python_version(), "mini_undivided": __version__}
-    for name in ("torch", "numpy", "tokenizers", "datasets", "safetensors"):
-        try:
-            numbers[name] = version(name)
-        except PackageNotFoundError:
-            numbers[name] = None
+    libraries = ("torch", "numpy", "tokenizers", "datasets", "safetensors")
+    numbers = {"python": platform.python_version(), "mini_undivided": __version__,
+               **{name: version_of(name) for name in libraries}}
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

@@ -7,7 +7,7 @@ from mini_undivided.support.errors import UserError
 from mini_undivided.support.text_files import check_utf8, open_text
 
 
-PARTS = {"train": "train", "dev": "valid", "test": "test"}
+SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 
 
 def read_treebank(folder):
@@ -16,14 +16,14 @@ def read_treebank(folder):
     The last of the words train, dev and test in a file's name says what it is for; large treebanks
     have several files for training.
     """
-    parts = {part: [] for part in PARTS.values()}
+    splits = {split: [] for split in SPLITS.values()}
     for path in sorted(Path(folder).glob("*.conllu")):
-        if names := re.findall("|".join(PARTS), path.name):
-            parts[PARTS[names[-1]]] += read_conllu(path)
-    for name, part in PARTS.items():
-        if not parts[part]:
+        if names := re.findall("|".join(SPLITS), path.name):
+            splits[SPLITS[names[-1]]] += read_conllu(path)
+    for name, split in SPLITS.items():
+        if not splits[split]:
             raise UserError(f"{folder} holds no file *{name}*.conllu with a sentence")
-    return parts
+    return splits
 
 
 def read_conllu(path):
