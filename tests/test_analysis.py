@@ -132,6 +132,7 @@ def test_precision_makes_another_kind(three, tmp_path):
 def test_figures_show_names_as_they_are(three, tmp_path, monkeypatch):
     """Names with $, _ and | break neither figures nor tables, and are shown literally.
 
+    The legend says which curve is whose CKA, and which is the floor.
     With FFNs is blue and without orange, whatever comes first; a further kind has a third colour.
     """
     drawn, legend = [], figures.legend_below
@@ -141,7 +142,9 @@ def test_figures_show_names_as_they_are(three, tmp_path, monkeypatch):
         shutil.copytree(three / name, tmp_path / copy)
     runs = [str(tmp_path / "full"), str(tmp_path / "_n$_{$|*x*")]
     shown = analyse("cka", options(three, runs=runs, out=str(tmp_path / "out")))
-    assert " _n$_{$|*x*" in drawn and "_n$_{$|*x* has" in shown
+    name = " _n$_{$|*x*"
+    assert {name, f"{name} with full", f"{name}, untrained, with full (floor)"} <= {*drawn}
+    assert "_n$_{$|*x* has" in shown
     text = (tmp_path / "out" / "report.md").read_text()
     assert "\\_n\\$\\_{\\$\\|\\*x\\*" in text and " _n$" not in text
     links = re.findall(r"!\[.*\]\((.*)\)", text)
