@@ -231,8 +231,8 @@ def show_fills(out):
                 question, word = hole
                 words = fill(model, tokenizer, question)[0]
                 guesses = ", ".join(f"{guess} {p:.0%}" for guess, p in words)
-                lines.append(f"{question}\n    {guesses}   (it was: {word})")
-        if len(lines) == 7:
+                lines += [wrap(question, 2), wrap(f"    {guesses}   (it was: {word})", 4)]
+        if len(lines) == 1 + 2 * 6:
             break
     return "\n".join(lines) if len(lines) > 1 else ""
 
