@@ -58,7 +58,7 @@ from mini_undivided.tokenizer import (
 
 BATCH = 32  # sentences in a forward pass
 RESULT = {"task?": str, "name": str, "from_scratch": bool, "scores": dict, "majority": dict}
-LONGEST = 128  # tokens of a sentence that are looked at
+LONGEST = 128  # tokens of a sentence that are used
 LONGEST_DRAWN = 40
 COLLAPSE = ("distance from the mean, relative to the norm", "mean cosine of two tokens")
 
@@ -137,7 +137,7 @@ def fine_tuned(path, start):
 
 
 class Analysis:
-    """Runs, opened and checked, and the held-out sentences to look at them with."""
+    """Runs, opened and checked, and the held-out sentences on which they are compared."""
 
     def __init__(self, options):
         if options.data_dir and not options.task:
@@ -241,7 +241,7 @@ class Analysis:
                     self.starts[name], f"rank collapse: {what}", curves[:, i].tolist())
 
     def attention(self):
-        """Yield rows of what the heads of runs and of untrained encoders look at."""
+        """Yield rows of what the heads of runs and of untrained encoders attend to."""
         sums, count = dict.fromkeys(self.encoders, 0.0), 0
         for ids, mask, segments in self.batches("attention"):
             real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
@@ -271,13 +271,13 @@ class Analysis:
             variants = {"trained": run.start, "control": {**run.start, "kind": run.kind + CONTROL}}
             if run is self.groups[run.kind][0]:  # all of a kind have the same untrained ones
                 variants["untrained"] = self.starts[run.kind + UNTRAINED]
-            for task, of in scores.items():
-                measure = f"probe: {task} ({of['metric']})"
+            for task, result in scores.items():
+                measure = f"probe: {task} ({result['metric']})"
                 for variant, start in variants.items():
-                    if score := of.get(variant):
+                    if score := result.get(variant):
                         yield from layer_rows(start, measure, score["mean"], score["std"])
                         yield from layer_rows(start, VALID + measure, score["valid"])
-                yield {"kind": "majority", "measure": measure, "value": of["majority"]}
+                yield {"kind": "majority", "measure": measure, "value": result["majority"]}
 
     def texts(self, results):
         """Yield the parts of the report, in Markdown, of what was measured."""
@@ -298,7 +298,7 @@ class Analysis:
             files = map(figures.cka_file, [*self.groups][1:])
             yield "\n".join(f"![CKA]({quote(file)})" for file in files)
         if not (attention := part("attention: ")).empty:
-            yield "Who looks at whom, on average over tokens and heads; ± is over runs:"
+            yield "What tokens attend to, on average over tokens and heads; ± is over runs:"
             yield tables.layers_table(attention)
             yield "![Attention](attention.png)"
         if not part("probe: ").empty:
@@ -344,7 +344,7 @@ def analyse(command, options):
 
 
 def draw_attention(run, sentence):
-    """Draw who looks at whom in a sentence → the path of the figure."""
+    """Draw the attention weights of a sentence → the path of the figure."""
     path = results_folder(run) / "attention.png"
     run = Run(run, Path(run).name)
     check_writable(path.parent)
@@ -356,5 +356,5 @@ def draw_attention(run, sentence):
         raise UserError(f"{long}, and no more than {most} {reason}: cut it")
     weights = attention_weights(run.encoder, torch.tensor([encoding.ids]))[:, 0]  # (L, H, T, T)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figures.plot_heads(weights, encoding.tokens, f"{run.name}: who looks at whom", path)
+    figures.plot_heads(weights, encoding.tokens, f"{run.name}: attention weights", path)
     return path

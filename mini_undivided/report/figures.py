@@ -253,7 +253,7 @@ def plot_measures(results, style, path, title, ylabel, over, top):
 
 @needs_matplotlib
 def plot_heads(weights, tokens, title, path):
-    """Who looks at whom in one sentence: weights (L, H, T, T), rows looking; layers by heads."""
+    """The attention of one sentence: weights (L, H, T, T), a row for each query; layers by heads."""
     L, H, T, _ = weights.shape
     side, size = 0.9 + 0.16 * T, 7
     if L * H > 36:  # many panels are small ones
@@ -267,5 +267,5 @@ def plot_heads(weights, tokens, title, path):
             axes.set_xticks(range(T), tokens, rotation=90, fontsize=size)
             axes.set_yticks(range(T), tokens, fontsize=size)
         drawn.colorbar(image, ax=panels, label="weight")
-        drawn.supylabel("the token that looks")
-        drawn.supxlabel("the token looked at")
+        drawn.supylabel("the token that attends (query)")
+        drawn.supxlabel("the token attended to (key)")

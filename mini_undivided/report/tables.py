@@ -123,7 +123,7 @@ def baseline_text(results):
         return ""
     loss, accuracy = rows.value
     return ("On the first run's validation text the best model without context, which knows how "
-            "common words are and looks at the masked position alone, has a loss of "
+            "common words are and uses the masked position alone, has a loss of "
             f"{loss:.3f} and an accuracy of {accuracy:.1%}.")
 
 
@@ -269,11 +269,12 @@ def cka_sentence(results, first, other, one_kind):
 
 
 def summary_text(results, one_kind):
-    """What analyze.py prints: the findings, and what differs clearly, wrapped for a terminal."""
-    said = verdicts(compared(results))
-    lines = [f"{measure}: {sentence}" for (measure, _), (sentence, clear) in said.items()
-             if clear or measure == "validation loss"]
-    if len(lines) < len(said):
-        lines.append(f"{count(len(said) - len(lines), 'other measure')}: no clear difference")
+    """What analyze.py prints: findings and significant differences, wrapped for a terminal."""
+    found = verdicts(compared(results))
+    lines = [f"{measure}: {sentence}" for (measure, _), (sentence, significant) in found.items()
+             if significant or measure == "validation loss"]
+    if len(lines) < len(found):
+        others = count(len(found) - len(lines), "other measure")
+        lines.append(f"{others}: no significant difference")
     lines = [*findings(results, one_kind), *(f"- {line}" for line in lines)]
     return "\n".join(wrap(line, 2) for line in lines)
