@@ -5,6 +5,7 @@ from math import isnan, sqrt
 import numpy as np
 import pytest
 import scipy.stats
+from helpers import series
 
 from mini_undivided.report import replicates
 from mini_undivided.support.errors import UserError
@@ -98,8 +99,8 @@ def test_seeds_that_do_not_differ_give_no_interval():
 
 def test_single_runs_have_no_verdicts():
     """Without a kind of two runs there is nothing to say; with one, each pair with the first."""
-    assert replicates.verdicts({"loss": {"full": [4.0], "noffn": [4.1]}}) == {}
-    found = replicates.verdicts({
+    assert replicates.verdicts(series({"loss": {"full": [4.0], "noffn": [4.1]}})) == {}
+    found = replicates.verdicts(series({
         "loss": {"full": [4.0, 4.1], "noffn": [4.3, 4.5], "last": [4.6]}, "RTE": {"full": [0.5]},
-        "CoLA": {"noffn": [0.1], "full": [0.2]}})
+        "CoLA": {"noffn": [0.1], "full": [0.2]}}))
     assert list(found) == [("loss", "noffn"), ("loss", "last"), ("CoLA", "noffn")]

@@ -20,6 +20,7 @@ from mini_undivided.report.results import (
     UNTRAINED,
     equal_depth,
     kinds_of,
+    part,
     summarise,
 )
 from mini_undivided.report.tables import rows_compared
@@ -87,7 +88,7 @@ def legend_below(axes, columns=4):
 
 
 def styles(kinds):
-    """{kind, and each variant of it: colour and line}; kinds: {kind: how many FFNs}."""
+    """{kind, and each variant of it: colour and line}; kinds: how many FFNs, by kind."""
     first, further, chosen = {True: WITH_FFNS, False: WITHOUT_FFNS}, iter(FURTHER * len(kinds)), {}
     for kind, ffns in kinds.items():
         colour = first.pop(ffns > 0, None) or next(further)
@@ -162,11 +163,10 @@ def plot_losses(record, usual=None):
 def plot_results(results, out):
     """Draw what was measured: cka-KIND.png, collapse.png, attention.png, probes.png."""
     style = styles(kinds_of(results))
-    part = lambda prefix: results[results.measure.str.startswith(prefix)]  # noqa: E731
-    if not (cka := part("CKA: ")).empty:
+    if not (cka := part(results, "CKA: ")).empty:
         plot_cka(cka, style, out)
     for prefix, (file, *texts) in MEASURES.items():
-        if not (rows := part(prefix)).empty:
+        if not (rows := part(results, prefix)).empty:
             plot_measures(rows, style, out / file, *texts)
 
 
