@@ -35,8 +35,8 @@ MEASURES = {  # what measures begin with: file, title, y label, what a band is o
         "collapse.png", "Do the tokens of a sentence become alike? All alike: distance 0, cosine 1",
         "mean over sentences", "runs", 1.02),
     "attention: ": (
-        "attention.png", "What heads attend to in held-out sentences: a dot or cross is a head of a "
-        "run, a line the mean of all", "mean over tokens", "runs", None),
+        "attention.png", "What heads attend to in held-out sentences: a dot or cross is a head of "
+        "a run, a line the mean of all", "mean over tokens", "runs", None),
     "probe: ": (
         "probes.png", "What a linear probe reads off each layer", "score on the test part",
         "runs (of one run: over draws of its training examples)", 1.02)}
@@ -253,7 +253,7 @@ def plot_measures(results, style, path, title, ylabel, over, top):
 
 @needs_matplotlib
 def plot_heads(weights, tokens, title, path):
-    """The attention of one sentence: weights (L, H, T, T), a row for each query; layers by heads."""
+    """The attention of one sentence: weights (L, H, T, T), a row per query; layers by heads."""
     L, H, T, _ = weights.shape
     side, size = 0.9 + 0.16 * T, 7
     if L * H > 36:  # many panels are small ones

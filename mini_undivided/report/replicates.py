@@ -63,7 +63,7 @@ def verdicts(values):
 
 
 def verdict(first, other, a, b):
-    """What the values of two kinds, a and b, say of their difference → a sentence, is it significant."""
+    """How the values of two kinds, a and b, differ → a sentence, and whether significantly."""
     if min(len(a), len(b)) < 2:
         return "one run of a kind does not tell a difference from chance.", False
     gap, half = difference(b, a)

@@ -89,7 +89,7 @@ def escape(name):
 def pivot(texts, columns, corner=""):
     """A Series of texts by row and column as a table; what is missing is a dash."""
     frame = texts.unstack().reindex(texts.index.unique(0))
-    frame = frame.reindex(columns=columns).fillna("–")
+    frame = frame.reindex(columns=columns).astype(object).fillna("–")
     return table([corner, *map(str, columns)], frame.reset_index().to_numpy().tolist())
 
 
