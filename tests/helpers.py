@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -74,6 +75,13 @@ def assert_close(ours, reference, real=None):
     if real is not None:
         ours, reference = ours[real.bool()], reference[real.bool()]
     torch.testing.assert_close(ours, reference, atol=1e-5, rtol=0)
+
+
+def series(values):
+    """{measure: {kind: one number per run}} as the Series that report.results.compared makes."""
+    rows = {(measure, kind, f"{kind}-seed{seed}"): number for measure, kinds in values.items()
+            for kind, numbers in kinds.items() for seed, number in enumerate(numbers)}
+    return pandas.Series(rows).rename_axis(["measure", "kind", "run"])
 
 
 def small_run(text, out, *more):

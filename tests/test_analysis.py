@@ -94,7 +94,7 @@ def test_replicates_are_compared_as_kinds(three, tmp_path):
     values = [matrix(pair, "noffn") for pair in pairs]
     assert np.allclose(matrix(alike, "noffn"), np.mean(values, axis=0))
     curve = summarise(alike, "layer").loc[OUTPUTS["block"], "noffn"]
-    diagonals = [np.diagonal(each) for each in values]
+    diagonals = [np.diagonal(value) for value in values]
     assert np.allclose(curve["std"], np.std(diagonals, axis=0, ddof=1))
     assert np.allclose(matrix(alike, "full, two seeds"), matrix(cka("full", "twin"), "twin"))
     measure = "rank collapse: mean cosine of two tokens"
@@ -104,13 +104,13 @@ def test_replicates_are_compared_as_kinds(three, tmp_path):
     assert np.allclose(collapse, np.mean(single, axis=0))
     analysis = Analysis(options(three, "full", "noffn", "twin", out=str(tmp_path / "out")))
     assert not analysis.one_kind and Analysis(options(three, "full", "twin")).one_kind
-    looks = make_results(analysis.attention())
-    assert [*looks.kind.unique()] == ["full", "noffn", "full, untrained", "noffn, untrained"]
-    looks = looks[looks.measure == "attention: weight on the token itself"]
-    heads = looks[looks.kind == "full"].pivot_table("value", ["run", "layer"], "head")
+    attention = make_results(analysis.attention())
+    assert [*attention.kind.unique()] == ["full", "noffn", "full, untrained", "noffn, untrained"]
+    attention = attention[attention.measure == "attention: weight on the token itself"]
+    heads = attention[attention.kind == "full"].pivot_table("value", ["run", "layer"], "head")
     assert heads.shape == (2 * 2, 3)  # runs and layers, heads
     means = heads.to_numpy().mean(1).reshape(2, 2)  # (runs, L)
-    curve = summarise(looks, "layer").loc["attention: weight on the token itself", "full"]
+    curve = summarise(attention, "layer").loc["attention: weight on the token itself", "full"]
     assert np.allclose(curve["mean"], means.mean(0))
     assert np.allclose(curve["std"], means.std(0, ddof=1))
 
@@ -132,6 +132,7 @@ def test_precision_makes_another_kind(three, tmp_path):
 def test_figures_show_names_as_they_are(three, tmp_path, monkeypatch):
     """Names with $, _ and | break neither figures nor tables, and are shown literally.
 
+    The legend says which curve is whose CKA, and which is the floor.
     With FFNs is blue and without orange, whatever comes first; a further kind has a third colour.
     """
     drawn, legend = [], figures.legend_below
@@ -141,7 +142,9 @@ def test_figures_show_names_as_they_are(three, tmp_path, monkeypatch):
         shutil.copytree(three / name, tmp_path / copy)
     runs = [str(tmp_path / "full"), str(tmp_path / "_n$_{$|*x*")]
     shown = analyse("cka", options(three, runs=runs, out=str(tmp_path / "out")))
-    assert " _n$_{$|*x*" in drawn and "_n$_{$|*x* has" in shown
+    name = " _n$_{$|*x*"
+    assert {name, f"{name} with full", f"{name}, untrained, with full (floor)"} <= {*drawn}
+    assert "_n$_{$|*x* has" in shown
     text = (tmp_path / "out" / "report.md").read_text()
     assert "\\_n\\$\\_{\\$\\|\\*x\\*" in text and " _n$" not in text
     links = re.findall(r"!\[.*\]\((.*)\)", text)

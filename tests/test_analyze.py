@@ -31,12 +31,12 @@ def test_the_whole_report(three, tmp_path):
     assert done.returncode == 0, done.stderr
     figures = {"cka-noffn.png", "attention.png", "probes.png", "collapse.png"}
     assert {path.name for path in out.iterdir()} == {"report.md", "results.csv", *figures}
-    said = " ".join(done.stdout.split())
+    shown = " ".join(done.stdout.split())
     for words in ("noffn has", "of full's parameters", "- validation loss: one run of a kind does",
-                  "other measures: no clear difference", f"written to {out}: attention.png, "):
-        assert words in said, words
+                  "other measures: no significant difference", f"written to {out}: attention.png, "):
+        assert words in shown, words
     lines = done.stdout.splitlines()
-    assert all(len(line) <= 80 for line in lines if str(out) not in line) and "|" not in said
+    assert all(len(line) <= 80 for line in lines if str(out) not in line) and "|" not in shown
     text = (out / "report.md").read_text()
     for words in ("noffn has", "of full's parameters", "61.2 ± 1.3", "52.7", "full, two seeds",
                   "Replicates: mean", "entropy of a token's weights", "part of speech",

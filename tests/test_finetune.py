@@ -34,7 +34,7 @@ def data_dir(tmp_path_factory):
     labels = ((1, "red"), (0, "grey"), (1, "red"))
     for name, head, row in (("CoLA", "", "gj04\t{}\t\tThe {} fox."),
                             ("SST-2", "sentence\tlabel", "{1} fox\t{0}")):
-        rows = [row.format(*each) for each in labels] * 7
+        rows = [row.format(*label) for label in labels] * 7
         for part in ("train", "dev"):
             write_lines(folder, f"{name}/{part}.tsv", *([head] if head else []), *rows)
     return folder

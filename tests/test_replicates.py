@@ -5,6 +5,7 @@ from math import isnan, sqrt
 import numpy as np
 import pytest
 import scipy.stats
+from helpers import series
 
 from mini_undivided.report import replicates
 from mini_undivided.support.errors import UserError
@@ -73,16 +74,16 @@ def test_intervals_are_welchs(sizes):
 def test_verdicts_follow_from_the_interval():
     """Apart from 0 the interval names a side; around 0 it says what would go unseen."""
     low, high = [4.0, 4.01, 3.99], [4.5, 4.52, 4.48]
-    sentence, clear = replicates.verdict("full", "noffn", low, high)
-    assert sentence.startswith("noffn is higher than full by 0.5: +0.500 [+0.4") and clear
-    sentence, clear = replicates.verdict("full", "noffn", high, low)
-    assert sentence.startswith("noffn is lower than full by 0.5: -0.500 [-0.5") and clear
-    sentence, clear = replicates.verdict("full", "noffn", [4.0, 4.5, 4.2], [4.1, 4.4, 4.3])
+    sentence, significant = replicates.verdict("full", "noffn", low, high)
+    assert sentence.startswith("noffn is higher than full by 0.5: +0.500 [+0.4") and significant
+    sentence, significant = replicates.verdict("full", "noffn", high, low)
+    assert sentence.startswith("noffn is lower than full by 0.5: -0.500 [-0.5") and significant
+    sentence, significant = replicates.verdict("full", "noffn", [4.0, 4.5, 4.2], [4.1, 4.4, 4.3])
     _, half = replicates.difference([4.1, 4.4, 4.3], [4.0, 4.5, 4.2])
     assert "no significant difference between noffn and full with 3 and 3 seeds" in sentence
-    assert f"a difference under {half:.2g} would go unseen" in sentence and not clear
-    sentence, clear = replicates.verdict("full", "noffn", [4.0], [4.1, 4.2])
-    assert "does not tell" in sentence and not clear
+    assert f"a difference under {half:.2g} would go unseen" in sentence and not significant
+    sentence, significant = replicates.verdict("full", "noffn", [4.0], [4.1, 4.2])
+    assert "does not tell" in sentence and not significant
 
 
 def test_seeds_that_do_not_differ_give_no_interval():
@@ -91,15 +92,15 @@ def test_seeds_that_do_not_differ_give_no_interval():
                  ([0.5, 0.5], [0.5, 0.5]), ([0.0, 0.0], [0.0, 0.0])):
         gap, half = replicates.difference(a, b)
         assert gap == pytest.approx(np.mean(a) - np.mean(b)) and isnan(half)
-        sentence, clear = replicates.verdict("full", "noffn", a, b)
-        assert "there is no interval" in sentence and not clear
+        sentence, significant = replicates.verdict("full", "noffn", a, b)
+        assert "there is no interval" in sentence and not significant
     assert not isnan(replicates.difference([0.5, 0.5], [0.4, 0.6])[1])  # one side is enough
 
 
 def test_single_runs_have_no_verdicts():
     """Without a kind of two runs there is nothing to say; with one, each pair with the first."""
-    assert replicates.verdicts({"loss": {"full": [4.0], "noffn": [4.1]}}) == {}
-    said = replicates.verdicts({
+    assert replicates.verdicts(series({"loss": {"full": [4.0], "noffn": [4.1]}})) == {}
+    found = replicates.verdicts(series({
         "loss": {"full": [4.0, 4.1], "noffn": [4.3, 4.5], "last": [4.6]}, "RTE": {"full": [0.5]},
-        "CoLA": {"noffn": [0.1], "full": [0.2]}})
-    assert list(said) == [("loss", "noffn"), ("loss", "last"), ("CoLA", "noffn")]
+        "CoLA": {"noffn": [0.1], "full": [0.2]}}))
+    assert list(found) == [("loss", "noffn"), ("loss", "last"), ("CoLA", "noffn")]

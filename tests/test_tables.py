@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import series
 
 from mini_undivided.report import results, tables
 from mini_undivided.support.tasks import GLUE
@@ -79,11 +80,13 @@ def test_what_kinds_are_compared_by():
         *probe_rows(TWIN, [0.2, 0.8, 0.4], [0.0, 0.1, 0.6]),
         *probe_rows(NONE, [0.6, 0.7, 0.5], [0.9, 0.1, 0.6]),
         *probe_rows(UNTRAINED, [0.6, 0.7, 0.5], [0.9, 0.1, 0.6])])
-    assert results.compared(rows) == {
-        "validation loss": {"full": [4.0]}, "fine-tuned: RTE accuracy": {"full": [0.6]},
-        "fine-tuned from scratch: RTE accuracy": {"full": [0.6]},
-        "attention: share on [CLS]": {"full": [pytest.approx(0.4)]},
-        "probe: tags": {"full": [0.3, 0.4], "none": [0.6]}}
+    assert results.compared(rows).to_dict() == pytest.approx({
+        ("validation loss", "full", "full-seed0"): 4.0,
+        ("fine-tuned: RTE accuracy", "full", "full-seed0"): 0.6,
+        ("fine-tuned from scratch: RTE accuracy", "full", "full-seed0"): 0.6,
+        ("attention: share on [CLS]", "full", "full-seed0"): 0.4,
+        ("probe: tags", "full", "full-seed0"): 0.3, ("probe: tags", "full", "full-seed1"): 0.4,
+        ("probe: tags", "none", "none"): 0.6})
 
 
 def test_sentences_say_what_the_numbers_say():
@@ -161,12 +164,13 @@ def test_tables_show_deviations_where_there_are_several_runs():
     assert shown[""] == ["embeddings", "layer 1"]
     assert shown["block outputs, full"] == ["0.50 ± 0.14", "0.55 ± 0.35"]
     assert shown["attention outputs, none"] == ["–", "0.12"]
-    values = {"loss": {"full": [4.0, 4.1], "none": [4.3]}, "RTE": {"full": [0.5]}}
+    values = series({"loss": {"full": [4.0, 4.1], "none": [4.3]}, "RTE": {"full": [0.5]}})
     text = tables.replicates_text(values, ["full", "none"])
     assert cells(text)["loss"] == ["4.050 ± 0.071 (2)", "4.300 (1)"]
     assert cells(text)["RTE"] == ["0.500 (1)", "–"]
     assert text.count("- loss: ") == 1 and "- RTE" not in text
-    assert tables.replicates_text({"loss": {"full": [4.0], "none": [4.3]}}, ["full", "none"]) == ""
+    single = series({"loss": {"full": [4.0], "none": [4.3]}})
+    assert tables.replicates_text(single, ["full", "none"]) == ""
     tuned = {"measure": "fine-tuned: RTE accuracy"}
     text = tables.glue_table(results.make_results([
         row(FULL, "FFNs", 1), row(NONE, "FFNs", 0), {**FULL, **tuned, "value": 0.6, "spread": 0.1},

@@ -22,12 +22,13 @@ from mini_undivided.support.options import PretrainOptions, TrainShortcuts, dash
 run = partial(run_script, "train.py")
 
 
-def test_a_run_says_what_it_does_and_what_came_out(tale, tmp_path):
+def test_a_run_says_what_it_does_and_what_came_out(tale, tmp_path, monkeypatch):
     """A run says what it is going to do, and what came out.
 
     Before: the corpus, the model with the FFNs' parameters, the batch and the device. After: the
-    loss, the entropy and filled sentences.
+    loss, the entropy and filled sentences, which fit the terminal.
     """
+    monkeypatch.setenv("COLUMNS", "44")
     done = run(*small_run(tale, tmp_path / "run", "--no-ffn"))
     assert done.returncode == 0, done.stderr
     for word in (
@@ -36,6 +37,8 @@ def test_a_run_says_what_it_does_and_what_came_out(tale, tmp_path):
         "5 whole documents", "of the held-out words are in runs of 13",
         "without context the best model has", "it was:"):
         assert word in " ".join(done.stdout.split()), word  # lines are wrapped
+    fills = done.stdout.partition("filled in:\n")[2].splitlines()
+    assert fills and max(map(len, fills)) <= 44
 
 
 def test_what_ffns_would_add_does_not_depend_on_the_heads(tale, tmp_path, capsys, monkeypatch):

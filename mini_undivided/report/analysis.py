@@ -31,6 +31,7 @@ from mini_undivided.report.results import (
     kinds_of,
     layer_rows,
     make_results,
+    part,
 )
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
@@ -58,7 +59,7 @@ from mini_undivided.tokenizer import (
 
 BATCH = 32  # sentences in a forward pass
 RESULT = {"task?": str, "name": str, "from_scratch": bool, "scores": dict, "majority": dict}
-LONGEST = 128  # tokens of a sentence that are looked at
+LONGEST = 128  # tokens of a sentence that are used
 LONGEST_DRAWN = 40
 COLLAPSE = ("distance from the mean, relative to the norm", "mean cosine of two tokens")
 
@@ -137,7 +138,7 @@ def fine_tuned(path, start):
 
 
 class Analysis:
-    """Runs, opened and checked, and the held-out sentences to look at them with."""
+    """Runs, opened and checked, and the held-out sentences on which they are compared."""
 
     def __init__(self, options):
         if options.data_dir and not options.task:
@@ -197,12 +198,10 @@ class Analysis:
         encoders |= {kind + UNTRAINED: runs[0].untrained(0) for kind, runs in self.groups.items()}
         return {name: encoder.to(self.machine.device) for name, encoder in encoders.items()}
 
-    @cached_property
-    def starts(self):
-        """The first columns of an encoder's rows of results, by its name."""
-        untrained = (kind + UNTRAINED for kind in self.groups)
-        starts = {run.name: run.start for run in self.runs}
-        return starts | {name: {"kind": name, "run": name} for name in untrained}
+    def start(self, name):
+        """The first columns of the rows of results of an encoder of that name."""
+        run = {run.name: run for run in self.runs}.get(name)
+        return run.start if run else {"kind": name, "run": name}  # an untrained one has no seed
 
     def facts(self):
         """Yield rows of each run, and of the best model without context on the first one's text."""
@@ -238,10 +237,10 @@ class Analysis:
         for i, what in enumerate(COLLAPSE):
             for name, curves in collapse.items():
                 yield from layer_rows(
-                    self.starts[name], f"rank collapse: {what}", curves[:, i].tolist())
+                    self.start(name), f"rank collapse: {what}", curves[:, i].tolist())
 
     def attention(self):
-        """Yield rows of what the heads of runs and of untrained encoders look at."""
+        """Yield rows of what the heads of runs and of untrained encoders attend to."""
         sums, count = dict.fromkeys(self.encoders, 0.0), 0
         for ids, mask, segments in self.batches("attention"):
             real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
@@ -253,7 +252,7 @@ class Analysis:
         for i, what in enumerate(STATISTICS.values()):
             for name, total in sums.items():
                 for head, values in enumerate((total[i] / count).T.tolist(), 1):
-                    start = {**self.starts[name], "head": head}
+                    start = {**self.start(name), "head": head}
                     yield from layer_rows(start, f"attention: {what}", values, first=1)
 
     def probe(self):
@@ -270,19 +269,18 @@ class Analysis:
                 options.seeds, options.cls)
             variants = {"trained": run.start, "control": {**run.start, "kind": run.kind + CONTROL}}
             if run is self.groups[run.kind][0]:  # all of a kind have the same untrained ones
-                variants["untrained"] = self.starts[run.kind + UNTRAINED]
-            for task, of in scores.items():
-                measure = f"probe: {task} ({of['metric']})"
+                variants["untrained"] = self.start(run.kind + UNTRAINED)
+            for task, result in scores.items():
+                measure = f"probe: {task} ({result['metric']})"
                 for variant, start in variants.items():
-                    if score := of.get(variant):
+                    if score := result.get(variant):
                         yield from layer_rows(start, measure, score["mean"], score["std"])
                         yield from layer_rows(start, VALID + measure, score["valid"])
-                yield {"kind": "majority", "measure": measure, "value": of["majority"]}
+                yield {"kind": "majority", "measure": measure, "value": result["majority"]}
 
     def texts(self, results):
         """Yield the parts of the report, in Markdown, of what was measured."""
-        kinds = list(kinds_of(results))  # as Markdown shows them
-        part = lambda prefix: results[results.measure.str.startswith(prefix)]  # noqa: E731
+        kinds = [*kinds_of(results).index]  # as Markdown shows them
         yield f"# {', '.join(kinds)}"
         yield "\n".join(tables.findings(results, self.one_kind))
         yield tables.runs_table(results)
@@ -292,20 +290,20 @@ class Analysis:
             yield ("These runs were trained on different text; the sentences here are held out "
                    f"from {' '.join(self.corpus)}.")
         yield tables.glue_table(results)
-        if not (cka := part("CKA: ")).empty:
+        if not (cka := part(results, "CKA: ")).empty:
             yield tables.cka_text(cka, kinds[0], self.one_kind)
             yield tables.layers_table(cka[cka.other_layer.isna() & cka.layer.notna()])
             files = map(figures.cka_file, [*self.groups][1:])
             yield "\n".join(f"![CKA]({quote(file)})" for file in files)
-        if not (attention := part("attention: ")).empty:
-            yield "Who looks at whom, on average over tokens and heads; ± is over runs:"
+        if not (attention := part(results, "attention: ")).empty:
+            yield "What tokens attend to, on average over tokens and heads; ± is over runs:"
             yield tables.layers_table(attention)
             yield "![Attention](attention.png)"
-        if not part("probe: ").empty:
+        if not part(results, "probe: ").empty:
             yield tables.probe_text(self.options.seeds)
             yield tables.probe_table(results)
             yield "![Probes](probes.png)"
-        if not (collapse := part("rank collapse: ")).empty:
+        if not (collapse := part(results, "rank collapse: ")).empty:
             yield ("Rank collapse: distance of a sentence's token vectors from their mean (0: all "
                    "alike), and mean cosine of two of its tokens (1: all alike):")
             yield tables.layers_table(collapse)
@@ -344,7 +342,7 @@ def analyse(command, options):
 
 
 def draw_attention(run, sentence):
-    """Draw who looks at whom in a sentence → the path of the figure."""
+    """Draw the attention weights of a sentence → the path of the figure."""
     path = results_folder(run) / "attention.png"
     run = Run(run, Path(run).name)
     check_writable(path.parent)
@@ -356,5 +354,5 @@ def draw_attention(run, sentence):
         raise UserError(f"{long}, and no more than {most} {reason}: cut it")
     weights = attention_weights(run.encoder, torch.tensor([encoding.ids]))[:, 0]  # (L, H, T, T)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figures.plot_heads(weights, encoding.tokens, f"{run.name}: who looks at whom", path)
+    figures.plot_heads(weights, encoding.tokens, f"{run.name}: attention weights", path)
     return path

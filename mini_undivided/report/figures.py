@@ -20,6 +20,7 @@ from mini_undivided.report.results import (
     UNTRAINED,
     equal_depth,
     kinds_of,
+    part,
     summarise,
 )
 from mini_undivided.report.tables import rows_compared
@@ -29,6 +30,16 @@ from mini_undivided.support.run_directory import read_log
 WITH_FFNS, WITHOUT_FFNS = "tab:blue", "tab:orange"
 FURTHER = ("tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
 LINES = {"": "o-", UNTRAINED: "x:", TWO_SEEDS: "--", CONTROL: "s--"}
+MEASURES = {  # what measures begin with: file, title, y label, what a band is over, top of y
+    "rank collapse: ": (
+        "collapse.png", "Do the tokens of a sentence become alike? All alike: distance 0, cosine 1",
+        "mean over sentences", "runs", 1.02),
+    "attention: ": (
+        "attention.png", "What heads attend to in held-out sentences: a dot or cross is a head of "
+        "a run, a line the mean of all", "mean over tokens", "runs", None),
+    "probe: ": (
+        "probes.png", "What a linear probe reads off each layer", "score on the test part",
+        "runs (of one run: over draws of its training examples)", 1.02)}
 
 
 # What all figures share.
@@ -69,19 +80,15 @@ def figure(path, rows, columns, size, title=None, **kwargs):
 
 
 def legend_below(axes, columns=4):
-    """The legend of a panel, below all panels, where it covers no line."""
+    """The legend of a panel, below all panels, in even rows of at most `columns`."""
     handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
-
-
-def by_layer(axes, **labels):
-    """Label the axis of layers, in whole numbers, and whatever else is given."""
-    axes.set(**{"xlabel": "layer (0: embeddings)", **labels})
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    rows = -(-len(labels) // columns)
+    axes.figure.legend(handles, labels, loc="outside lower center", fontsize=9,
+                       ncols=-(-len(labels) // rows))
 
 
 def styles(kinds):
-    """{kind, and each variant of it: colour and line}; kinds: {kind: how many FFNs}."""
+    """{kind, and each variant of it: colour and line}; kinds: how many FFNs, by kind."""
     first, further, chosen = {True: WITH_FFNS, False: WITHOUT_FFNS}, iter(FURTHER * len(kinds)), {}
     for kind, ffns in kinds.items():
         colour = first.pop(ffns > 0, None) or next(further)
@@ -89,19 +96,25 @@ def styles(kinds):
     return chosen
 
 
-def curves(axes, results, style):
-    """Draw each kind of a measure's rows by layer, the runs' standard deviation as a band."""
+def curves(axes, results, style, over, names=None):
+    """Draw each kind of a measure's rows by layer, the standard deviation as a band.
+
+    over: what the deviation is over; names: {kind: its label}, if that is not the kind.
+    """
+    has_band = False
     for kind, curve in summarise(results, "layer").groupby("kind", sort=False):
         layers, (color, line) = curve.index.get_level_values("layer").tolist(), style[kind]
-        axes.plot(layers, curve["mean"], line, color=color, label=literal(kind), markersize=5)
-        if line == LINES[""]:
+        label = names[kind] if names else kind
+        label = " " * label.startswith("_") + label  # without the space, matplotlib leaves it out
+        axes.plot(layers, curve["mean"], line, color=color, label=label, markersize=5)
+        if line == LINES[""] and curve["std"].notna().any():
+            has_band = True
             axes.fill_between(layers, curve["mean"] - curve["std"], curve["mean"] + curve["std"],
                               color=color, alpha=0.2, linewidth=0)
-
-
-def literal(name):
-    """A name as a label; matplotlib would leave out one that begins with an underscore."""
-    return f" {name}" if name.startswith("_") else name
+    if has_band:
+        axes.fill_between([], [], color="gray", alpha=0.3, linewidth=0,
+                          label=f"± standard deviation over {over}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 # Training.
@@ -124,7 +137,7 @@ def plot_losses(record, usual=None):
     groups = [train[i : i + size] for i in range(0, len(train) - size + 1, size)]
     has_ffns = read_json(out / "config.json", {"ffn_layers": list})["ffn_layers"]
     color = WITH_FFNS if has_ffns else WITHOUT_FFNS
-    title = f"{out}: how well masked tokens are predicted"
+    title = f"{out}: loss on masked tokens (lower is better)"
     with figure(out / "loss.png", 1, 1, (7, 5), title) as (_, (axes,)):
         label = f"training, {options['mlm_probability']:.0%} of the tokens masked"
         if options.get("next_sentence"):
@@ -150,12 +163,11 @@ def plot_losses(record, usual=None):
 def plot_results(results, out):
     """Draw what was measured: cka-KIND.png, collapse.png, attention.png, probes.png."""
     style = styles(kinds_of(results))
-    plots = {"CKA: ": plot_cka, "rank collapse: ": plot_collapse, "attention: ": plot_attention,
-             "probe: ": plot_probes}
-    for prefix, plot in plots.items():
-        rows = results[results.measure.str.startswith(prefix)]
-        if not rows.empty:
-            plot(rows, style, out)
+    if not (cka := part(results, "CKA: ")).empty:
+        plot_cka(cka, style, out)
+    for prefix, (file, *texts) in MEASURES.items():
+        if not (rows := part(results, prefix)).empty:
+            plot_measures(rows, style, out / file, *texts)
 
 
 def cka_file(kind):
@@ -168,8 +180,11 @@ def plot_cka(results, style, out):
     """For each kind but the first: heat maps of attention and block outputs, and equal depth."""
     first, *others = (kind for kind in results.kind.unique() if kind + UNTRAINED in style)
     for kind in others:
-        title = (f"How similar is {kind} to {first}? Debiased linear CKA of "
-                 f"{rows_compared(results)}; framed, and below: at equal depth")
+        title = (f"Debiased linear CKA of {kind} and {first}, {rows_compared(results)}; framed "
+                 "cells and curves: layers at equal depth")
+        names = {kind: f"{kind} with {first}"}
+        names |= {name: f"{name} (ceiling)" for name in style if name.endswith(TWO_SEEDS)}
+        names |= {kind + UNTRAINED: f"{kind + UNTRAINED}, with {first} (floor)"}
         with figure(out / cka_file(kind), 2, 2, (10, 9), title) as (drawn, panels):
             for axes, below, (output, measure) in zip(
                     panels[:2], panels[2:], OUTPUTS.items(), strict=True):
@@ -178,13 +193,11 @@ def plot_cka(results, style, out):
                 image = heat_map(axes, matrix, output)
                 axes.set(xlabel=f"layer of {kind}", ylabel=f"layer of {first}",
                          title=measure.removeprefix("CKA: "))
-                shown = [kind, *(name for name in style if name.endswith(TWO_SEEDS)),
-                         kind + UNTRAINED]
-                curves(below, results[(results.measure == measure) & results.kind.isin(shown)],
-                       style)
-                by_layer(below, xlabel=f"layer of {first}", ylabel="CKA", ylim=(-0.05, 1.05))
+                rows = results[(results.measure == measure) & results.kind.isin(names)]
+                curves(below, rows, style, "pairs of runs", names)
+                below.set(xlabel=f"layer of {first}", ylabel="CKA", ylim=(-0.05, 1.05))
             drawn.colorbar(image, ax=panels[:2], label="CKA")
-            legend_below(below)
+            legend_below(below, 3)
 
 
 def heat_map(axes, matrix, output):
@@ -201,50 +214,46 @@ def heat_map(axes, matrix, output):
             style = {"color": "white" if value < 0.65 else "black", "fontsize": size}
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", **style)
     for i, j in enumerate(equal_depth(matrix.shape, first)):
-        frame = {"fill": False, "edgecolor": "tab:cyan", "linewidth": 2}
+        frame = {"fill": False, "edgecolor": "tab:cyan", "linewidth": 2, "clip_on": False,
+                 "zorder": 3}
         axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **frame))
     return image
 
 
 @needs_matplotlib
-def plot_collapse(results, style, out):
-    """Rank collapse: distance of tokens from their mean, and their mean cosine, by layer."""
-    title = "Do the tokens of a sentence become alike? All alike: distance 0, cosine 1"
-    with figure(out / "collapse.png", 1, 2, (10, 4.8), title, sharey=True) as (_, panels):
-        for axes, (measure, rows) in zip(panels, results.groupby("measure", sort=False),
-                                         strict=True):
-            curves(axes, rows, style)
-            by_layer(axes, title=measure.removeprefix("rank collapse: "))
-        axes.set_ylim(min(0, axes.get_ylim()[0]), 1.02)
-        legend_below(axes)
+def plot_measures(results, style, path, title, ylabel, over, top):
+    """A panel for each measure, by layer: kinds as curves, heads as dots, the majority as a line.
 
-
-@needs_matplotlib
-def plot_attention(results, style, out):
-    """What heads attend to: a panel a statistic, means as lines, heads as dots."""
-    title = ("What heads attend to in held-out sentences: a dot is a head of a run, a line the mean of "
-             "all, its band the standard deviation over runs")
-    with figure(out / "attention.png", 2, 3, (13, 8), title) as (_, panels):
-        weights = []
-        for axes, (measure, rows) in zip(panels, results.groupby("measure", sort=False),
-                                         strict=False):
-            curves(axes, rows, style)
-            for kind, heads in rows.groupby("kind", sort=False):
-                dots = {"color": style[kind][0], "alpha": 0.25}
-                axes.plot(heads.layer.tolist(), heads.value, ".", **dots)
-            measure = measure.removeprefix("attention: ")
-            by_layer(axes, xlabel="layer", title=measure, ylim=(0, 1.05 * rows.value.max()))
-            weights += [axes] * measure.startswith("weight")
-        top = max(axes.get_ylim()[1] for axes in weights)
-        for axes in weights:  # these are compared
-            axes.set_ylim(0, top)
-        panels[-1].axis("off")
-        panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center")
+    top: of the y axes; None: of those of attention weights the same, of others what fits.
+    """
+    measures = results.measure.unique()
+    columns, rows = min(3, len(measures)), -(-len(measures) // 3)
+    size = (4.2 * columns + 1, 3.6 * rows + 1.2)
+    highest = results[results.measure.str.contains("weight on")].value.max()
+    with figure(path, rows, columns, size, title) as (drawn, panels):
+        for axes in panels[len(measures) :]:
+            axes.axis("off")
+        for axes, measure in zip(panels, measures, strict=False):
+            shown = results[results.measure == measure]
+            by_layer, majority = shown[shown.layer.notna()], shown[shown.kind == "majority"]
+            curves(axes, by_layer, style, over)
+            for kind, heads in by_layer[by_layer["head"].notna()].groupby("kind", sort=False):
+                color, line = style[kind]
+                axes.plot(heads.layer.tolist(), heads.value, line[0], color=color, alpha=0.3,
+                          markersize=4)
+            for score in majority.value[:1]:  # of each run the same
+                axes.axhline(score, color="gray", linewidth=1, label="majority")
+            high = highest if "weight on" in measure else shown.value.max()
+            axes.set(title=measure.split(": ")[1],
+                     ylim=(1.05 * min(0, shown.value.min()), top or 1.05 * high),
+                     xlabel="layer" if by_layer.layer.min() else "layer (0: embeddings)")
+        drawn.supylabel(ylabel)
+        legend_below(max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
 
 
 @needs_matplotlib
 def plot_heads(weights, tokens, title, path):
-    """Who looks at whom in one sentence: weights (L, H, T, T), rows looking; layers by heads."""
+    """The attention of one sentence: weights (L, H, T, T), a row per query; layers by heads."""
     L, H, T, _ = weights.shape
     side, size = 0.9 + 0.16 * T, 7
     if L * H > 36:  # many panels are small ones
@@ -258,25 +267,5 @@ def plot_heads(weights, tokens, title, path):
             axes.set_xticks(range(T), tokens, rotation=90, fontsize=size)
             axes.set_yticks(range(T), tokens, fontsize=size)
         drawn.colorbar(image, ax=panels, label="weight")
-        drawn.supylabel("the token that looks")
-        drawn.supxlabel("the token looked at")
-
-
-@needs_matplotlib
-def plot_probes(results, style, out):
-    """Probe scores by layer, a panel a task."""
-    tasks, title = results.measure.unique(), "What a linear probe reads off each layer, test scores"
-    columns, rows = min(3, len(tasks)), -(-len(tasks) // 3)
-    size = (4.2 * columns + 1, 3.6 * rows + 1.2)
-    with figure(out / "probes.png", rows, columns, size, title, sharey=True) as (_, panels):
-        for axes in panels[len(tasks) :]:
-            axes.axis("off")
-        for axes, task in zip(panels, tasks, strict=False):
-            of_task, name = results[results.measure == task], task.removeprefix("probe: ")
-            is_majority = of_task.kind == "majority"
-            curves(axes, of_task[~is_majority], style)
-            majority = of_task[is_majority].value.iloc[0]
-            axes.axhline(majority, color="gray", linewidth=1, label="majority")
-            by_layer(axes, title=name)
-        axes.set_ylim(min(0, axes.get_ylim()[0]), 1.02)
-        legend_below(max(panels[: len(tasks)], key=lambda axes: len(axes.lines)))
+        drawn.supylabel("the token that attends (query)")
+        drawn.supxlabel("the token attended to (key)")

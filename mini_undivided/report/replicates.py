@@ -51,19 +51,19 @@ def what_replicates_share(options, fingerprint, precision=None):
 def verdicts(values):
     """How each other kind differs from the first → {(measure, other): its verdict}.
 
-    values: {measure: {kind: one number per run}}. Empty where no kind has two runs.
+    values: those of results.compared. Empty where no kind has two runs.
     """
-    kinds = list(dict.fromkeys(kind for groups in values.values() for kind in groups))
-    if all(len(group) < 2 for groups in values.values() for group in groups.values()):
+    groups = values.groupby(["measure", "kind"], sort=False).agg(list)
+    if not (groups.map(len) > 1).any():
         return {}
-    first, *others = kinds
-    pairs = ((measure, groups, other) for measure, groups in values.items() for other in others)
-    return {(measure, other): verdict(first, other, groups[first], groups[other])
-            for measure, groups, other in pairs if {first, other} <= {*groups}}
+    first, *others = values.index.unique("kind")
+    return {(measure, other): verdict(first, other, groups[measure, first], groups[measure, other])
+            for measure in values.index.unique("measure") for other in others
+            if {(measure, first), (measure, other)} <= {*groups.index}}
 
 
 def verdict(first, other, a, b):
-    """What the values of two kinds, a and b, say of their difference → a sentence, is it clear."""
+    """How the values of two kinds, a and b, differ → a sentence, and whether significantly."""
     if min(len(a), len(b)) < 2:
         return "one run of a kind does not tell a difference from chance.", False
     gap, half = difference(b, a)

@@ -61,10 +61,14 @@ def equal_depth(shape, first=0):
     return (np.maximum(layers, first) - first).astype(int).tolist()
 
 
+def part(results, prefix):
+    """The rows of measures that begin with a prefix, or with one of several."""
+    return results[results.measure.str.startswith(prefix)]
+
+
 def kinds_of(results):
-    """{kind: how many FFNs its model has}, in the order of the groups."""
-    rows = results[results.measure == "FFNs"]
-    return dict(zip(rows.kind, rows.value, strict=True))
+    """How many FFNs the model of a kind has: a Series by kind, in the order of the groups."""
+    return results[results.measure == "FFNs"].groupby("kind", sort=False).value.first()
 
 
 def summarise(results, *columns):
@@ -80,24 +84,21 @@ def summarise(results, *columns):
 
 
 def best_layers(results):
-    """{(measure, kind): the layer of a probe that the validation part chooses}."""
-    rows = results[results.measure.str.startswith(VALID)]
-    best = summarise(rows, "layer")["mean"].groupby(["measure", "kind"], sort=False).idxmax()
-    return {(measure.removeprefix(VALID), kind): layer for measure, kind, layer in best}
+    """The layer of a probe that the validation part chooses: a Series by measure and kind."""
+    rows = part(results, VALID)
+    rows = rows.assign(measure=rows.measure.str.removeprefix(VALID))
+    means = summarise(rows, "layer")["mean"].groupby(["measure", "kind"], sort=False)
+    return means.idxmax().map(lambda index: index[-1])
 
 
 def compared(results):
-    """{measure: {kind: one number per run}} of what kinds are compared by.
+    """What kinds are compared by, one number per run: a Series by measure, kind and run.
 
     A probe's number is that of the kind's best layer, one layer for all its runs; several
     fine-tunings of one pretrained model count as one number, their mean.
     """
-    rows = results[results.measure.str.startswith(COMPARED) & results.kind.isin(kinds_of(results))]
-    best = best_layers(results)
-    keys = zip(zip(rows.measure, rows.kind, strict=True), rows.layer, strict=True)
-    rows = rows[[key not in best or layer == best[key] for key, layer in keys]]
-    runs = rows.groupby(["measure", "kind", "run"], sort=False).value.mean()
-    values = {}
-    for (measure, kind), numbers in runs.groupby(["measure", "kind"], sort=False):
-        values.setdefault(measure, {})[kind] = numbers.tolist()
-    return values
+    kinds = kinds_of(results).index
+    rows = part(results[results.kind.isin(kinds)], COMPARED)
+    rows = rows.join(best_layers(results).rename("best"), on=["measure", "kind"])
+    rows = rows[rows.best.isna() | (rows.best == rows.layer)]
+    return rows.groupby(["measure", "kind", "run"], sort=False).value.mean()

@@ -2,10 +2,10 @@
 
 import shutil
 import textwrap
+from itertools import product
 
 import numpy as np
 
-from mini_undivided.metrics import mean_and_std
 from mini_undivided.report.replicates import verdicts
 from mini_undivided.report.results import (
     COMPARED_ROWS,
@@ -16,6 +16,7 @@ from mini_undivided.report.results import (
     best_layers,
     compared,
     kinds_of,
+    part,
     summarise,
 )
 from mini_undivided.support.tasks import GLUE
@@ -85,35 +86,37 @@ def escape(name):
     return "".join("\\" * (letter in special) + letter for letter in " ".join(name.split()))
 
 
+def pivot(texts, columns, corner=""):
+    """A Series of texts by row and column as a table; what is missing is a dash."""
+    frame = texts.unstack().reindex(texts.index.unique(0))
+    frame = frame.reindex(columns=columns).astype(object).fillna("–")
+    return table([corner, *map(str, columns)], frame.reset_index().to_numpy().tolist())
+
+
+def texts_of(summary, form):
+    """Means and standard deviations (results.summarise) as texts; form: plus_minus or spread."""
+    return summary[["mean", "std"]].agg(lambda row: form(*row), axis=1)
+
+
 def runs_table(results):
     """Size, cost and pretraining result of each run."""
     rows = results[results.measure.isin(RUN_COLUMNS) & results.run.notna()]
-    cells = {(row.run, row.measure): format(row.value, RUN_COLUMNS[row.measure])
-             for row in rows.itertuples()}
-    return table(["run", *RUN_COLUMNS], [
-        [run, *(cells.get((run, measure), "–") for measure in RUN_COLUMNS)]
-        for run in rows.run.unique()])
+    texts = [format(row.value, RUN_COLUMNS[row.measure]) for row in rows.itertuples()]
+    return pivot(rows.assign(text=texts).set_index(["run", "measure"]).text, RUN_COLUMNS, "run")
 
 
 def replicates_text(values, kinds):
     """Means over the seeds of each kind, and verdicts, or an empty string; values: `compared`."""
-    said = verdicts(values)
-    if not said:
+    found = verdicts(values)
+    if not found:
         return ""
     head = ("Replicates: mean ± standard deviation over pretraining seeds, their number in "
             "parentheses. In brackets the 95 % confidence interval of the difference, by Welch's "
             "t: of twenty such intervals one misses by chance.\n\n")
-    rows = [[measure, *(over_seeds(groups.get(kind, [])) for kind in kinds)]
-            for measure, groups in values.items()]
-    said = "\n".join(f"- {measure}: {sentence}" for (measure, _), (sentence, _) in said.items())
-    return f"{head}{table(['', *kinds], rows)}\n\n{said}"
-
-
-def over_seeds(values):
-    """Mean, standard deviation and number of values, as text."""
-    if not values:
-        return "–"
-    return f"{plus_minus(*mean_and_std(values).values(), 3)} ({len(values)})"
+    texts = values.groupby(["measure", "kind"], sort=False).agg(
+        lambda runs: f"{plus_minus(runs.mean(), runs.std(), 3)} ({len(runs)})")
+    lines = "\n".join(f"- {measure}: {sentence}" for (measure, _), (sentence, _) in found.items())
+    return f"{head}{pivot(texts, kinds)}\n\n{lines}"
 
 
 def baseline_text(results):
@@ -123,39 +126,33 @@ def baseline_text(results):
         return ""
     loss, accuracy = rows.value
     return ("On the first run's validation text the best model without context, which knows how "
-            "common words are and looks at the masked position alone, has a loss of "
+            "common words are and uses the masked position alone, has a loss of "
             f"{loss:.3f} and an accuracy of {accuracy:.1%}.")
 
 
 def glue_table(results):
     """The dev scores that finetune.py left in the runs, or an empty string."""
-    scores = results[results.measure.str.startswith("fine-tuned")]
+    scores = part(results, "fine-tuned")
     if scores.empty:
         return ""
-    cells = {key: spread(mean, std) for key, mean, std, _ in summarise(scores).itertuples()}
-    kinds = [*kinds_of(results), "majority"]
-    rows = [[measure, *(cells.get((measure, kind), "–") for kind in kinds)]
-            for measure in scores.measure.unique()]
     head = ("Dev scores × 100; ± is over pretraining seeds, or of a single run over fine-tuning "
             "seeds:\n\n")
-    return head + table(["", *kinds], rows)
+    kinds = [*kinds_of(results).index, "majority"]
+    return head + pivot(texts_of(summarise(scores), spread), kinds)
 
 
 def layers_table(results):
     """A row for each measure and kind, a column for each layer."""
-    summary = summarise(results, "layer")
-    layers = sorted(summary.index.unique("layer"))
-    rows = {}
-    for (measure, kind, layer), mean, std, _ in summary.itertuples():
-        name = f"{measure.split(': ')[-1]}, {kind}"
-        rows.setdefault(name, dict.fromkeys(layers, "–"))[layer] = plus_minus(mean, std)
-    names = [f"layer {layer}" if layer else "embeddings" for layer in layers]
-    return table(["", *names], [[name, *row.values()] for name, row in rows.items()])
+    rows = results.measure.str.split(": ").str[-1] + ", " + results.kind
+    names = results.layer.map(lambda layer: f"layer {layer}" if layer else "embeddings")
+    layers = results.assign(name=names).sort_values("layer").name.unique()
+    summary = summarise(results.assign(measure=rows, name=names), "name").droplevel("kind")
+    return pivot(texts_of(summary, plus_minus), layers)
 
 
 def rows_compared(results):
     """The number of rows that CKA was computed from, as text: "1,280 tokens"."""
-    row = results[results.measure.str.startswith(COMPARED_ROWS)].iloc[0]
+    row = part(results, COMPARED_ROWS).iloc[0]
     return f"{row.value:,.0f} {row.measure.removeprefix(COMPARED_ROWS)}"
 
 
@@ -186,20 +183,18 @@ def probe_table(results):
     header = ["task", "kind", "layer", "score", "embeddings", "untrained", "majority", "control",
               "selectivity"]
     best, rows = best_layers(results), []
-    probes = results[results.measure.str.startswith("probe: ")]
+    probes = part(results, "probe: ")
     summary = summarise(probes.fillna({"layer": 0}), "layer")  # of the majority, no layer
-    scores = {key: numbers[:2] for key, *numbers in summary.itertuples()}
-    for task in probes.measure.unique():
-        for kind in kinds_of(results):
-            at = lambda kind, layer, task=task: scores[task, kind, layer]  # noqa: E731
-            layer, fresh = best[task, kind], best[task, kind + UNTRAINED]
-            cells = [at(kind, layer), at(kind, 0), at(kind + UNTRAINED, fresh), at("majority", 0)]
-            control, selectivity = "–", "–"
-            if (task, kind + CONTROL, layer) in scores:
-                control = spread(*at(kind + CONTROL, layer))
-                selectivity = spread(at(kind, layer)[0] - at(kind + CONTROL, layer)[0])
-            rows.append([task.removeprefix("probe: "), kind, str(layer),
-                         *(spread(*cell) for cell in cells), control, selectivity])
+    texts, means = texts_of(summary, spread), summary["mean"]
+    for task, kind in product(probes.measure.unique(), kinds_of(results).index):
+        layer, control = best[task, kind], kind + CONTROL
+        cells = [(kind, layer), (kind, 0), (kind + UNTRAINED, best[task, kind + UNTRAINED]),
+                 ("majority", 0), (control, layer)]
+        selectivity = "–"
+        if (task, control, layer) in means:
+            selectivity = spread(means[task, kind, layer] - means[task, control, layer])
+        rows.append([task.removeprefix("probe: "), kind, str(layer),
+                     *(texts.get((task, *cell), "–") for cell in cells), selectivity])
     return table(header, rows)
 
 
@@ -207,20 +202,20 @@ def probe_table(results):
 
 def findings(results, one_kind):
     """Yield what the numbers of the first kind say, and two or three sentences for each other."""
-    first, *others = kinds_of(results)
-    mean, scores = summarise(results, "layer")["mean"], {}
-    for (task, kind), layer in best_layers(results).items():
-        scores.setdefault(kind, {})[task.removeprefix("probe: ")] = 100 * mean[task, kind, layer]
-    if first in scores:
-        best = ", ".join(f"{task} {score:.1f}" for task, score in scores[first].items())
+    first, *others = kinds_of(results).index
+    probes = 100 * compared(results).groupby(["kind", "measure"], sort=False).mean()
+    probes = probes[probes.index.get_level_values("measure").str.startswith("probe: ")]
+    probes = probes.rename(lambda measure: measure.removeprefix("probe: "), level="measure")
+    if not probes.empty:
+        best = ", ".join(f"{task} {score:.1f}" for task, score in probes[first].items())
         yield f"Best-layer probe scores × 100 of {first}: {best}."
     for other in others:
         yield cost_sentence(results, first, other)
         if results.measure.eq(OUTPUTS["attention"]).any():
             yield cka_sentence(results, first, other, one_kind)
-        if first in scores:
-            gaps = ", ".join(f"{task} {scores[other][task] - score:+.1f}"
-                             for task, score in scores[first].items())
+        if not probes.empty:
+            gaps = probes[other] - probes[first]
+            gaps = ", ".join(f"{task} {gaps[task]:+.1f}" for task in probes[first].index)
             yield f"Best-layer probe scores of {other} less those of {first}, in points: {gaps}."
     runs = results[results.measure == "FFNs"].groupby("kind").size()
     if one_kind:
@@ -269,11 +264,12 @@ def cka_sentence(results, first, other, one_kind):
 
 
 def summary_text(results, one_kind):
-    """What analyze.py prints: the findings, and what differs clearly, wrapped for a terminal."""
-    said = verdicts(compared(results))
-    lines = [f"{measure}: {sentence}" for (measure, _), (sentence, clear) in said.items()
-             if clear or measure == "validation loss"]
-    if len(lines) < len(said):
-        lines.append(f"{count(len(said) - len(lines), 'other measure')}: no clear difference")
+    """What analyze.py prints: findings and significant differences, wrapped for a terminal."""
+    found = verdicts(compared(results))
+    lines = [f"{measure}: {sentence}" for (measure, _), (sentence, significant) in found.items()
+             if significant or measure == "validation loss"]
+    if len(lines) < len(found):
+        others = count(len(found) - len(lines), "other measure")
+        lines.append(f"{others}: no significant difference")
     lines = [*findings(results, one_kind), *(f"- {line}" for line in lines)]
     return "\n".join(wrap(line, 2) for line in lines)

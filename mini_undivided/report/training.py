@@ -149,7 +149,8 @@ def describe(record, run, tokenizer):
                      f"{tokenizer.get_vocab_size():,} entries",
         "model": f"{count(layers, 'layer')}, {config.hidden_size} wide, "
                  f"{count(config.num_attention_heads, 'head')}, {ffns}: {parameters}",
-        "compute": f"{run.flops_per_token / 1e6:,.2f} million FLOPs per token, forward and backward",
+        "compute": f"{run.flops_per_token / 1e6:,.2f} million FLOPs per token, forward and "
+                   "backward",
         "batch": f"{size * seq_len:,} tokens = {count(size, 'sequence')} of {seq_len} = "
                  f"{at_once} at once × {size // at_once // processes} accumulated × "
                  f"{count(processes, 'process', 'processes')}",
@@ -231,8 +232,8 @@ def show_fills(out):
                 question, word = hole
                 words = fill(model, tokenizer, question)[0]
                 guesses = ", ".join(f"{guess} {p:.0%}" for guess, p in words)
-                lines.append(f"{question}\n    {guesses}   (it was: {word})")
-        if len(lines) == 7:
+                lines += [wrap(question, 2), wrap(f"    {guesses}   (it was: {word})", 4)]
+        if len(lines) == 1 + 2 * 6:
             break
     return "\n".join(lines) if len(lines) > 1 else ""
 
