@@ -660,17 +660,3 @@ def test_a_first_run_makes_the_folder_of_all_runs(text, task_run, data_dir, tmp_
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(task_run))
     finetune(task_options("somebody/a-model", data_dir, epochs=1))
     assert [path.name for path in Path("runs").glob("*/glue/*")] == ["sst2.json"]
-
-
-def test_the_commonest_characters_are_kept():
-    """Of more than a thousand characters a vocabulary keeps the most frequent."""
-    characters = [chr(0x4E00 + i) for i in range(1049)]
-    frequency = {char: 2 + (7 * i) % 1049 // 40 for i, char in enumerate(characters)}
-    documents = [
-        " ".join(char for char in characters if frequency[char] > number) for number in range(28)]
-    tokenizer = train_tokenizer(documents, 1100)
-    unknown = {c for c in characters if "[UNK]" in tokenizer.encode(c).tokens}
-    assert 0 < len(unknown) < 100
-    kept = set(characters) - unknown
-    assert min(frequency[char] for char in kept) >= max(frequency[char] for char in unknown)
-    assert max(frequency[char] for char in unknown) < 5 < max(frequency.values())
