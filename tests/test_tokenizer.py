@@ -9,6 +9,7 @@ import unicodedata
 import numpy as np
 import pytest
 import transformers
+from helpers import names
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
@@ -275,8 +276,7 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     save_tokenizer(tokenizer, tmp_path / "run")
     assert same_tokenizer(load_tokenizer(tmp_path / "run"), tokenizer)
     assert same_tokenizer(load_tokenizer(tmp_path / "run" / "tokenizer.json"), tokenizer)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "tokenizer.json", "tokenizer_config.json"}
+    assert names(tmp_path / "run") == ["tokenizer.json", "tokenizer_config.json"]
 
 
 def test_the_lines_of_a_vocabulary(vocabulary, tmp_path):
