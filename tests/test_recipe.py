@@ -33,6 +33,15 @@ RARE = "quail rook seal toad".split()  # in the second half of the held-out docu
 TASK_ROWS, TASK_BATCH, TASK_EPOCHS = 47, 5, 3
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sizes are so small that a second thread would only be waited for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """160 documents of random words, 61 to 151 each; of the eight held out, four say rare words."""
