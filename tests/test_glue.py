@@ -75,7 +75,7 @@ def test_built_in_tasks_keep_documents_apart(monkeypatch):
     """Of 35 documents 28 are trained on and 7 scored on, the same each time; labels are right."""
     libraries = BUILT_IN["docs-library"].labels
     documents = [
-        (libraries[i % 3], " ".join(f"Text {i} has one sentence with number {j}." for j in range(8)))
+        (libraries[i % 3], " ".join(f"Text {i} has a sentence, number {j}." for j in range(8)))
         for i in range(35)]
     monkeypatch.setattr(glue, "held_out_docs", lambda: documents)
     for key in BUILT_IN:
