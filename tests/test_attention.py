@@ -4,26 +4,20 @@ import math
 
 import pytest
 import torch
-import transformers
-from helpers import run_script
+from helpers import (
+    LENGTHS, B, H, L, T, assert_close, config, run_script, saved_by_them, scatter)
 
 from mini_undivided.attention import STATISTICS, attention_sums, attention_weights, collapse
-from mini_undivided.model import BertConfig, Encoder
+from mini_undivided.model import Encoder
 
 
-def test_weights_are_those_of_transformers(tmp_path):
+def test_weights_are_those_of_transformers(tmp_path, inputs):
     """With padding and segments, the weights of all heads equal those of a BertModel to 1e-5."""
-    sizes = {"vocab_size": 57, "hidden_size": 33, "num_hidden_layers": 2, "num_attention_heads": 3,
-             "intermediate_size": 41, "max_position_embeddings": 19}
-    theirs = transformers.BertModel(
-        transformers.BertConfig(**sizes, initializer_range=0.5, attn_implementation="eager")).eval()
-    theirs.save_pretrained(tmp_path)
-    ids, segments = torch.randint(5, 57, (3, 11)), torch.randint(0, 2, (3, 11))
-    mask = torch.arange(11) < torch.tensor([11, 4, 7])[:, None]
-    ours = attention_weights(Encoder.from_pretrained(tmp_path), ids, mask, segments)
-    wanted = theirs(ids, mask.long(), segments, output_attentions=True).attentions
-    assert ours.shape == (2, 3, 3, 11, 11)
-    assert torch.allclose(ours, torch.stack(wanted), atol=1e-5)
+    reference, folder = saved_by_them(tmp_path, "BertModel", attn_implementation="eager")
+    input_ids, mask, segments = inputs
+    ours = attention_weights(Encoder.from_pretrained(folder), input_ids, mask.bool(), segments)
+    assert ours.shape == (L, B, H, T, T)
+    assert_close(ours, torch.stack(reference(*inputs, output_attentions=True).attentions))
 
 
 def test_statistics_of_planted_weights():
@@ -31,8 +25,8 @@ def test_statistics_of_planted_weights():
 
     Padding neither looks nor counts.
     """
-    T, real = 5, torch.tensor([[True] * 4 + [False]])
-    weights = torch.zeros(1, 1, 3, T, T)
+    real = torch.tensor([[True] * 4 + [False]])
+    weights = torch.zeros(1, 1, 3, 5, 5)
     for i in range(4):
         weights[0, 0, 0, i, max(0, i - 1)] = 1
         weights[0, 0, 1, i, :4] = 0.25
@@ -46,35 +40,28 @@ def test_statistics_of_planted_weights():
     assert sep == pytest.approx([0, (3 + 2 + 1) / 4, 1 / 4, 0, 1])
 
 
-def test_sums_do_not_depend_on_padding_or_batches():
+def test_sums_do_not_depend_on_padding_or_batches(inputs):
     """Sums over a padded batch are the sums over its texts one by one."""
-    encoder = Encoder(BertConfig(57, 33, 2, 3, 41, 19, initializer_range=0.3)).eval()
-    ids, lengths = torch.randint(5, 57, (3, 11)), (11, 4, 7)
-    mask = torch.arange(11) < torch.tensor(lengths)[:, None]
-    together = attention_sums(attention_weights(encoder, ids, mask), mask, ids == 9)
+    encoder, (ids, mask, _) = scatter(Encoder(config())), inputs
+    weights = attention_weights(encoder, ids, mask.bool())
+    together = attention_sums(weights, mask.bool(), ids % 7 == 2)
     alone = 0
-    for row, length in zip(ids, lengths, strict=True):
+    for row, length in zip(ids, LENGTHS, strict=True):
         row = row[None, :length]
         weights = attention_weights(encoder, row)
-        alone = alone + attention_sums(weights, torch.ones_like(row).bool(), row == 9)
-    assert torch.allclose(together, alone, atol=1e-4) and together.shape == (5, 2, 3)
-
-
-def test_collapse_of_planted_tokens():
-    """Equal tokens have distance 0, cosine 1; orthogonal ones √(1 - 1/T), 0; padding is left out."""
-    mask = torch.tensor([[True] * 4 + [False] * 2])
-    same, orthogonal = torch.ones(1, 6, 7), torch.eye(6, 7)[None].clone()
-    orthogonal[0, 4:] = 99
-    distance, cosine = collapse([same, orthogonal], mask)[..., 0].unbind(1)
-    assert distance.tolist() == pytest.approx([0, math.sqrt(3 / 4)], abs=1e-6)
-    assert cosine.tolist() == pytest.approx([1, 0], abs=1e-6)
+        alone = alone + attention_sums(weights, torch.ones_like(row).bool(), row % 7 == 2)
+    assert torch.allclose(together, alone, atol=1e-4) and together.shape == (5, L, H)
 
 
 def test_collapse_equals_its_definition():
-    """Rank collapse equals its definition, written as loops over texts and pairs of tokens."""
+    """Rank collapse equals its definition, written as loops over texts and pairs of tokens.
+
+    Equal tokens have distance 0 and cosine 1.
+    """
     x, lengths = torch.randn(3, 11, 5) + 0.4, (11, 2, 6)
     mask = torch.arange(11) < torch.tensor(lengths)[:, None]
-    measures = collapse([x], mask)[0]  # (2, B)
+    equal, measures = collapse([torch.ones_like(x), x], mask)  # (2, B) each
+    assert torch.allclose(equal, torch.tensor([[0.0], [1.0]]), atol=1e-6)
     for i, length in enumerate(lengths):
         tokens = x[i, :length]
         distance = (tokens - tokens.mean(0)).norm() / tokens.norm()

@@ -58,12 +58,6 @@ def test_byte_order_marks_line_ends_and_packing_change_nothing(tmp_path, mark, e
     assert [piece.text for piece in pieces if piece.held_out] == ["8", "28"]
 
 
-def test_a_text_file_is_a_document(tmp_path):
-    """Blank lines do not end a document; the end of its file does."""
-    paths = [write(tmp_path / f"{name}.txt", f"{name}\n\n\n{name}") for name in "abc"]
-    assert read(*paths) == [f"{name}\n\n\n{name}" for name in "abc"]
-
-
 # Where text is found
 
 
@@ -100,26 +94,13 @@ def test_a_file_counts_once(tmp_path, monkeypatch):
     assert read(".hidden") == ["two"]
 
 
-def test_reading_again_gives_the_same(tmp_path):
-    """A corpus can be read any number of times, in a fixed order."""
-    for i in range(9):
-        write(tmp_path / f"{i}.txt", f"document {i}")
-    corpus = open_corpus([str(tmp_path)])
-    assert list(corpus.pieces()) == list(corpus.pieces()) and len(list(corpus.pieces())) == 9
-    assert corpus.size == 9 * len("document 0")
-
-
 def test_the_fingerprint_follows_the_text(tmp_path):
-    """The same bytes in another place have the same fingerprint.
-
-    One changed character gives another.
-    """
-    paths = [
-        write(tmp_path / folder / "a.txt", text)
-        for folder, text in (("x", "ab"), ("y", "ab"), ("z", "ac"))
-    ]
-    first, second, third = (open_corpus([path]).fingerprint for path in paths)
-    assert first == second != third
+    """The same bytes in another place have the same fingerprint; a changed character another."""
+    first, second, third = (
+        open_corpus([write(tmp_path / folder / "a.txt", text)])
+        for folder, text in (("x", "ab"), ("y", "ab"), ("z", "ac")))
+    assert first.fingerprint == second.fingerprint != third.fingerprint
+    assert first.size == 2
 
 
 # Long documents
@@ -127,28 +108,16 @@ def test_the_fingerprint_follows_the_text(tmp_path):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
-@pytest.mark.parametrize(
-    "unit",
-    [
-        "a line of words\n", "words without a line end ", "x", "中文", "\n\n",
-        "a very long one " * 300 + "\n"],
-)
+@pytest.mark.parametrize("unit", [
+    "a line of words\n", "words without a line end ", "x", "中文", "\n\n",
+    "a very long one " * 300 + "\n"])
 def test_a_long_document_comes_in_pieces_that_lose_nothing(tmp_path, monkeypatch, unit, name, end):
-    """The pieces of a long document, put together, are the document.
-
-    None is longer than PIECE.
-    """
+    """The pieces of a long document, put together, are the document; none is longer than PIECE."""
     monkeypatch.setattr(text_files, "PIECE", 97)
     monkeypatch.setattr(text_files, "BLOCK", 251)
     text = unit * (1 + 3000 // len(unit)) + "The end"
-    content = (
-        json.dumps({"text": text}).encode()
-        if name.endswith("jsonl")
-        else text.replace("\n", end).encode()
-    )
-    pieces = read(
-        write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
-    )
+    content = json.dumps({"text": text}) if name == "a.jsonl" else text.replace("\n", end)
+    pieces = read(write(tmp_path / name, PACK.get(name[-3:], bytes)(content.encode())))
     assert "".join(pieces).split() == text.split() and max(map(len, pieces)) <= 97
     if not unit.isspace():  # what is blank as a whole is left out
         assert "".join(pieces) == text
@@ -161,15 +130,6 @@ def test_pieces_end_where_a_line_or_a_word_does():
     pieces = text_files.cut("x" * (text_files.PIECE + 1))
     assert [len(piece) for piece in pieces] == [text_files.PIECE, 1]
     assert text_files.cut("short") == ["short"]
-
-
-def test_one_document_in_twenty_is_held_out(tmp_path):
-    """One document in twenty is held out, always the same ones, spread over the corpus."""
-    rows = [json.dumps({"text": str(i)}) for i in range(400)]
-    corpus = open_corpus([write(tmp_path / "a.jsonl", "\n".join(rows))])
-    held = [int(text) for text in corpora.held_out(corpus)]
-    assert len(held) == 20 and held == [i for i in range(400) if corpora.is_held_out(i)]
-    assert {later - earlier for earlier, later in zip(held, held[1:], strict=False)} == {20}
 
 
 # What cannot be read
@@ -215,34 +175,24 @@ def test_a_broken_packed_file_is_an_error(tmp_path, packed):
             read(path)
 
 
-@pytest.mark.parametrize(
-    "names",
-    [["missing.txt"], ["missing/*.txt"], ["folder"], ["other.csv"], ["present.txt", "gone.txt"]])
-def test_what_is_not_there_is_an_error_that_names_it(tmp_path, names):
-    """A path with nothing to read is an error that names it.
+@pytest.mark.parametrize(("names", "sentence"), [
+    (["missing.txt"], "missing.txt"), (["missing/*.txt"], r"missing/\*.txt"),
+    (["folder"], "folder"), (["other.csv"], "other.csv"), (["present.txt", "gone.txt"], "gone.txt"),
+    (["empty.txt", "void.txt"], "empty.txt .*void.txt is empty"),
+    (["hf:some/set", "present.txt"], "not both"),
+    (["docs", "present.txt"], "--corpus docs stands alone")])
+def test_what_is_no_corpus_is_an_error_that_names_it(tmp_path, monkeypatch, names, sentence):
+    """A path with nothing to read, a folder without text, a file of another kind, empty files.
 
-    So is a folder without text files, a file of another kind, or one missing path among several.
+    And one missing path among several, or a path beside a dataset of the hub or beside "docs".
     """
     (tmp_path / "folder").mkdir()
-    write(tmp_path / "other.csv", "a,b")
-    write(tmp_path / "present.txt", "here")
-    with pytest.raises(UserError, match=names[-1].replace("*", r"\*")):
-        open_corpus([str(tmp_path / name) for name in names])
-
-
-def test_an_empty_corpus_is_an_error(tmp_path):
-    """A corpus whose files are all empty is an error that names them."""
-    paths = [write(tmp_path / name, "") for name in ("a.txt", "b.txt")]
-    with pytest.raises(UserError, match="a.txt .*b.txt is empty"):
-        open_corpus(paths)
-
-
-def test_the_hub_the_docs_and_paths_cannot_be_mixed(tmp_path):
-    """A dataset of the hub, or the documentation, together with a path is an error."""
-    with pytest.raises(UserError, match="not both"):
-        open_corpus(["hf:some/set", write(tmp_path / "a.txt", "text")])
-    with pytest.raises(UserError, match="--corpus docs stands alone"):
-        open_corpus(["docs", write(tmp_path / "a.txt", "text")])
+    files = {"other.csv": "a,b", "present.txt": "here", "empty.txt": "", "void.txt": ""}
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        open_corpus(names)
 
 
 # Datasets from the hub
@@ -266,38 +216,29 @@ def hub(monkeypatch):
     return stand_in
 
 
-@pytest.mark.parametrize(
-    "name, asked", [("hf:a/b", ("a/b", None)), ("hf:a/b:en", ("a/b", "en")), ("hf:c", ("c", None))]
-)
+@pytest.mark.parametrize(("name", "asked"), [
+    ("hf:a/b", ("a/b", None)), ("hf:a/b:en", ("a/b", "en")), ("hf:c", ("c", None))])
 def test_a_dataset_of_the_hub_is_streamed(hub, name, asked, tmp_path):
     """NAME and CONFIG reach the library, and the dataset is streamed.
 
     Long texts come in the same pieces as from a file. Each name has a fingerprint of its own.
     """
-    corpus = open_corpus([name])
-    texts = [piece.text for piece in corpus.pieces()]
+    texts = read(name)
     assert hub.asked == (asked, {"split": "train", "streaming": True})
     assert texts[0] == "One." and "".join(texts[1:]) == "x " * 9000
     lines = "\n".join(json.dumps(row) for row in hub.rows)
     assert len(texts) > 2 and texts == read(write(tmp_path / "a.jsonl", lines))
-    assert (
-        corpus.fingerprint
-        == open_corpus([name]).fingerprint
-        != open_corpus(["hf:other"]).fingerprint
-    )
+    one, again, other = (open_corpus(each).fingerprint for each in (name, name, "hf:other"))
+    assert one == again != other
 
 
-def test_a_dataset_without_text_is_an_error(hub):
-    """A dataset without a text field is an error that names the fields it has."""
-    hub.rows = [{"question": "?", "answer": "!"}]
-    with pytest.raises(UserError, match='hf:a/b has no field "text"; it has question, answer'):
-        read("hf:a/b")
-
-
-def test_a_dataset_that_the_hub_does_not_give_is_an_error(hub):
-    """A failure of the hub is an error that names the dataset and the cause."""
-    hub.rows = ConnectionError("no network")
-    with pytest.raises(UserError, match="hf:a/b .*no network"):
+@pytest.mark.parametrize(("rows", "sentence"), [
+    ([{"question": "?", "answer": "!"}], 'hf:a/b has no field "text"; it has question, answer'),
+    (ConnectionError("no network"), "hf:a/b .*no network")])
+def test_a_dataset_that_cannot_be_read_is_an_error(hub, rows, sentence):
+    """A dataset without a text field names the fields it has; a failure of the hub its cause."""
+    hub.rows = rows
+    with pytest.raises(UserError, match=sentence):
         read("hf:a/b")
 
 
@@ -337,4 +278,4 @@ def test_whole_documents_are_held_out_where_there_are_enough(tmp_path, monkeypat
     lines = [json.dumps({"text": f"line {i}"}) for i in range(25)]
     rows = open_corpus([write(tmp_path / "rows.jsonl", "\n".join(lines))])
     assert rows.holds_out_documents
-    assert [piece.text for piece in rows.pieces() if piece.held_out] == ["line 10"]
+    assert list(corpora.held_out(rows)) == ["line 10"]

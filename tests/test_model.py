@@ -138,18 +138,14 @@ def test_a_layer_without_ffn_is_its_attention_sublayer(tmp_path, inputs, kept):
         assert_close(layers[i + 1], x, inputs[1])
 
 
-@pytest.mark.parametrize(
-    "kept, expected",
-    [
-        (12, 109_482_240), (6, 81_138_432), (4, 71_690_496), (3, 66_966_528), (1, 57_518_592),
-        (0, 52_794_624)])
-def test_parameters_of_bert_base(kept, expected):
-    """The parameters of BERT-Base are exact for each number of FFNs kept, its pooler's included.
+def test_parameters_of_bert_base():
+    """The parameters of BERT-Base are exact with all FFNs, some or none, its pooler's included.
 
     36 layers without FFNs have as many as BERT-Base, to 0.1 percent.
     """
-    base = BertConfig(ffn_layers=list(range(kept)))
-    assert count_parameters(base, Encoder) + 768 * 768 + 768 == expected
+    for kept, expected in ((12, 109_482_240), (4, 71_690_496), (0, 52_794_624)):
+        base = BertConfig(ffn_layers=list(range(kept)))
+        assert count_parameters(base, Encoder) + 768 * 768 + 768 == expected
     deep = count_parameters(BertConfig(num_hidden_layers=36, ffn_layers=[]))
     assert deep == pytest.approx(count_parameters(BertConfig()), rel=0.001)
 
@@ -187,17 +183,6 @@ def test_flops_per_token_are_those_of_a_real_step(monkeypatch, ffn_layers, maske
 
 
 # Initialisation
-
-
-@pytest.mark.parametrize("ffn_layers", [None, []])
-def test_the_loss_of_an_untrained_model_is_ln_v(ffn_layers):
-    """Before training, every word is about as likely as any other, so the loss is ln V."""
-    torch.manual_seed(0)
-    words = 2999
-    mlm = MaskedLM(config(vocab_size=words, hidden_size=48, ffn_layers=ffn_layers)).eval()
-    ids = torch.randint(words, (16, T))
-    loss = F.cross_entropy(mlm(ids).flatten(0, 1), torch.randint(words, (16 * T,)))
-    assert loss.item() == pytest.approx(math.log(words), abs=0.1)
 
 
 def test_initialisation_is_berts_but_for_positions():

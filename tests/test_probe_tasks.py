@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import sentences, write_treebank
+from helpers import sentences, write_lines, write_treebank
 
 from mini_undivided import probe_tasks
 from mini_undivided.support.errors import UserError
@@ -80,10 +80,9 @@ def test_the_treebank_task_and_its_control(tmp_path):
 
 def test_glue_on_frozen_features(tmp_path):
     """GLUE's dev split is the test; a tenth of training, not trained on, chooses the L2 penalty."""
-    (tmp_path / "SST-2").mkdir()
     for split in ("train", "dev"):
-        rows = "\n".join(f"{s}\t{i % 2}" for i, s in enumerate(sentences(70, seed=len(split))))
-        (tmp_path / "SST-2" / f"{split}.tsv").write_text(f"sentence\tlabel\n{rows}\n")
+        rows = (f"{s}\t{i % 2}" for i, s in enumerate(sentences(70, seed=len(split))))
+        write_lines(tmp_path, f"SST-2/{split}.tsv", "sentence\tlabel", *rows)
     task = probe_tasks.glue_task("sst2", str(tmp_path), 50)
     assert sizes(task) == {"train": 45, "valid": 5, "test": 70} and task.metric == "accuracy"
     assert not set(task.texts["train"]) & set(task.texts["valid"])
