@@ -135,6 +135,9 @@ BESIDE = {  # name: {file beside the vocabulary: its content}
         **JSON, "added_tokens_decoder": {"4": MASK, str(len(WORDS)): ENTITY}}},
     "in the map": {"special_tokens_map.json": {"mask_token": MASK, "cls_token": "[CLS]",
                                                "additional_special_tokens": ["[E1]", "un"]}},
+    "no map beside a decoder": {
+        "tokenizer_config.json": {"added_tokens_decoder": {"4": MASK}},
+        "special_tokens_map.json": {"strip_accents": False, "unk_token": "the"}},
     "in a file": {"added_tokens.json": {"[E1]": len(WORDS), "stop": WORDS.index("stop")},
                   "tokenizer_config.json": {"mask_token": {**MASK, "__type": "AddedToken"}}}}
 
@@ -197,6 +200,9 @@ def test_ids_are_those_of_auto_tokenizer_before_and_after_saving(tmp_path, besid
      r"tokenizer_config.json: unk_token is <unk>; only \[UNK\]"),
     ({"special_tokens_map.json": {"cls_token": {**MASK, "content": "<s>"}}},
      r"special_tokens_map.json: cls_token is <s>; only \[CLS\]"),
+    *(({"special_tokens_map.json": {name: value}}, f"special_tokens_map.json: {name} is not a")
+      for name, value in {"strip_accents": False, "tokenize_chinese_chars": False,
+                          "vocab_file": "other.txt", "extra_special_tokens": ["the"]}.items()),
     ({"tokenizer_config.json": {"split_special_tokens": True}}, "split_special_tokens is True"),
     ({"tokenizer_config.json": {"strip_accents": "no"}}, '"strip_accents" is no, but should be'),
     ({"tokenizer_config.json": {"added_tokens_decoder": {"4": {"lstrip": True}}}}, "content"),

@@ -66,6 +66,12 @@ class SavedTokenizer:
         """Read it. Raises UserError, which names file and setting, for what cannot be honoured."""
         files = [path.parent / name for name in BESIDE]
         config, settings, named, added = (read_json(f) if f.exists() else {} for f in files)
+        if "added_tokens_decoder" in settings:  # AutoTokenizer does not open the map then
+            named = {}
+        for name in named:
+            if not name.endswith("_token") and name != "additional_special_tokens":
+                advice = "settings belong in tokenizer_config.json"
+                raise UserError(f"{files[2]}: {name} is not a special token; {advice}")
         for file, values in zip(files[1:3], (settings, named), strict=True):
             check_form(values, SETTINGS, file)
             for name, only in {**SPECIAL_TOKENS, "split_special_tokens": False}.items():
