@@ -192,6 +192,16 @@ def test_ids_are_those_of_auto_tokenizer_before_and_after_saving(tmp_path, besid
             assert (saved["input_ids"], saved["token_type_ids"]) == expected, texts
 
 
+def test_ends_of_lines_are_stripped_as_by_auto_tokenizer(tmp_path):
+    """Spaces at the end of a line of vocab.txt are no part of its entry; control characters are."""
+    odd = [chr(i) for i in range(0x3001) if chr(i).isspace() and chr(i) != "\n"] + ["\0", "\u200b"]
+    lines = [*WORDS, *(f"w{i}{end}" for i, end in enumerate(odd)), "x\ry", "z \x1f \u2028\r"]
+    (tmp_path / "vocab.txt").write_bytes("\n".join([*lines, ""]).encode())
+    transformers.BertConfig().save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path).get_vocab()
+    assert load_tokenizer(tmp_path).get_vocab() == theirs and "z \x1f" in theirs
+
+
 @pytest.mark.parametrize(("beside", "sentence"), [
     ({"tokenizer_config.json": {"tokenizer_class": "BertJapaneseTokenizer"}}, "tokenizer_class is"),
     ({"config.json": {"model_type": "bert", "tokenizer_class": "RobertaTokenizer"}},

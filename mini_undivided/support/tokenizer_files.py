@@ -1,5 +1,6 @@
 """The files of a saved tokenizer, read as `transformers`' AutoTokenizer reads them."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +38,10 @@ def read_vocabulary(path):
         check_form(list(vocabulary.values()), [int], path, "its vocabulary")
         return vocabulary
     with reading(path):
-        text = path.read_text("utf-8-sig", "surrogateescape").removesuffix("\n")
-    words, vocabulary = text.split("\n"), {}
-    for number, word in enumerate(map(str.rstrip, words), 1):
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape").removesuffix("\n")
+    vocabulary = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        word = re.sub(r"[^\S\x1c-\x1f]+\Z", "", line)  # Unicode's spaces, as AutoTokenizer strips
         check_utf8(path, number, word)
         if word in vocabulary:
             raise UserError(f'{path}, line {number}: "{word}" stands there twice')
