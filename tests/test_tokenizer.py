@@ -204,6 +204,8 @@ def test_ends_of_lines_are_stripped_as_by_auto_tokenizer(tmp_path):
 
 @pytest.mark.parametrize(("beside", "sentence"), [
     ({"tokenizer_config.json": {"tokenizer_class": "BertJapaneseTokenizer"}}, "tokenizer_class is"),
+    ({"tokenizer_config.json": {"tokenizer_class": 99 * "x"}}, "_class is x{40}; only"),
+    ({"tokenizer_config.json": {"cls_token": 99 * "x"}}, "cls_token is x{40}; only"),
     ({"config.json": {"model_type": "bert", "tokenizer_class": "RobertaTokenizer"}},
      "tokenizer_class is Roberta"),
     ({"tokenizer_config.json": {"unk_token": "<unk>"}},
@@ -221,6 +223,16 @@ def test_what_cannot_be_honoured_is_refused_by_name(tmp_path, beside, sentence):
     """A setting with which ids would differ from AutoTokenizer's is an error that names it."""
     with pytest.raises(UserError, match=sentence):
         load_tokenizer(written(tmp_path, "vocab.txt", beside))
+
+
+def test_a_librarys_panic_is_one_line(vocabulary, monkeypatch):
+    """What a library says in several lines, and at length, is a sentence of one line."""
+    def panic(*_):
+        raise BaseException("a\n\tpanic " + 999 * "x")
+
+    monkeypatch.setattr("mini_undivided.tokenizer.check_special", panic)
+    with pytest.raises(UserError, match="vocab.txt cannot be read: a panic x{192}$"):
+        load_tokenizer(vocabulary)
 
 
 @pytest.mark.parametrize("processor", [

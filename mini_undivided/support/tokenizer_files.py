@@ -80,11 +80,12 @@ class SavedTokenizer:
                 value = values.get(name, only)
                 value = value.get("content") if isinstance(value, dict) else value
                 if value != only:
+                    value = str(value)[:40]
                     raise UserError(f"{file}: {name} is {value}; only {only} is supported")
         kind = settings.get("tokenizer_class") or config.get("tokenizer_class")
         if kind not in (None, *REBUILT, *AS_IT_IS):
-            where = path.parent
-            raise UserError(f"{where}: tokenizer_class is {kind}; only BERT's WordPiece is known")
+            known = "only BERT's WordPiece is known"
+            raise UserError(f"{path.parent}: tokenizer_class is {str(kind)[:40]}; {known}")
         as_it_is = path.suffix == ".json" and (kind in AS_IT_IS or not (config or settings))
         with reading(path):
             content = read_json(path) if path.suffix == ".json" else {}
