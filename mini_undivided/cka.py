@@ -38,7 +38,10 @@ BUFFERED = 8  # minibatches whose rows are shuffled together, so that none is on
 # The formula, for two arrays.
 
 def cka(a, b):
-    """CKA of two layers: rows (n, C_A) and (n, C_B), in the same order → a number."""
+    """CKA of two layers: rows (n, C_A) and (n, C_B), in the same order → a number.
+
+    NaN if a layer's rows are all the same: nothing varies, so nothing correlates.
+    """
     K, G = (centre(x.double()[None]) for x in (a, b))
     return (hsic(K, G) / (hsic(K, K) * hsic(G, G)).sqrt()).item()
 
@@ -46,6 +49,7 @@ def cka(a, b):
 def centre(x):
     """U-centred Gram matrices K̃ of layers: x (L, n, C) → (L, n, n); rows and columns sum to 0."""
     n = x.size(1)
+    x = x - x[:, :1]  # a shift changes nothing, and a constant layer is exactly 0 then
     gram = x @ x.transpose(1, 2)  # (L, n, n)
     gram.diagonal(dim1=1, dim2=2).zero_()
     means = gram.sum(2) / (n - 2)  # (L, n)
@@ -79,7 +83,7 @@ class CKA:
         self.rows += a.size(1)
 
     def value(self):
-        """The matrix (L_A, L_B) on the CPU; 1 for equal layers, 0 for unrelated ones."""
+        """The matrix (L_A, L_B) on the CPU; 1 for equal layers, 0 for unrelated, NaN for constant."""
         return (self.ab / (self.aa[:, None] * self.bb).sqrt()).cpu()
 
 

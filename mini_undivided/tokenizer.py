@@ -27,7 +27,7 @@ from tokenizers import (
 )
 
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import atomic, write_json
+from mini_undivided.support.files import atomic, reading, write_json
 from mini_undivided.support.terminal import interruptibly, progress
 from mini_undivided.support.tokenizer_files import (
     AS_IT_IS,
@@ -142,7 +142,7 @@ def load_tokenizer(path, cased=False):
     if path.suffix == ".json" and cased:
         raise UserError(f"--cased is for a vocab.txt: {path} says itself what it does")
     saved = SavedTokenizer.read(path)
-    try:
+    with reading(path):
         if saved.as_it_is:
             tokenizer = Tokenizer.from_file(str(path))
         else:
@@ -157,10 +157,6 @@ def load_tokenizer(path, cased=False):
         finish(tokenizer, path)
         if given not in (None, form(tokenizer)):
             raise UserError(f"{path}: its post_processor does not put [CLS] and [SEP] as BERT does")
-    except (UserError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library raises bare exceptions, and panics
-        raise UserError(f"{path} is not a tokenizer that can be read ({error})") from None
     return tokenizer
 
 

@@ -1,10 +1,11 @@
 """analyze.py and the report: what it writes, what it says, and what it refuses."""
 
+import shutil
 from dataclasses import fields
 from functools import partial
 
 import pandas
-from helpers import help_of, names, run_script, write_treebank
+from helpers import change_tensors, help_of, names, run_script, write_treebank
 from matplotlib import image
 
 import analyze
@@ -75,6 +76,28 @@ def test_one_alone(three, tmp_path):
     assert done.returncode == 0, done.stderr
     assert names(tmp_path / "b") == ["probes.png", "report.md", "results.csv"]
     assert "bigram shift" in (tmp_path / "b" / "report.md").read_text()
+
+
+def test_a_constant_layer_is_shown_as_such(three, tmp_path):
+    """A layer with one vector for all tokens has no CKA, but a rank collapse; the report says so."""
+    flat = shutil.copytree(three / "noffn", tmp_path / "flat")
+
+    def flatten(tensors):
+        for name in tensors:
+            if "layer.1." in name and name.endswith("LayerNorm.weight"):
+                tensors[name].zero_()
+            if "layer.1." in name and name.endswith("LayerNorm.bias"):
+                tensors[name].fill_(0.3)
+
+    change_tensors(flat, flatten)
+    done = run("cka", three / "full", flat, "--out", tmp_path, "--examples", 150, "--device", "cpu")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "has no mean: a layer is constant" in " ".join(done.stdout.split())
+    text = (tmp_path / "report.md").read_text()
+    rows = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines()
+            if line.startswith("|")}
+    assert rows["block outputs, flat"] == "–" and "nan" not in text
+    assert "(a layer with the same vector in all rows has none)" in text
 
 
 def test_fill(three):

@@ -63,6 +63,14 @@ def test_gram_form_equals_feature_form(n, widths):
         assert ours == pytest.approx(hsic_of_features(x, y).item(), rel=1e-10, abs=1e-10)
 
 
+def test_a_constant_layer_has_no_cka():
+    """With a layer of equal rows CKA is not a number, whatever rounding makes of the means."""
+    for n in (7, 61, 256):
+        constant = gaussian(1, 13).expand(n, 13)
+        assert np.isnan(cka.cka(constant, gaussian(n, 5)))
+        assert np.isnan(cka.cka(gaussian(n, 5), constant))
+
+
 def test_what_changes_cka_and_what_does_not():
     """CKA ignores rotation, scaling and shift, but not a stretch of one direction.
 

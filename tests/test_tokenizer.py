@@ -116,6 +116,9 @@ BESIDE = {  # name: {file beside the vocabulary: its content}
         **JSON, "added_tokens_decoder": {"4": MASK, str(len(WORDS)): ENTITY}}},
     "in the map": {"special_tokens_map.json": {"mask_token": MASK, "cls_token": "[CLS]",
                                                "additional_special_tokens": ["[E1]", "un"]}},
+    "no map beside a decoder": {
+        "tokenizer_config.json": {"added_tokens_decoder": {"4": MASK}},
+        "special_tokens_map.json": {"strip_accents": False, "unk_token": "the"}},
     "in a file": {"added_tokens.json": {"[E1]": len(WORDS), "stop": WORDS.index("stop")},
                   "tokenizer_config.json": {"mask_token": {**MASK, "__type": "AddedToken"}}}}
 
@@ -172,14 +175,29 @@ def test_ids_are_those_of_auto_tokenizer_before_and_after_saving(tmp_path, besid
             assert (saved["input_ids"], saved["token_type_ids"]) == expected, texts
 
 
+def test_ends_of_lines_are_stripped_as_by_auto_tokenizer(tmp_path):
+    """Spaces at the end of a line of vocab.txt are no part of its entry; control characters are."""
+    odd = [chr(i) for i in range(0x3001) if chr(i).isspace() and chr(i) != "\n"] + ["\0", "\u200b"]
+    lines = [*WORDS, *(f"w{i}{end}" for i, end in enumerate(odd)), "x\ry", "z \x1f \u2028\r"]
+    (tmp_path / "vocab.txt").write_bytes("\n".join([*lines, ""]).encode())
+    transformers.BertConfig().save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path).get_vocab()
+    assert load_tokenizer(tmp_path).get_vocab() == theirs and "z \x1f" in theirs
+
+
 @pytest.mark.parametrize(("beside", "sentence"), [
     ({"tokenizer_config.json": {"tokenizer_class": "BertJapaneseTokenizer"}}, "tokenizer_class is"),
+    ({"tokenizer_config.json": {"tokenizer_class": 99 * "x"}}, "_class is x{40}; only"),
+    ({"tokenizer_config.json": {"cls_token": 99 * "x"}}, "cls_token is x{40}; only"),
     ({"config.json": {"model_type": "bert", "tokenizer_class": "RobertaTokenizer"}},
      "tokenizer_class is Roberta"),
     ({"tokenizer_config.json": {"unk_token": "<unk>"}},
      r"tokenizer_config.json: unk_token is <unk>; only \[UNK\]"),
     ({"special_tokens_map.json": {"cls_token": {**MASK, "content": "<s>"}}},
      r"special_tokens_map.json: cls_token is <s>; only \[CLS\]"),
+    *(({"special_tokens_map.json": {name: value}}, f"special_tokens_map.json: {name} is not a")
+      for name, value in {"strip_accents": False, "tokenize_chinese_chars": False,
+                          "vocab_file": "other.txt", "extra_special_tokens": ["the"]}.items()),
     ({"tokenizer_config.json": {"split_special_tokens": True}}, "split_special_tokens is True"),
     ({"tokenizer_config.json": {"strip_accents": "no"}}, '"strip_accents" is no, but should be'),
     ({"tokenizer_config.json": {"added_tokens_decoder": {"4": {"lstrip": True}}}}, "content"),
@@ -188,6 +206,16 @@ def test_what_cannot_be_honoured_is_refused_by_name(tmp_path, beside, sentence):
     """A setting with which ids would differ from AutoTokenizer's is an error that names it."""
     with pytest.raises(UserError, match=sentence):
         load_tokenizer(written(tmp_path, "vocab.txt", beside))
+
+
+def test_a_librarys_panic_is_one_line(vocabulary, monkeypatch):
+    """What a library says in several lines, and at length, is a sentence of one line."""
+    def panic(*_):
+        raise BaseException("a\n\tpanic " + 999 * "x")
+
+    monkeypatch.setattr("mini_undivided.tokenizer.check_special", panic)
+    with pytest.raises(UserError, match="vocab.txt cannot be read: a panic x{192}$"):
+        load_tokenizer(vocabulary)
 
 
 @pytest.mark.parametrize("processor", [

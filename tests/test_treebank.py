@@ -57,3 +57,18 @@ def test_a_word_whose_number_cannot_be_read_is_not_left_out(tmp_path, number):
         file.write("\n" + treebank_row(number, "ant", "NOUN") + "\n")
     with pytest.raises(UserError, match="dev.conllu, line .* numbers no word"):
         read_treebank(tmp_path)
+
+
+@pytest.mark.parametrize(("word", "tag"), [("ant", ""), ("ant", " "), ("ant", "_"), ("", "NOUN")])
+def test_a_missing_tag_is_no_tag(tmp_path, word, tag):
+    """A word without a tag, or a tag without a word, is an error that names file and line.
+
+    An underscore is a word, but among the tags it stands for none; 1-2 needs no tag.
+    """
+    path = tmp_path / "one.conllu"
+    rows = [treebank_row("1-2", "an_ant", "_"), treebank_row("1", "_", "PUNCT")]
+    path.write_text("\n".join([*rows, treebank_row("2", word, tag)]), encoding="utf-8")
+    with pytest.raises(UserError, match="one.conllu, line 3: the word or its tag is missing"):
+        list(read_conllu(path))
+    path.write_text("\n".join(rows), encoding="utf-8")
+    assert list(read_conllu(path)) == [[("_", "PUNCT")]]

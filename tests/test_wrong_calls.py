@@ -13,6 +13,7 @@ from helpers import change_tensors
 import analyze
 import finetune
 import train
+from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
 
 # RUN and NOFFN are finished runs, HALF is one that is not, BROKEN one with half a train.json, ONE
@@ -191,3 +192,9 @@ def test_a_refused_value_is_named_with_its_option(program, values, monkeypatch, 
         stderr = capsys.readouterr().err
         assert ended.value.code == 2
         assert f"error: argument --{option}: {value} is not " in stderr, stderr
+
+
+def test_a_sentence_shows_what_would_not_show():
+    """A name's invisible characters, which may steer a terminal, are escaped in a sentence."""
+    shown = str(UserError("the label “né\u200b\x1b[2J\n\udc80\u202e” is not “中文”"))
+    assert shown == r"the label “né\u200b\x1b[2J\n\udc80\u202e” is not “中文”"

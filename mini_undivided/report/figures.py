@@ -189,7 +189,7 @@ def plot_cka(results, style, out):
             for axes, below, (output, measure) in zip(
                     panels[:2], panels[2:], OUTPUTS.items(), strict=True):
                 rows = results[(results.measure == measure + PAIRS) & (results.kind == kind)]
-                matrix = rows.pivot_table("value", "layer", "other_layer").to_numpy()
+                matrix = rows.pivot_table("value", "layer", "other_layer", dropna=False).to_numpy()
                 image = heat_map(axes, matrix, output)
                 axes.set(xlabel=f"layer of {kind}", ylabel=f"layer of {first}",
                          title=measure.removeprefix("CKA: "))

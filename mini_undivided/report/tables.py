@@ -41,7 +41,9 @@ def table(header, rows):
 
 
 def plus_minus(mean, deviation=None, digits=2):
-    """A mean with its standard deviation, if there is one (None or NaN: none)."""
+    """A mean (NaN: –) with its standard deviation, if there is one (None or NaN: none)."""
+    if mean != mean:
+        return "–"
     known = deviation is not None and deviation == deviation
     return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if known else "")
 
@@ -163,9 +165,11 @@ def cka_text(results, first, one_kind):
         ceiling = "with two seeds of one kind as its ceiling"
     if one_kind:
         ceiling = "which is the ceiling for other kinds, as these runs differ in their seed alone"
+    constant = " (a layer with the same vector in all rows has none)"
+    constant = constant if results.value.isna().any() else ""
     return (f"Debiased linear CKA with {first} at equal depth, n = {rows_compared(results)}, "
             f"{ceiling}, and an untrained model as its floor; with several seeds, mean ± standard "
-            "deviation over pairs of runs:")
+            f"deviation over pairs of runs{constant}:")
 
 
 def probe_text(seeds):
@@ -246,6 +250,8 @@ def cost_sentence(results, first, other):
 def cka_sentence(results, first, other, one_kind):
     """The mean CKA of attention outputs at equal depth, on the scale from floor to ceiling."""
     mean = summarise(results[results.measure == OUTPUTS["attention"]])["mean"].droplevel("measure")
+    if results[results.measure.eq(OUTPUTS["attention"]) & results.kind.eq(other)].value.isna().any():
+        return f"CKA of {other}'s attention outputs with {first}'s has no mean: a layer is constant."
     ceilings, floor = mean[mean.index.str.endswith(TWO_SEEDS)], mean[other + UNTRAINED]
     text = (f"At equal depth, CKA of {other}'s attention outputs with {first}'s is "
             f"{mean[other]:.2f} on average")

@@ -11,6 +11,14 @@ from mini_undivided.support.launcher import launcher
 class UserError(ValueError):
     """An error that the user can fix: command lines print its sentence and exit with status 2."""
 
+    def __init__(self, sentence):
+        super().__init__(visible(sentence))
+
+
+def visible(text):
+    r"""A text in one line, with an escape, as \u200b, for each character that does not show."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
 
 @contextmanager
 def command_line():
@@ -36,7 +44,7 @@ def command_line():
     except OSError as error:
         if error.filename is None:
             raise
-        fail(f"{error.filename}: {error.strerror}")
+        fail(visible(f"{error.filename}: {error.strerror}"))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -122,7 +122,9 @@ def reading(path):
     except FileNotFoundError:
         doubt = f"is {Path(path).parent} a run or a Hugging Face checkpoint?"
         raise UserError(f"{path} does not exist: {doubt}") from None
-    except Exception as error:  # parsers, pickle and zip have no common parent
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # parsers, pickle, zip: no common parent; tokenizers panics
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path} cannot be read: {reason}") from None
 

@@ -1,5 +1,6 @@
 """The files of a saved tokenizer, read as `transformers`' AutoTokenizer reads them."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +38,10 @@ def read_vocabulary(path):
         check_form(list(vocabulary.values()), [int], path, "its vocabulary")
         return vocabulary
     with reading(path):
-        text = path.read_text("utf-8-sig", "surrogateescape").removesuffix("\n")
-    words, vocabulary = text.split("\n"), {}
-    for number, word in enumerate(map(str.rstrip, words), 1):
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape").removesuffix("\n")
+    vocabulary = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        word = re.sub(r"[^\S\x1c-\x1f]+\Z", "", line)  # Unicode's spaces, as AutoTokenizer strips
         check_utf8(path, number, word)
         if word in vocabulary:
             raise UserError(f'{path}, line {number}: "{word}" stands there twice')
@@ -66,17 +68,24 @@ class SavedTokenizer:
         """Read it. Raises UserError, which names file and setting, for what cannot be honoured."""
         files = [path.parent / name for name in BESIDE]
         config, settings, named, added = (read_json(f) if f.exists() else {} for f in files)
+        if "added_tokens_decoder" in settings:  # AutoTokenizer does not open the map then
+            named = {}
+        for name in named:
+            if not name.endswith("_token") and name != "additional_special_tokens":
+                advice = "settings belong in tokenizer_config.json"
+                raise UserError(f"{files[2]}: {name} is not a special token; {advice}")
         for file, values in zip(files[1:3], (settings, named), strict=True):
             check_form(values, SETTINGS, file)
             for name, only in {**SPECIAL_TOKENS, "split_special_tokens": False}.items():
                 value = values.get(name, only)
                 value = value.get("content") if isinstance(value, dict) else value
                 if value != only:
+                    value = str(value)[:40]
                     raise UserError(f"{file}: {name} is {value}; only {only} is supported")
         kind = settings.get("tokenizer_class") or config.get("tokenizer_class")
         if kind not in (None, *REBUILT, *AS_IT_IS):
-            where = path.parent
-            raise UserError(f"{where}: tokenizer_class is {kind}; only BERT's WordPiece is known")
+            known = "only BERT's WordPiece is known"
+            raise UserError(f"{path.parent}: tokenizer_class is {str(kind)[:40]}; {known}")
         as_it_is = path.suffix == ".json" and (kind in AS_IT_IS or not (config or settings))
         with reading(path):
             content = read_json(path) if path.suffix == ".json" else {}

@@ -48,6 +48,8 @@ def read_conllu(path):
                 if not re.fullmatch(r"[0-9]+([-.][0-9]+)?", fields[0]):
                     raise UserError(f'{path}, line {number}: "{fields[0]}" numbers no word')
                 if fields[0].isdigit():
+                    if not fields[1].strip() or fields[3].strip() in ("", "_"):
+                        raise UserError(f"{path}, line {number}: the word or its tag is missing")
                     sentence.append((fields[1], fields[3]))
     if sentence:
         yield sentence
