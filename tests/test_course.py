@@ -4,6 +4,7 @@ import ast
 import csv
 import importlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from helpers import ROOT
 
 from mini_undivided import glue, model
 from mini_undivided.course.__main__ import main
-from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, results, run
+from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, equal, results, run
 from mini_undivided.course.copy import FILES, find_functions, make_copy, replace_bodies
 from mini_undivided.course.grade import handed_in
 from mini_undivided.support.errors import UserError
@@ -108,6 +109,19 @@ def test_a_mistake_is_caught_and_named(mistake, monkeypatch, project):
     for seed in SEEDS:
         messages = [message for each in checks_of(number) if (message := run(each, seed))]
         assert any(word in each for each in messages for word in cause.split("|")), messages
+
+
+@pytest.mark.parametrize("number", [3, 7])
+def test_a_wrong_number_has_one_cause(number, monkeypatch):
+    """Inputs are drawn so that no two of the usual mistakes give the same number."""
+    def compare(what, answer, right, wrong, rounding=1e-4):
+        values = [value for cause, value in wrong.items()
+                  if "opposite" not in cause and not equal(value, right, rounding)]
+        assert not any(equal(a, b, rounding) for a, b in itertools.combinations(values, 2)), what
+
+    monkeypatch.setattr(f"mini_undivided.course.checks.{ASSIGNMENTS[number][1]}.compare", compare)
+    messages = [run(each, seed) for seed in range(8) for each in checks_of(number)]
+    assert not any(messages), messages
 
 
 @pytest.mark.parametrize(("body", "message"), [

@@ -167,13 +167,12 @@ def equal(a, b, rounding=1e-4):
     return a.shape == b.shape and np.allclose(a, b, rtol=rounding, atol=tiny)
 
 
-def compare(what, answer, right, wrong, shapes=None):
+def compare(what, answer, right, wrong, shapes=None, rounding=1e-4):
     """Raise Wrong unless an answer is the right one; wrong: {how one gets it: wrong answer}.
 
     shapes: {name: shape} of the tensors of which the answer, a vector, is made.
     """
     require(answer is not None, f"{what} is None: is a return missing?")
-    rounding = 0 if isinstance(right, int) else 1e-4
     answer, right = array(answer), array(right)
     if equal(answer, right, rounding):
         return

@@ -14,7 +14,7 @@ from mini_undivided.support.config import BertConfig
 
 def attention_inputs(rng):
     """q (B, H, M, D), k and v (B, H, T, D)."""
-    B, H, M, T, D = distinct(rng, 5, 3, 9)
+    B, H, M, T, D = distinct(rng, 5, 4, 9)
     return normal(rng, B, H, M, D), normal(rng, B, H, T, D), normal(rng, B, H, T, D)
 
 
