@@ -472,6 +472,14 @@ def test_a_hostile_submission_costs_its_own_points_alone(class_of_many):
     assert not list(folder.rglob("evil"))
 
 
+def test_a_chapter_that_cannot_be_imported_is_named(tmp_path, course, capsys):
+    """Its error is said once, for the assignments too that only use the chapter."""
+    (tmp_path / "model.py").write_text("import missing_module\n")
+    course("grade", tmp_path, "--assignments", "1,2")
+    said = capsys.readouterr().out
+    assert "1.1, 1.2, 1.3, 2.1, 2.2, 2.3, 2.4\n    model.py, line 1: ModuleNotFoundError" in said
+
+
 def test_what_hangs_is_stopped(tmp_path, course, capsys):
     """An endless loop with endless output ends at the limit; the sentence says so."""
     (tmp_path / "optim.py").write_text(LOOP)

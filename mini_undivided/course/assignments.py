@@ -109,7 +109,8 @@ def around(number):
                         "softmax")
         return mock.patch.object(F, "scaled_dot_product_attention", side_effect=refusal)
     if ASSIGNMENTS[number][1] in ("model", "project"):
-        return mock.patch("mini_undivided.model.attention", SDPA)
+        model = importlib.import_module("mini_undivided.model")  # patch hides why this may fail
+        return mock.patch.object(model, "attention", SDPA)
     return nullcontext()
 
 
