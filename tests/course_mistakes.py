@@ -425,7 +425,7 @@ MISTAKES_BY_HAND = [
     (4, "Sequences.mask", "rng.choice(self.ordinary,", "rng.integers(len(self.is_special),",
      "special tokens are among the random"),
     (4, "Sequences.mask", "action = rng.random((B, M))", "order.sort(1); "
-     "action = np.sort(rng.random((B, M)), 1)", "depend on its place"),
+     "action = np.sort(rng.random((B, M)), 1)", "depend on its position"),
     (4, "Sequences.mask", "action = rng.random((B, M))", "action = rng.random((B, 1))",
      "one draw for all"),
     (4, "Sequences.mask", "action < 0.9", "action < 0.85", "one should stay"),

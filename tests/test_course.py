@@ -4,6 +4,7 @@ import ast
 import csv
 import importlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from helpers import ROOT
 
 from mini_undivided import glue, model
 from mini_undivided.course.__main__ import main
-from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, results, run
+from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, equal, results, run
 from mini_undivided.course.copy import FILES, find_functions, make_copy, replace_bodies
 from mini_undivided.course.grade import handed_in
 from mini_undivided.support.errors import UserError
@@ -108,6 +109,19 @@ def test_a_mistake_is_caught_and_named(mistake, monkeypatch, project):
     for seed in SEEDS:
         messages = [message for each in checks_of(number) if (message := run(each, seed))]
         assert any(word in each for each in messages for word in cause.split("|")), messages
+
+
+@pytest.mark.parametrize("number", [3, 7])
+def test_a_wrong_number_has_one_cause(number, monkeypatch):
+    """Inputs are drawn so that no two of the usual mistakes give the same number."""
+    def compare(what, answer, right, wrong, rounding=1e-4):
+        values = [value for cause, value in wrong.items()
+                  if "opposite" not in cause and not equal(value, right, rounding)]
+        assert not any(equal(a, b, rounding) for a, b in itertools.combinations(values, 2)), what
+
+    monkeypatch.setattr(f"mini_undivided.course.checks.{ASSIGNMENTS[number][1]}.compare", compare)
+    messages = [run(each, seed) for seed in range(8) for each in checks_of(number)]
+    assert not any(messages), messages
 
 
 @pytest.mark.parametrize(("body", "message"), [
@@ -456,6 +470,14 @@ def test_a_hostile_submission_costs_its_own_points_alone(class_of_many):
         assert "Traceback" not in said and "done" not in said and len(said) < 3000
     assert rows["honest.zip"]["all"] == "13"
     assert not list(folder.rglob("evil"))
+
+
+def test_a_chapter_that_cannot_be_imported_is_named(tmp_path, course, capsys):
+    """Its error is said once, for the assignments too that only use the chapter."""
+    (tmp_path / "model.py").write_text("import missing_module\n")
+    course("grade", tmp_path, "--assignments", "1,2")
+    said = capsys.readouterr().out
+    assert "1.1, 1.2, 1.3, 2.1, 2.2, 2.3, 2.4\n    model.py, line 1: ModuleNotFoundError" in said
 
 
 def test_what_hangs_is_stopped(tmp_path, course, capsys):

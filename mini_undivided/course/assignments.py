@@ -109,7 +109,8 @@ def around(number):
                         "softmax")
         return mock.patch.object(F, "scaled_dot_product_attention", side_effect=refusal)
     if ASSIGNMENTS[number][1] in ("model", "project"):
-        return mock.patch("mini_undivided.model.attention", SDPA)
+        model = importlib.import_module("mini_undivided.model")  # patch hides why this may fail
+        return mock.patch.object(model, "attention", SDPA)
     return nullcontext()
 
 
@@ -167,13 +168,12 @@ def equal(a, b, rounding=1e-4):
     return a.shape == b.shape and np.allclose(a, b, rtol=rounding, atol=tiny)
 
 
-def compare(what, answer, right, wrong, shapes=None):
+def compare(what, answer, right, wrong, shapes=None, rounding=1e-4):
     """Raise Wrong unless an answer is the right one; wrong: {how one gets it: wrong answer}.
 
     shapes: {name: shape} of the tensors of which the answer, a vector, is made.
     """
     require(answer is not None, f"{what} is None: is a return missing?")
-    rounding = 0 if isinstance(right, int) else 1e-4
     answer, right = array(answer), array(right)
     if equal(answer, right, rounding):
         return

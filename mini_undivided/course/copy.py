@@ -4,7 +4,6 @@ Sources carry no markers: where a body begins and ends is read off their syntax 
 """
 
 import ast
-import os
 import re
 import shutil
 import zipfile
@@ -70,18 +69,6 @@ def make_copy(folder, numbers):
     if not (ROOT / "docs/exercises.md").exists():
         raise UserError(f"{ROOT} is not the project's own folder: install its clone by pip -e")
     check_writable(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        fill(temporary, numbers)
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def fill(folder, numbers):
-    """Write the files of a copy to a new folder."""
     for name in (*FILES, *package_files()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)

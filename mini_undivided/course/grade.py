@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import textwrap
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -118,16 +119,20 @@ def points(tests, number=None):
 
 
 def feedback(tests):
-    """Points, and a sentence for each check that failed; what all failed for is said once."""
+    """Points, and a sentence for each check that failed; what several failed for is said once."""
     titles = {number: f"{number:2d} {title}" for number, (title, *_) in ASSIGNMENTS.items()}
     rows = [(title, points(tests, number)) for number, title in {**titles, None: "   all"}.items()]
     lines = [f"{title:<32} {got:>3} of {most:>3}" for title, (got, most) in rows if most]
-    failed = [test for test in tests if test["status"] == "failed"]
-    if failed and len({test["output"] for test in tests}) == 1:
-        return "\n".join([*lines, f"  {failed[0]['output']}"])
-    return "\n".join([*lines, *(
-        f"  {test['number']} {test['name'].partition(' ')[2]}\n    {test['output']}"
-        for test in failed)])
+    reasons = {}  # {sentence: names of checks}
+    for test in tests:
+        if test["status"] == "failed":
+            name = f"{test['number']} {test['name'].partition(' ')[2]}"
+            reasons.setdefault(test["output"], []).append(name)
+    for sentence, names in reasons.items():
+        numbers = ", ".join(name.partition(" ")[0] for name in names)
+        heading = textwrap.indent(textwrap.fill(numbers), "  ") if names[1:] else f"  {names[0]}"
+        lines += [heading, f"    {sentence}"]
+    return "\n".join(lines)
 
 
 def grade_class(submissions, numbers, seed, seconds, jobs):

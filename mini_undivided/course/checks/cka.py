@@ -62,7 +62,7 @@ def centred(x):
 @check(8, points=5)
 def hsic_of_pairs(cka, rng):
     """hsic is the unbiased estimate for each pair of layers, as its definition has it."""
-    for n in (int(rng.integers(6, 9)), 4):
+    for n in (int(rng.integers(7, 10)), 4):
         A, B = distinct(rng, 2, 2, 4)
         a, b = cycles(rng, A, n), cycles(rng, B, n)
         right = torch.stack([torch.stack([brute_hsic(K, G) for G in b]) for K in a])

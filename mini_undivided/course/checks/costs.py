@@ -6,18 +6,24 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mini_undivided.course.assignments import check, compare, distinct
+from mini_undivided.course.assignments import check, compare
 from mini_undivided.course.student import pure
 from mini_undivided.model import Encoder, MaskedLM
 from mini_undivided.support.config import BertConfig
 
+EXACT = 1e-6  # relative: numbers are below a million, or computed in float64
+
 
 def some_sizes(rng, last=None):
-    """The sizes of a small model with FFNs in two of its layers, perhaps the last one."""
-    H, D, inner, L, V = distinct(rng, 5, 3, 9)
+    """The sizes of a small model with FFNs in two of its layers, perhaps the last one.
+
+    Being odd, the large ones primes, they let no two of the usual mistakes give the same number.
+    """
+    (H, D), L = rng.permutation([7, 9, 11])[:2].tolist(), int(rng.choice([3, 5]))
+    inner, V = int(rng.choice([151, 157, 163])), int(rng.choice([211, 233, 257, 271]))
     last = rng.random() < 0.5 if last is None else last
-    return dict(vocab_size=1000 + V, hidden_size=H * D, num_hidden_layers=L, num_attention_heads=H,
-                intermediate_size=40 + inner, max_position_embeddings=37, type_vocab_size=3,
+    return dict(vocab_size=V, hidden_size=H * D, num_hidden_layers=L, num_attention_heads=H,
+                intermediate_size=inner, max_position_embeddings=37, type_vocab_size=3,
                 ffn_layers=[1, L - 1] if last else [0, 1])
 
 
@@ -49,7 +55,7 @@ def number_of_parameters(costs, rng):
                 "the FFNs' LayerNorms": 4 * C, "attention's LayerNorms": L * 2 * C,
                 "the biases of attention": L * 4 * C, "the biases of FFNs": 2 * (inner + C),
                 "one of an FFN's two matrices": 2 * inner * C,
-                "attention's output map": L * (C * C + C), **head}.items()}})
+                "attention's output map": L * (C * C + C), **head}.items()}}, rounding=EXACT)
 
 
 def library_flops(sizes, T, num_masked=None):
@@ -74,7 +80,7 @@ def library_flops(sizes, T, num_masked=None):
 def number_of_flops(costs, rng):
     """flops_per_token is what PyTorch's FlopCounterMode counts."""
     for last, num_masked in ((1, None), (0, None), (1, int(rng.integers(2, 9))), (0, 5)):
-        sizes, T = some_sizes(rng, last), int(rng.integers(11, 37))
+        sizes, T = some_sizes(rng, last), int(rng.choice([13, 17, 19, 23]))
         V, C, L, H, inner, *_ = sizes.values()
         right, share = library_flops(sizes, T, num_masked), (num_masked or T) / T
         whole = library_flops(sizes, T) if num_masked else right
@@ -105,4 +111,5 @@ def number_of_flops(costs, rng):
                 "the head's output matrix": share * word, "the head's dense layer": share * dense,
                 "the head": share * (word + dense),
                 "the last layer's other keys: only queries are fewer": share * less * scores,
-                "the last layer's keys and values elsewhere": less * 2 * dense}.items()}})
+                "the last layer's keys and values elsewhere": less * 2 * dense}.items()}},
+                rounding=EXACT)

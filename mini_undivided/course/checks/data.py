@@ -83,7 +83,7 @@ def what_becomes_of_it(data, rng):
     front = positions[used] < ids.shape[1] / 2
     first, last = (np.mean(shown[side] == made.mask_id) for side in (front, ~front))
     require(abs(first - last) < 0.03, f"{first:.0%} become [MASK] in the front half of sequences, "
-            f"{last:.0%} in the back half: what a token becomes may not depend on its place")
+            f"{last:.0%} in the back half: what a token becomes may not depend on its position")
     gone, stay = np.mean(shown == made.mask_id), np.mean(shown == original)
     chance, deviation = 0.1 / len(made.ordinary), 3 / len(shown) ** 0.5
     say = f"{gone:.1%} become [MASK], {stay:.1%} stay, {1 - gone - stay:.1%} are random: "

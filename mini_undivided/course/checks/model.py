@@ -14,7 +14,7 @@ from mini_undivided.support.config import BertConfig
 
 def attention_inputs(rng):
     """q (B, H, M, D), k and v (B, H, T, D)."""
-    B, H, M, T, D = distinct(rng, 5, 3, 9)
+    B, H, M, T, D = distinct(rng, 5, 4, 9)
     return normal(rng, B, H, M, D), normal(rng, B, H, T, D), normal(rng, B, H, T, D)
 
 
@@ -166,27 +166,9 @@ def dropout_in_the_ffn(model, rng):
     compare("what the FFN adds under dropout", added, 2 * whole * (added != 0), {})
 
 
-class ByPlace(nn.Module):
-    """Attention that takes its arguments by their place alone, as a hook in attention.py does."""
-
-    def __init__(self, attention):
-        super().__init__()
-        self.attention = attention
-
-    def forward(self, x, mask=None, positions=None, /):
-        """As Attention.forward."""
-        return self.attention(x, mask, positions)
-
-
-def call_block(block, *arguments):
-    """A block's output. Raises Wrong for the two usual TypeErrors."""
-    try:
-        return block(*arguments)
-    except TypeError as error:
-        require("positional-only" not in str(error),
-                "arguments reach attention by name: attention.py expects them by place")
-        raise Wrong(f"a block whose ffn is None fails ({error}): is the FFN always called?"
-                    if block.ffn is None else str(error)) from None
+def refuse_names(module, arguments, named):
+    """A hook before a module. Raises Wrong for keyword arguments."""
+    require(not named, "arguments reach attention by name: attention.py expects them by position")
 
 
 @check(2, points=2)
@@ -209,9 +191,9 @@ def block_with_ffn(model, rng):
              "when attention's output is added: the FFN has its residual": right + attended,
              "when attention and FFN stand side by side": attended + through,
              "when the mask does not reach attention": layer(x)}
-    block.attention = ByPlace(block.attention)
-    compare("the output of a block with an FFN", call_block(block, x, mask), right, wrong)
-    compare("the output at positions", call_block(block, x, mask, positions), there, {
+    block.attention.register_forward_pre_hook(refuse_names, with_kwargs=True)
+    compare("the output of a block with an FFN", block(x, mask), right, wrong)
+    compare("the output at positions", block(x, mask, positions), there, {
         "when positions does not reach attention": right})
 
 
@@ -221,7 +203,12 @@ def block_without_ffn(model, rng):
     block, x = random_block(model, rng, has_ffn=False)
     layer = library_layer(block)
     right = layer.norm1(x + layer.self_attn(x, x, x, need_weights=False)[0])
-    compare("the output of a block without an FFN", call_block(block, x), right, {
+    try:
+        answer = block(x)
+    except TypeError as error:
+        raise Wrong(f"a block whose ffn is None fails ({error}): is the FFN always called?"
+                    ) from None
+    compare("the output of a block without an FFN", answer, right, {
         "when its input is returned: attention is missing": x,
         "with a second residual: it has to go with the FFN": x + right,
         "with LayerNorm(2x): an FFN that is an identity is not an absent one":

@@ -3,7 +3,7 @@
 import torch
 
 from mini_undivided.course.assignments import check, compare, require
-from mini_undivided.course.checks.costs import some_sizes, weights_of
+from mini_undivided.course.checks.costs import EXACT, some_sizes, weights_of
 from mini_undivided.course.student import beside
 from mini_undivided.support.config import BertConfig
 
@@ -36,7 +36,7 @@ def shared_ffn(model, rng):
         "when every layer has its own copy: the same module has to stand in all":
             weights_of(model.Encoder, sizes),
         "when one layer has an FFN of its own, and the others share":
-            weights_of(model.Encoder, sizes, ffn_layers=[0, 1])})
+            weights_of(model.Encoder, sizes, ffn_layers=[0, 1])}, rounding=EXACT)
     full = model.Encoder(BertConfig(**sizes))
     full.load_state_dict(state)
     compare("the encoder's output", states, full(ids), {})
