@@ -1,7 +1,7 @@
 """Compare what runs learned. Try: python analyze.py runs/full runs/noffn
 
-With runs alone it makes the whole report: CKA of the first run with each other one, what attention
-looks at, linear probes, tables, figures. Runs that differ in nothing but their seed are compared as
+With runs alone it makes the whole report: CKA of the first run with each other one, what tokens
+attend to, linear probes, tables, figures. Runs that differ in nothing but their seed are compared as
 a group. A command before the runs does one thing alone:
 python analyze.py fill runs/noffn "the [MASK] function".
 """
@@ -17,9 +17,9 @@ COMMANDS = {
     "report": "CKA, attention and probes of two or more runs, tables, figures and report.md",
     "cka": "how alike the layers of two or more runs are, and whether their tokens collapse",
     "probe": "what a linear classifier can read off each layer of one or more runs",
-    "attention": "a figure of who looks at whom in a sentence, heads by layers",
+    "attention": "a figure of who attends to whom in a sentence, heads by layers",
     "fill": "the likeliest words for each [MASK] of a sentence"}
-SENTENCE = ("attention", "fill")  # commands that look at one
+SENTENCE = ("attention", "fill")  # commands that take one
 USAGE = """analyze.py [report | cka | probe] RUN [RUN ...] [options]
        analyze.py {attention | fill} RUN SENTENCE"""
 

@@ -252,7 +252,7 @@ class AnalyzeOptions(Checked):
     out: str | None = option(
         None, "where to write", "DIR", unset="runs/report- and the names with -vs- between")
     corpus: list[str] | None = option(
-        None, "text whose held-out part is looked at, as for train.py", "TEXT",
+        None, "text whose held-out part is analysed, as for train.py", "TEXT",
         unset="what the first run was trained on")
     examples: int = option(5000, "at most this many sentences, and words with tags", "N")
     device: str = option("auto", "where to compute", choices=DEVICES)

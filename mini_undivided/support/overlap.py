@@ -4,7 +4,7 @@ import numpy as np
 
 from mini_undivided.support.docs import RUN_LENGTH
 
-CHUNK = 1 << 22  # tokens of the training text looked at together
+CHUNK = 1 << 22  # tokens of the training text compared at once
 WORD, STEP = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)  # odd, with mixed bits
 FILTER = 22  # least number of bits of a hash that the table of held-out runs is indexed by
 
