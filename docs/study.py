@@ -230,11 +230,21 @@ def compare(group, reference):
                   "masked accuracy, %", "minus all FFNs' [95 %]"], rows)
 
 
-def draw_gaps():
-    """docs/gaps.svg: each architecture's loss minus that of full, with 95 % intervals.
+def latest(group, name):
+    """Losses of an architecture, of full, and the markers' fill; None without two seeds each.
 
-    What has no seeds enough with today's recipe is drawn hollow, from those of version 0.2.
+    Today's recipe if it has seeds enough, else that of version 0.2, whose markers are hollow.
     """
+    for recipe, fill in {"": "full", OLD: "none"}.items():
+        losses = losses_of(results(group + recipe, name))
+        base = losses_of(results("tokens" + recipe, "full"))
+        if min(len(losses), len(base)) > 1:
+            return losses, base, fill
+    return None
+
+
+def draw_gaps():
+    """docs/gaps.svg: each architecture's loss minus that of full, with 95 % intervals."""
     groups = {"tokens": "at equal tokens", "flops": "at equal FLOPs"}
     names = [*ARCHITECTURES][1:]
     title = ("Validation loss minus that with an FFN in every layer: left of 0 is better. Blue: "
@@ -244,15 +254,12 @@ def draw_gaps():
         for i, (group, label) in enumerate(groups.items()):
             axes.plot([], [], "os"[i], color="gray", label=label)
             for row, name in enumerate(names):
-                for recipe, fill in {"": "full", OLD: "none"}.items():
-                    losses = losses_of(results(group + recipe, name))
-                    base = losses_of(results("tokens" + recipe, "full"))
-                    if min(len(losses), len(base)) > 1:
-                        gap, half = difference(losses, base)
-                        color = WITHOUT_FFNS if "--no-ffn" in ARCHITECTURES[name][1] else WITH_FFNS
-                        axes.errorbar(gap, row + 0.2 * i, xerr=half, fmt="os"[i], color=color,
-                                      capsize=3, fillstyle=fill)
-                        break
+                if found := latest(group, name):
+                    losses, base, fill = found
+                    gap, half = difference(losses, base)
+                    color = WITHOUT_FFNS if "--no-ffn" in ARCHITECTURES[name][1] else WITH_FFNS
+                    axes.errorbar(gap, row + 0.2 * i, xerr=half, fmt="os"[i], color=color,
+                                  capsize=3, fillstyle=fill)
         axes.set_yticks(range(len(names)), [ARCHITECTURES[name][0] for name in names])
         axes.invert_yaxis()
         axes.set(xlabel="difference of the validation loss (nats per masked token)")

@@ -46,7 +46,7 @@ def run_hashes(words, run=RUN_LENGTH):
 def shared_words(train, valid, opens_word, sep, run=RUN_LENGTH):
     """Which words of the held-out tokens lie in a run that training has too → array of bool."""
     words = word_hashes(valid, opens_word, sep)
-    runs, inverse = np.unique(run_hashes(words, run), return_inverse=True)  # runs[positions]: all
+    runs, inverse = np.unique(run_hashes(words, run), return_inverse=True)  # runs[inverse]: all
     bits = max(FILTER, 3 + len(runs).bit_length())
     table = np.zeros(1 << bits, bool)  # most runs of the training text are sorted out by it
     shift = np.uint64(64 - bits)
