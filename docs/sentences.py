@@ -1,10 +1,10 @@
-"""Sentences of GLUE and of a treebank as text to pretrain on, for "An hour" in docs/study.md.
+"""The training sentences of six GLUE tasks, without labels, to pretrain on for docs/study.md.
 
-Run: python docs/sentences.py GLUE UD_English-EWT FOLDER
+Run: python docs/sentences.py GLUE FOLDER
 
-GLUE is a folder of the official files, of which no label is used, and nothing of SST-2's and
-STS-B's dev and test parts. FOLDER gets .jsonl files, a document a sentence; SST-2's sentences eight
-times and all others twice, since a corpus of novels is so much larger.
+GLUE is a folder of the official files. FOLDER gets .jsonl files, a document a sentence, the
+sentences of a pair one after the other, and without those of any dev part. SST-2's are written four
+times and the small tasks' three times, since QNLI has three times as many words as all the others.
 """
 
 import json
@@ -19,16 +19,13 @@ from mini_undivided.support.files import write_text  # noqa: E402
 from mini_undivided.support.glue_files import read_folder  # noqa: E402
 from mini_undivided.support.tasks import GLUE  # noqa: E402
 
-PARTS = {  # name: (task, parts of it)
-    "sst": ("sst2", ["train"]), "cola": ("cola", ["train"]), "mrpc": ("mrpc", ["train"]),
-    "stsb": ("stsb", ["train"]), "rte": ("rte", ["train", "test"]),
-    "qnli": ("qnli", ["dev", "test"])}
+COPIES = {"cola": 3, "sst2": 4, "mrpc": 3, "stsb": 3, "qnli": 1, "rte": 3}
 
 
-def texts_of(folder, task, parts):
-    """The sentences of parts of a GLUE task, those of a pair one after the other."""
-    splits = read_folder(GLUE[task], folder, parts).values()
-    return [text.strip() for split in splits for texts in split.texts for text in texts]
+def texts_of(folder, task, split):
+    """The sentences of a split of a GLUE task, those of a pair one after the other."""
+    texts = read_folder(GLUE[task], folder, [split])[split].texts
+    return [text.strip() for pair in texts for text in pair]
 
 
 def whole(phrases):
@@ -43,23 +40,18 @@ def whole(phrases):
     return sorted(kept)
 
 
-def main(glue=None, treebank=None, folder=None):
+def main(glue=None, folder=None):
     """Write the files."""
     if not folder:
-        raise UserError("give three folders: GLUE, a treebank, and where to write")
-    sentences = {name: texts_of(glue, *source) for name, source in PARTS.items()}
-    sentences["sst"] = whole(sentences["sst"])
-    mark = "# text = "
-    sentences["ewt"] = [line.removeprefix(mark).strip()
-                        for path in sorted(Path(treebank).rglob("*.conllu"))
-                        for line in path.read_text(encoding="utf-8").splitlines()
-                        if line.startswith(mark)]
+        raise UserError("give two folders: GLUE, and where to write")
+    held_out = {text for task in COPIES for text in texts_of(glue, task, "dev")}
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, texts in sentences.items():
-        rows = [json.dumps({"text": text}) + "\n" for text in dict.fromkeys(texts) if text]
-        for copy in range(1, 9 if name == "sst" else 3):
-            file = Path(folder) / f"{name}{copy if copy > 1 else ''}.jsonl"
-            write_text(file, "".join(rows))
+    for task, copies in COPIES.items():
+        texts = texts_of(glue, task, "train")
+        texts = whole(texts) if task == "sst2" else dict.fromkeys(texts)
+        rows = [json.dumps({"text": text}) + "\n" for text in texts if text not in held_out]
+        for copy in range(copies):
+            write_text(Path(folder) / f"{task}{copy or ''}.jsonl", "".join(rows))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """The study: train what is missing, then make its tables and figures.
 
-Run: python docs/study.py NOVELS GLUE [GROUP ...]     train, in runs/study, and keep the results
-     python docs/study.py                             tables and figures alone
+Run: python docs/study.py TEXT GLUE GROUP ...     train, in runs/study, and keep the results
+     python docs/study.py                         tables and figures alone
 
-NOVELS is a folder of text (for docs/study.md: the English novels of
-https://github.com/computationalstylistics/100_english_novels), GLUE one of the official GLUE files.
-A result goes to docs/results/study/GROUP/NAME.json as soon as it is there, and a run goes on from
-its last checkpoint, so that the script can be stopped and started again, or started twice to use
-two processors: each job is done by one of them. Groups: docs (the default runs, on built-in text),
-tokens, flops, minutes, glue (of the runs in tokens), scale, and speed, which wants a quiet machine.
+TEXT is a folder of text (for docs/study.md: the English novels of
+https://github.com/computationalstylistics/100_english_novels, and for the groups accuracy and glue
+what the study says there), GLUE one of the official GLUE files. A result goes to
+docs/results/study/GROUP/NAME.json as soon as it is there, and a run goes on from its last
+checkpoint, so that the script can be stopped and started again, or started twice to use two
+processors: each job is done by one of them. Groups: docs (the default runs, on built-in text),
+tokens, flops, minutes, accuracy and glue (its runs, fine-tuned), scale, and speed, which wants a
+quiet machine. What has to wait for another process is done when the script is started again.
 """
 
 import subprocess
@@ -32,6 +34,7 @@ from mini_undivided.report.tables import plus_minus, spread, table  # noqa: E402
 from mini_undivided.support.errors import UserError, command_line  # noqa: E402
 from mini_undivided.support.files import read_json, write_json, write_text  # noqa: E402
 from mini_undivided.support.run_directory import (  # noqa: E402
+    check_finished,
     claim,
     has_checkpoint,
     read_log,
@@ -40,7 +43,7 @@ from mini_undivided.support.run_directory import (  # noqa: E402
 
 RESULTS, RUNS = ROOT / "docs/results/study", Path("runs/study")
 DEFAULTS = ROOT / "mini_undivided/report/default_runs.json"  # what loss.png draws a band of
-GROUPS = ("docs", "tokens", "flops", "minutes", "glue", "scale", "speed")
+GROUPS = ("docs", "tokens", "flops", "minutes", "accuracy", "glue", "scale", "speed")
 KEPT = ("validation_loss", "validation_accuracy", "accuracy_at_mask", "tokens", "flops",
         "tokens_per_second", "seconds", "peak_memory_bytes", "baseline")
 RUN = {  # what a pretraining run's result has at least, and what one of fine-tuning has
@@ -67,12 +70,17 @@ OLD = "-0.2"  # the end of the groups that have the results of version 0.2
 KINDS = {"full": "with FFNs", "none": "no FFN"}
 BUDGETS = (1.5e12, 5e12, 1.5e13, 4.5e13)  # FLOPs
 OTHERS = [*ARCHITECTURES][2:]  # than the two main ones
-TASKS = ("cola", "sst2", "mrpc", "stsb", "rte")
+TASKS = {"stsb": "STS-B", "qnli": "QNLI", "rte": "RTE", "mrpc": "MRPC", "sst2": "SST-2",
+         "cola": "CoLA"}
+TUNED_KINDS = {"full": [], "none": NO_FFN, "every2": ARCHITECTURES["every2"][1],
+               "none-flops": [*NO_FFN, "--flops", "FULL"]}
 
 
 # Training.
 
-LAPTOP = ["train.py", "--preset", "laptop", "--corpus", "NOVELS"]
+LAPTOP = ["train.py", "--preset", "laptop", "--corpus", "TEXT"]
+WITH_PAIRS = ["train.py", "--preset", "mini", "--corpus", "TEXT", "--next-sentence",
+              "--mlm-probability", "0.25", "--batch-tokens", "2048"]
 PAIRS = [(name, seed) for seed in range(5) for name in ("full", "none")]  # in turn
 
 
@@ -90,23 +98,31 @@ def jobs():
             yield "flops", f"{name}-seed{seed}", [*pretrain(name, seed), "--flops", "FULL"]
     for name, seed in PAIRS:
         yield "minutes", f"{name}-seed{seed}", [*pretrain(name, seed), "--minutes", "2"]
-    yield from glue_jobs()
+    yield from accuracy_jobs()
     yield from scale_jobs()
     for turn in range(3):
         for name in [*ARCHITECTURES][:-2]:
             yield "speed", f"{name}-turn{turn}", [*pretrain(name, 0), "--steps", "100"]
 
 
-def glue_jobs():
-    """Fine-tuning of the two main kinds of runs in tokens, and of the same models from scratch."""
+def accuracy_jobs():
+    """Pretraining with pairs of sentences; fine-tuning of these runs, and from scratch."""
+    for seed in range(3):
+        for name, options in TUNED_KINDS.items():
+            length = [] if "--flops" in options else ["--steps", "5000"]
+            yield "accuracy", f"{name}-seed{seed}", [
+                *WITH_PAIRS, *options, *length, "--seed", str(seed)]
     for task in TASKS:
-        tune = ["--task", task, "--data-dir", "GLUE", "--train-examples", "10000"]
-        for name, seed in PAIRS:
-            yield "glue", f"{name}-{task}-seed{seed}", [
-                "finetune.py", run_of(f"{name}-seed{seed}"), *tune]
-        for name in ("full", "none"):
-            yield "glue", f"{name}-{task}-scratch", [
-                "finetune.py", run_of(f"{name}-seed0"), *tune, "--from-scratch", "--seeds", "5"]
+        tune = ["--task", task, "--data-dir", "GLUE"]
+        tune += ["--train-examples", "10000"] * (task in ("qnli", "sst2"))
+        for name in TUNED_KINDS:
+            for seed in range(3):
+                yield "glue", f"{name}-{task}-seed{seed}", [
+                    "finetune.py", run_of(f"{name}-seed{seed}", "accuracy"), *tune]
+            if "flops" not in name:
+                yield "glue", f"{name}-{task}-scratch", [
+                    "finetune.py", run_of(f"{name}-seed0", "accuracy"), *tune, "--from-scratch",
+                    "--seeds", "3"]
 
 
 def scale_jobs():
@@ -125,28 +141,42 @@ def pretrain(name, seed):
     return [*LAPTOP, *ARCHITECTURES[name][1], "--seed", str(seed)]
 
 
-def run_of(name):
-    """Where a run of the group tokens lies, as text."""
-    return str(RUNS / "tokens" / name)
+def run_of(name, group="tokens"):
+    """Where a run lies, as text."""
+    return str(RUNS / group / name)
 
 
 def train(corpus, glue, groups):
     """Do every job of these groups that has no result yet."""
     for group, name, command in jobs():
         if group in groups and not path_of(group, name).exists():
+            words = {"TEXT": corpus, "GLUE": glue, "FULL": flops_of_full(group)}
+            command = [words.get(word, word) for word in command]
             try:
                 handle = claim(lock_of(group, name))
             except UserError:
                 continue  # another process is at it
-            if not path_of(group, name).exists():
-                words = {"NOVELS": corpus, "GLUE": glue, "FULL": flops_of_full()}
-                do(group, name, [words.get(word, word) for word in command])
+            if not path_of(group, name).exists() and can_begin(command):
+                do(group, name, command)
             handle.release()
 
 
-def flops_of_full():
-    """The FLOPs of a run with all FFNs, as text; None before there is one."""
-    path = path_of("tokens", "full-seed0")
+def can_begin(command):
+    """Whether there is what a job needs: a finished run to fine-tune, the FLOPs of another."""
+    if None in command:
+        return False
+    if command[0] != "finetune.py":
+        return True
+    try:
+        check_finished(ROOT / command[1])
+    except UserError:
+        return False
+    return has_checkpoint(ROOT / command[1])
+
+
+def flops_of_full(group):
+    """The FLOPs of a run with all FFNs of a group, as text; None before there is one."""
+    path = path_of("accuracy" if group == "accuracy" else "tokens", "full-seed0")
     return f"{read_json(path, {'flops': float})['flops']:g}" if path.exists() else None
 
 
@@ -416,9 +446,9 @@ def write_up():
 def main(corpus=None, glue=None, *groups):
     """Train, if folders are given, and write up."""
     if corpus:
-        if not glue or not {*groups} <= {*GROUPS}:
-            raise UserError(f"give NOVELS, GLUE and, if not all, some of {' '.join(GROUPS)}")
-        train(corpus, glue, groups or GROUPS)
+        if not groups or not {*groups} <= {*GROUPS}:
+            raise UserError(f"give TEXT, GLUE and some of {' '.join(GROUPS)}")
+        train(corpus, glue, groups)
     write_up()
 
 

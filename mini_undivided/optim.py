@@ -102,6 +102,7 @@ def orthogonalise(x):
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):
         gram = x @ x.mT  # (N, m, m)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+        # baddbmm(x, y, z, beta, alpha) is beta x + alpha y z, in one pass over memory.
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)  # b, c
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)  # a
     return x

@@ -69,8 +69,7 @@ def probe(features, labels, classes, metric="accuracy"):
     → {"valid": L scores, "test": L scores}.
     """
     train = features["train"]
-    mean, several = train.mean(1, keepdim=True), train.size(1) > 1  # of one it is 0, not NaN
-    deviation = train.std(1, keepdim=True, correction=int(several))
+    mean, deviation = train.mean(1, keepdim=True), train.std(1, keepdim=True, correction=0)
     scaled = {split: (x - mean) / deviation.clamp(min=1e-6) for split, x in features.items()}
     targets, offset = torch.as_tensor(labels["train"]), 0.0
     if not classes:  # a regression starts from the mean

@@ -47,10 +47,11 @@ def wordpiece(word, vocabulary):
     """
     pieces, start = [], 0
     while start < len(word):
-        mark, ends = "##" if start else "", range(len(word), start, -1)
-        end = next((end for end in ends if mark + word[start:end] in vocabulary), None)
-        if end is None:  # not even a single character is known: the whole word is unknown
-            return ["[UNK]"]
+        mark, end = "##" if start else "", len(word)
+        while mark + word[start:end] not in vocabulary:
+            end -= 1
+            if end == start:  # not even a single character is known: the whole word is unknown
+                return ["[UNK]"]
         pieces.append(mark + word[start:end])
         start = end
     return pieces

@@ -111,7 +111,7 @@ def test_the_penalty_is_chosen_by_validation_for_each_layer():
     features, labels = planted(counts=(31, 83, 97))
     labels = {split: np.minimum(y, 1) for split, y in labels.items()}
     train = features["train"]
-    x = {split: (x - train.mean(1, keepdim=True)) / train.std(1, keepdim=True)
+    x = {split: (x - train.mean(1, keepdim=True)) / train.std(1, keepdim=True, correction=0)
          for split, x in features.items()}
     fits = probe.fit(x["train"], torch.from_numpy(labels["train"]), 2)
     tables = {split: [((x[split] @ W + b).argmax(-1).numpy() == labels[split]).mean(1)

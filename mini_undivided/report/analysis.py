@@ -164,6 +164,7 @@ class Analysis:
         for kind, runs in self.groups.items():
             for run in runs:
                 run.kind = kind
+        self.starts = {run.name: run.start for run in self.runs}
         self.one_kind = len(self.runs) > 1 == len({run.replicates for run in self.runs})
         self.tokenizer = self.first.tokenizer
         positions = (run.config.max_position_embeddings for run in self.runs)
@@ -200,8 +201,7 @@ class Analysis:
 
     def start(self, name):
         """The first columns of the rows of results of an encoder of that name."""
-        run = {run.name: run for run in self.runs}.get(name)
-        return run.start if run else {"kind": name, "run": name}  # an untrained one has no seed
+        return self.starts.get(name, {"kind": name, "run": name})  # an untrained one has no seed
 
     def facts(self):
         """Yield rows of each run, and of the best model without context on the first one's text."""
