@@ -72,8 +72,10 @@ BUDGETS = (1.5e12, 5e12, 1.5e13, 4.5e13)  # FLOPs
 OTHERS = [*ARCHITECTURES][2:]  # than the two main ones
 TASKS = {"stsb": "STS-B", "qnli": "QNLI", "rte": "RTE", "mrpc": "MRPC", "sst2": "SST-2",
          "cola": "CoLA"}
-TUNED_KINDS = {"full": [], "none": NO_FFN, "every2": ARCHITECTURES["every2"][1],
-               "none-flops": [*NO_FFN, "--flops", "FULL"]}
+TUNED_KINDS = {  # name: (what it is, options)
+    "full": ("FFNs", []), "none": ("no FFN", NO_FFN),
+    "every2": ("every 2nd", ARCHITECTURES["every2"][1]),
+    "flops": ("no FFN, equal FLOPs", [*NO_FFN, "--flops", "FULL"])}
 
 
 # Training.
@@ -108,7 +110,7 @@ def jobs():
 def accuracy_jobs():
     """Pretraining with pairs of sentences; fine-tuning of these runs, and from scratch."""
     for seed in range(3):
-        for name, options in TUNED_KINDS.items():
+        for name, (_, options) in TUNED_KINDS.items():
             length = [] if "--flops" in options else ["--steps", "5000"]
             yield "accuracy", f"{name}-seed{seed}", [
                 *WITH_PAIRS, *options, *length, "--seed", str(seed)]
@@ -119,7 +121,7 @@ def accuracy_jobs():
             for seed in range(3):
                 yield "glue", f"{name}-{task}-seed{seed}", [
                     "finetune.py", run_of(f"{name}-seed{seed}", "accuracy"), *tune]
-            if "flops" not in name:
+            if name != "flops":  # from scratch it is the same as "none"
                 yield "glue", f"{name}-{task}-scratch", [
                     "finetune.py", run_of(f"{name}-seed0", "accuracy"), *tune, "--from-scratch",
                     "--seeds", "3"]
@@ -309,35 +311,69 @@ def speed_table():
 
 
 def glue_table():
-    """Dev scores × 100 of architectures, pretrained and from scratch, and their differences."""
-    names = {name: text for name, (text, _) in ARCHITECTURES.items() if results("glue", name)}
-    tuned, fresh = ({name: [glue_scores(name, task, kind) for task in TASKS] for name in names}
-                    for kind in ("seed", "scratch"))
-    rows = []
-    for name, text in names.items():
-        for kind, scores in {"pretrained": tuned, "from scratch": fresh}.items():
-            cells = (plus_minus(*mean_and_std(each).values(), 1) if each else "–"
-                     for each in scores[name])
-            rows.append([f"{text}, {kind}", *cells])
-    gaps = [(f"{text}: pretrained minus from scratch", tuned[name], fresh[name])
-            for name, text in names.items()]
-    gaps += [(f"pretrained: {text} minus one in every layer", tuned[name], tuned["full"])
-             for name, text in names.items() if name != "full" and "full" in names]
-    for text, ours, theirs in gaps:
-        both = zip(ours, theirs, strict=True)
-        rows.append([text, *(gap_of(*each, digits=1) for each in both)])
-    return table(["", "CoLA", "SST-2", "MRPC", "STS-B", "RTE"], rows)
+    """Dev scores × 100, what pretraining is worth, and what it loses without FFNs, by task."""
+    kinds = {name: text for name, (text, _) in TUNED_KINDS.items() if results("glue", name)}
+    tuned = {name: glue_scores(name, "seed") for name in kinds}
+    fresh = {name: glue_scores("none" if name == "flops" else name, "scratch") for name in kinds}
+    rows = {}
+    for name, text in kinds.items():
+        for what, scores in {"pretrained": tuned[name], "from scratch": fresh[name]}.items():
+            if what == "pretrained" or name != "flops":
+                rows[f"{text}, {what}"] = [plus_minus(*mean_and_std(column).values(), 1)
+                                           for column in scores.T]
+    for name, text in kinds.items():
+        rows[f"{text}: worth of pretraining"] = gaps(tuned[name], fresh[name])
+    for name, text in kinds.items():
+        if name != "full":
+            rows[f"{text} minus FFNs: score"] = gaps(tuned[name], tuned["full"])
+            rows[f"{text} minus FFNs: worth of pretraining"] = gaps(
+                tuned[name] - fresh[name], tuned["full"] - fresh["full"])
+    return table(["", *TASKS.values(), "mean"], [[text, *cells] for text, cells in rows.items()])
 
 
-def glue_scores(name, task, kind):
-    """Scores × 100 of a task: one a pretraining seed, or from scratch one a fine-tuning seed."""
-    runs = results("glue", f"{name}-{task}-{kind}")
-    return [100 * score for run in runs for score in run["scores"]]
+def gaps(scores, others):
+    """The difference of each column with its interval, as texts: scores and others (seeds, n)."""
+    return [gap_of(ours, theirs, 1) for ours, theirs in zip(scores.T, others.T, strict=True)]
+
+
+def glue_scores(name, which):
+    """Scores × 100 → (3, tasks and their mean), NaN for what is not there yet.
+
+    which: "seed", a row a pretraining seed, or "scratch", a row a fine-tuning seed.
+    """
+    columns = []
+    for task in TASKS:
+        runs = results("glue", f"{name}-{task}-{which}")
+        scores = [100 * score for run in runs for score in run["scores"]]
+        columns.append(scores if len(scores) == 3 else [np.nan] * 3)
+    columns.append(np.mean(columns, axis=0))
+    return np.array(columns).T
+
+
+def draw_accuracy():
+    """docs/accuracy.svg: what pretraining is worth on each task, by kind, with 95 % intervals."""
+    title = ("Points that pretraining is worth on GLUE's dev parts, over the same model from "
+             "scratch, with 95 % intervals")
+    colors = {"full": WITH_FFNS, "none": WITHOUT_FFNS, "every2": "gray", "flops": WITHOUT_FFNS}
+    with figure(ROOT / "docs/accuracy.svg", 1, 1, (8, 4), title) as (_, (axes,)):
+        axes.axhline(0, color="gray", linewidth=1)
+        for i, (name, (text, _)) in enumerate(TUNED_KINDS.items()):
+            fresh = glue_scores("none" if name == "flops" else name, "scratch")
+            worth = [difference(*each) for each in
+                     zip(glue_scores(name, "seed").T, fresh.T, strict=True)]
+            means, halves = zip(*worth, strict=True)
+            if np.isfinite(means).any():
+                axes.errorbar(np.arange(len(means)) + 0.15 * (i - 1.5), means, yerr=halves,
+                              fmt="osD^"[i], color=colors[name], capsize=3, label=text,
+                              fillstyle="none" if name == "flops" else "full")
+        axes.set_xticks(range(len(TASKS) + 1), [*TASKS.values(), "mean"])
+        axes.set(ylabel="points")
+        legend_below(axes)
 
 
 def gap_of(values, others, digits=3):
     """The difference of means with its interval, as text, if both have seeds enough."""
-    if min(len(values), len(others)) < 2:
+    if min(len(values), len(others)) < 2 or np.isnan([*values, *others]).any():
         return "–"
     return in_brackets(*difference(values, others), digits)
 
@@ -431,11 +467,14 @@ def write_up():
     text = fill(path.read_text(encoding="utf-8"), "tokens", compare("tokens", full))
     tables = {"flops": lambda: compare("flops", full),
               "minutes": lambda: compare("minutes", results("minutes", "full")),
+              "accuracy": lambda: compare("accuracy", results("accuracy", "full")),
               "speed": speed_table, "glue": glue_table}
     for group, make in tables.items():
         if results(group, ""):
             text = fill(text, group, make())
     draw_gaps()
+    if results("glue", ""):
+        draw_accuracy()
     losses = scale()
     if all(len(frontier(sizes)) > 2 for sizes in losses.values()):
         text = fill(text, "scale", scale_table(losses))

@@ -52,19 +52,20 @@ def test_equal_parameters_are_equal(study):
 
 def test_every_command_is_one_of_ours(study):
     """All jobs have different names and valid commands, of the length their group says."""
-    words = {"NOVELS": "novels", "GLUE": "glue", "FULL": "1e12"}
+    words = {"TEXT": "novels", "GLUE": "glue", "FULL": "1e12"}
     every = [*study.jobs()]
     assert len({(group, name) for group, name, _ in every}) == len(every) > 100
     assert {group for group, _, _ in every} == {*study.GROUPS}
-    for group, _, (script, *options) in every:
+    for group, name, (script, *options) in every:
         options = [words.get(option, option) for option in options]
         assert (script == "finetune.py") == (group == "glue")
         if script == "finetune.py":
             made = finetune.parser().parse_args(options)
-            assert made.run.startswith("runs/study/tokens/") and made.train_examples == 10_000
+            assert made.run.startswith("runs/study/accuracy/") and made.task in study.TASKS
         elif "--init" not in options:
             made = train_options(*options)
-            assert (made.flops is not None) == (group in ("flops", "scale"))
+            by_flops = group in ("flops", "scale") or name.startswith("flops")
+            assert (made.flops is not None) == by_flops
             assert (made.minutes is not None) == (group == "minutes")
 
 
@@ -82,16 +83,33 @@ def test_results_are_kept_and_not_made_twice(study, tmp_path, monkeypatch):
 
 
 def test_words_in_capitals_are_replaced(study, tmp_path, monkeypatch):
-    """NOVELS and GLUE are the folders given, FULL the FLOPs that a full run took."""
+    """TEXT and GLUE are the folders given, FULL the FLOPs that a full run took."""
     made = {}
     monkeypatch.setattr(study, "do", lambda group, name, command: made.update({name: command}))
     monkeypatch.setattr(study, "lock_of", lambda group, name: tmp_path / "locks" / name)
     write_json(tmp_path / "tokens/full-seed0.json", {"flops": 2.5e13})
+    monkeypatch.setattr(study, "can_begin", lambda command: True)
     study.train("some/novels", "some/glue", ["flops", "glue"])
     deep, rte = made["deep-seed2"], made["none-rte-scratch"]
     assert deep[deep.index("--flops") + 1] == "2.5e+13"
     assert deep[deep.index("--corpus") + 1] == "some/novels"
     assert rte[rte.index("--data-dir") + 1] == "some/glue"
+
+
+def test_a_job_waits_for_what_it_needs(study, tmp_path, monkeypatch):
+    """Fine-tuning needs its run to be finished, and a length in FLOPs the run it is taken from."""
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    tune = ["finetune.py", "run", "--task", "rte"]
+    assert not study.can_begin(tune)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/model.safetensors").touch()
+    write_json(tmp_path / "run/train.json", {"status": "running"})
+    assert not study.can_begin(tune)
+    write_json(tmp_path / "run/train.json", {"status": "finished"})
+    assert study.can_begin(tune)
+    assert not study.can_begin(["train.py", "--flops", study.flops_of_full("accuracy")])
+    write_json(tmp_path / "accuracy/full-seed0.json", {"flops": 5e13})
+    assert study.can_begin(["train.py", "--flops", study.flops_of_full("accuracy")])
 
 
 def test_fine_tuning_keeps_the_scores(study, tmp_path, monkeypatch):
@@ -106,26 +124,51 @@ def test_fine_tuning_keeps_the_scores(study, tmp_path, monkeypatch):
     tune = ["finetune.py", "run", "--task", "rte"]
     study.do("glue", "none-rte-seed3", tune)
     study.do("glue", "none-rte-scratch", [*tune, "--from-scratch"])
-    assert study.glue_scores("none", "rte", "seed") == [60]
-    assert study.glue_scores("none", "rte", "scratch") == [50, 40]
-    rows = [[cell.strip() for cell in row.split("|")[1:-1]]
-            for row in study.glue_table().splitlines()[2:]]
-    assert rows[1] == ["no FFN, from scratch", *["–"] * 4, "45.0 ± 7.1"]
+    kept = {path.stem: json.loads(path.read_text())["scores"] for path in tmp_path.glob("glue/*")}
+    assert kept == {"none-rte-seed3": [0.6], "none-rte-scratch": [0.5, 0.4]}
 
 
 def test_differences_on_glue(study, tmp_path):
-    """Of each kind pretraining's worth, and the difference from full, with intervals."""
-    scores = {"full-cola-seed0": [0.2], "full-cola-seed1": [0.3], "full-cola-scratch": [0.1, 0.0],
-              "wide-cola-seed0": [0.4], "wide-cola-seed1": [0.6], "wide-cola-scratch": [0.1]}
-    for name, values in scores.items():
-        write_json(tmp_path / f"glue/{name}.json", {"scores": values})
-    rows = {row.split("|")[1].strip(): row.split("|")[2].strip()
-            for row in study.glue_table().splitlines()[2:]}
-    worth = study.in_brackets(*study.difference([20, 30], [10, 0]), 1)
-    assert rows["an FFN in every layer: pretrained minus from scratch"] == worth
-    assert rows["no FFN, 180 wide: pretrained minus from scratch"] == "–"
-    gap = study.in_brackets(*study.difference([40, 60], [20, 30]), 1)
-    assert rows["pretrained: no FFN, 180 wide minus one in every layer"] == gap
+    """What pretraining is worth to each kind, its difference from full's, and tasks' mean.
+
+    A task that lacks results is "–", and so is the mean then; the two kinds without FFNs share the
+    models from scratch.
+    """
+    rng = np.random.default_rng(3)
+    first, *others = study.TASKS
+    for task in study.TASKS:
+        for name in ("full", "none", "flops"):
+            scores = rng.random(3).round(3).tolist()
+            for seed, score in enumerate(scores):
+                write_json(tmp_path / f"glue/{name}-{task}-seed{seed}.json", {"scores": [score]})
+            if name != "flops":
+                scores = rng.random(3).round(3).tolist()
+                write_json(tmp_path / f"glue/{name}-{task}-scratch.json", {"scores": scores})
+
+    def of(name, which):
+        return np.array([[run["scores"] for run in study.results("glue", f"{name}-{task}-{which}")]
+                         for task in study.TASKS]).reshape(len(study.TASKS), 3) * 100
+
+    def interval(ours, theirs):
+        return study.in_brackets(*study.difference(ours, theirs), 1)
+
+    def table():
+        return {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for cells in
+                (row.split("|") for row in study.glue_table().splitlines()[2:])}
+
+    full, fresh, flops, none = (of("full", "seed"), of("full", "scratch"), of("flops", "seed"),
+                                of("none", "scratch"))
+    rows = table()
+    assert len(rows) == 2 + 2 + 1 + 3 + 2 * 2
+    assert rows["FFNs: worth of pretraining"][0] == interval(full[0], fresh[0])
+    assert rows["FFNs: worth of pretraining"][-1] == interval(full.mean(0), fresh.mean(0))
+    assert rows["no FFN, equal FLOPs minus FFNs: score"][1] == interval(flops[1], full[1])
+    assert rows["no FFN, equal FLOPs minus FFNs: worth of pretraining"][2] == interval(
+        flops[2] - none[2], full[2] - fresh[2])
+    (tmp_path / f"glue/full-{first}-seed1.json").unlink()
+    rows = table()
+    gaps = rows["FFNs: worth of pretraining"]
+    assert [gap == "–" for gap in gaps] == [True, *[False] * len(others), True]
 
 
 def result(loss, tokens=2_000_000):
@@ -166,7 +209,7 @@ def test_damaged_results_are_named(study, tmp_path):
             study.results("tokens", "full")
     write_json(tmp_path / "glue/full-rte-seed0.json", {"scores": ["0.5"]})
     with pytest.raises(UserError, match=r'seed0\.json: an entry of "scores" is 0.5, but should'):
-        study.glue_scores("full", "rte", "seed")
+        study.glue_scores("full", "seed")
 
 
 def test_the_frontier_is_the_best_size_at_each_budget(study, tmp_path):
@@ -202,32 +245,32 @@ def test_the_band_of_default_runs(study, tmp_path):
 
 
 def test_sentences_to_pretrain_on(tmp_path):
-    """docs/sentences.py writes the columns of sentences, and of SST-2 those in no other.
+    """docs/sentences.py writes the training sentences that are in no dev part, in copies.
 
-    CoLA's file has no header, a treebank's folders are searched, and copies are as many as said.
+    Of SST-2's phrases those in no other; CoLA's file has no header.
     """
     sentences = script("sentences")
-    for name, (key, parts) in sentences.PARTS.items():
+    for key in sentences.COPIES:
         task = GLUE[key]
         head = list(task.plain) or ["a", "b", "c", *task.texts, task.label]
-        rows = [[f"{name} {i}" if column in task.texts else "" for i, column in enumerate(head)]]
-        if name == "sst":
-            phrases = ("a good film ", "good film ", "good", "oo")
-            rows = [[*"abc", phrase, ""] for phrase in phrases]
-        for row in rows:
-            row[head.index(task.label)] = task.labels[0] if task.labels else "2.5"
-        for part in parts:
-            path = tmp_path / "GLUE" / task.name / f"{part}.tsv"
+        for split, texts in {"train": ["new", "old"], "dev": ["old", "old"]}.items():
+            rows = [[f"{key} {text} {column}" if column in task.texts else "" for column in head]
+                    for text in texts]
+            if key == "sst2" and split == "train":
+                rows = [[*"abc", phrase, ""]
+                        for phrase in ("a good film ", "good film ", "good", "oo")]
+            for row in rows:
+                row[head.index(task.label)] = task.labels[0] if task.labels else "2.5"
+            path = tmp_path / "GLUE" / task.name / f"{split}.tsv"
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = rows if task.plain else [head, *rows]
             path.write_text("".join("\t".join(row) + "\n" for row in lines))
-    (tmp_path / "UD" / "not-to-release").mkdir(parents=True)
-    (tmp_path / "UD" / "not-to-release" / "a.conllu").write_text("# text = One.\n1\tOne\n")
-    sentences.main(tmp_path / "GLUE", tmp_path / "UD", tmp_path / "text")
+    sentences.main(tmp_path / "GLUE", tmp_path / "text")
     found = {path.name: [json.loads(line)["text"] for line in path.read_text().splitlines()]
              for path in (tmp_path / "text").iterdir()}
-    assert found["sst.jsonl"] == found["sst8.jsonl"] == ["a good film", "oo"]
-    assert found["cola.jsonl"] == ["cola 3"] and found["ewt2.jsonl"] == ["One."]
-    assert found["mrpc.jsonl"] == ["mrpc 3", "mrpc 4"] and len(found) == 8 + 2 * 6
-    with pytest.raises(UserError, match="give three folders"):
+    assert found["sst2.jsonl"] == found["sst23.jsonl"] == ["a good film", "oo"]
+    assert found["cola.jsonl"] == ["cola new sentence"]
+    assert found["mrpc2.jsonl"] == [f"mrpc new {column}" for column in GLUE["mrpc"].texts]
+    assert len(found) == sum(sentences.COPIES.values())
+    with pytest.raises(UserError, match="give two folders"):
         sentences.main("GLUE")
