@@ -111,11 +111,11 @@ def accuracy_jobs():
     """Pretraining with pairs of sentences; fine-tuning of these runs, and from scratch."""
     for seed in range(3):
         for name, (_, options) in TUNED_KINDS.items():
-            length = [] if "--flops" in options else ["--steps", "5000"]
+            length = [] if "--flops" in options else ["--steps", "3000"]
             yield "accuracy", f"{name}-seed{seed}", [
                 *WITH_PAIRS, *options, *length, "--seed", str(seed)]
     for task in TASKS:
-        tune = ["--task", task, "--data-dir", "GLUE"]
+        tune = ["--task", task, "--data-dir", "GLUE", "--dtype", "bfloat16"]
         tune += ["--train-examples", "10000"] * (task in ("qnli", "sst2"))
         for name in TUNED_KINDS:
             for seed in range(3):
