@@ -14,7 +14,7 @@ from helpers import BEASTS, COLOURS
 from mini_undivided import glue
 from mini_undivided.model import BertConfig, MaskedLM, SequenceClassifier
 from mini_undivided.report import finetuning
-from mini_undivided.support import glue_files
+from mini_undivided.support import glue_files, machine
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.support.machine import Machine
@@ -219,6 +219,15 @@ def test_every_option_changes_the_result(run_dir, glue_dir):
         weight = model.classifier.weight[0].sum().item()
         assert weight not in seen, f"{change} gave the same model as {seen[weight]}"
         seen[weight] = change
+
+
+def test_precision_is_chosen_by_width_as_in_pretraining(run_dir, glue_dir, monkeypatch):
+    """A model too narrow for bfloat16 to pay is fine-tuned in float32, a wider one is not."""
+    monkeypatch.setattr(machine, "multiplies_bfloat16", lambda device: True)
+    for quick_width, dtype in ((25, torch.float32), (24, torch.bfloat16)):
+        monkeypatch.setattr(machine, "QUICK_WIDTH", quick_width)
+        tuner = finetuning.Finetuner(options(run_dir, glue_dir))
+        assert tuner.machine.dtype == dtype
 
 
 def test_evaluation_leaves_training_untouched(run_dir, glue_dir, monkeypatch):

@@ -40,9 +40,9 @@ class Finetuner:
 
     def __init__(self, options):
         check_finished(options.run)
-        self.options, self.machine = options, Machine.start(options.device, options.dtype)
-        self.folder = resolve(options.run)
+        self.options, self.folder = options, resolve(options.run)
         self.config = BertConfig.from_hugging_face(self.folder)
+        self.machine = Machine.start(options.device, options.dtype, self.config.hidden_size)
         self.encoder = Encoder.from_pretrained(self.folder)
         self.pooler = read_pooler(self.folder, self.config)  # None: the run has none
         self.tokenizer = load_tokenizer(self.folder)
