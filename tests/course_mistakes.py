@@ -28,7 +28,6 @@ MISTAKES = [
      "identity is not an absent"),
     (2, "Block.forward", "x if self.ffn is None else self.ffn(x)", "x", "FFN is left out"),
     (2, "Block.forward", "x, mask, positions", "x, None, positions", "mask does not reach"),
-    (2, "Block.forward", "x, mask, positions)\n", "x, mask, positions=positions)\n", "by name"),
     (2, "Block.forward", "x, mask, positions)\n", "x, mask)\n", "positions does not reach"),
     (3, "count_parameters", "config)", "type(config)(**{**vars(config), 'ffn_layers': None}))",
      "every layer"),
@@ -642,6 +641,11 @@ def forward(self, x):
     y = y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
     x = self.dropout(F.linear(y, self.down.weight, self.down.bias))
     return self.norm(residual + x)
+"""}),
+    ("arguments by name", 2, {"Block.forward": """
+def forward(self, x, mask=None, positions=None):
+    attended = self.attention(x=x, mask=mask, positions=positions)
+    return self.ffn(x=attended) if self.ffn else attended
 """}),
     ("formulas", 3, {"count_parameters": """
 def count_parameters(config, model_class=MaskedLM):

@@ -1,4 +1,4 @@
-"""Checks of 1 to 3: attention, the FFN and the block, parameters and FLOPs."""
+"""Checks of 1 and 2: attention, the FFN and the block."""
 
 import torch
 from torch import nn
@@ -166,11 +166,6 @@ def dropout_in_the_ffn(model, rng):
     compare("what the FFN adds under dropout", added, 2 * whole * (added != 0), {})
 
 
-def refuse_names(module, arguments, named):
-    """A hook before a module. Raises Wrong for keyword arguments."""
-    require(not named, "arguments reach attention by name: attention.py expects them by position")
-
-
 @check(2, points=2)
 def block_with_ffn(model, rng):
     """A block with an FFN is PyTorch's TransformerEncoderLayer, with padding too."""
@@ -191,7 +186,6 @@ def block_with_ffn(model, rng):
              "when attention's output is added: the FFN has its residual": right + attended,
              "when attention and FFN stand side by side": attended + through,
              "when the mask does not reach attention": layer(x)}
-    block.attention.register_forward_pre_hook(refuse_names, with_kwargs=True)
     compare("the output of a block with an FFN", block(x, mask), right, wrong)
     compare("the output at positions", block(x, mask, positions), there, {
         "when positions does not reach attention": right})
