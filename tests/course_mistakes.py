@@ -23,12 +23,11 @@ MISTAKES = [
      "on the output"),
     (1, "attention", "F.dropout(weights, dropout)", "weights", "dropout unused"),
     (1, "attention", "F.dropout(weights, dropout)", "F.dropout(weights, 1 - dropout)", "is kept"),
-    (2, "Block.forward", "x if self.ffn is None else self.ffn(x)", "self.ffn(x)", "always called"),
+    (2, "Block.forward", "x if self.ffn is None else self.ffn(x)", "self.ffn(x)", "not callable"),
     (2, "Block.forward", "return x if", "return F.layer_norm(2 * x, x.shape[-1:]) if",
      "identity is not an absent"),
     (2, "Block.forward", "x if self.ffn is None else self.ffn(x)", "x", "FFN is left out"),
     (2, "Block.forward", "x, mask, positions", "x, None, positions", "mask does not reach"),
-    (2, "Block.forward", "x, mask, positions)\n", "x, mask, positions=positions)\n", "by name"),
     (2, "Block.forward", "x, mask, positions)\n", "x, mask)\n", "positions does not reach"),
     (3, "count_parameters", "config)", "type(config)(**{**vars(config), 'ffn_layers': None}))",
      "every layer"),
@@ -103,7 +102,7 @@ MISTAKES = [
      "(1.0 - progress) / (1.0 - warmup)", "negative"),
     (6, "warmup_decay", "max(0.0, (1.0 - progress) / (1.0 - warmup))",
      "max(0.0, (1.0 - progress) / (1.0 - warmup)) ** 0.5", "decay is not a straight line"),
-    (6, "warmup_decay", "if progress < warmup", "if progress <= warmup", "divided by 0"),
+    (6, "warmup_decay", "if progress < warmup", "if progress <= warmup", "division by zero"),
     (6, "scale_learning_rates", 'factor * group["initial_lr"]', 'factor * group["lr"]', "add up"),
     (6, "scale_learning_rates", 'factor * group["initial_lr"]', "factor", "factor itself"),
     (6, "scale_learning_rates", "for optimizer in optimizers", "for optimizer in optimizers[:1]",
@@ -509,7 +508,7 @@ MISTAKES_BY_HAND = [
     (7, "f1", "return 2 * precision * recall / (precision + recall)", "return precision",
      "precision alone"),
     (7, "f1", "    if tp == 0:\n        return 0.0\n", "", "division by 0"),
-    (7, "f1", "np.sum(labels == 1)", "np.sum(labels == 0)", "none of the usual"),
+    (7, "f1", "np.sum(labels == 1)", "np.sum(labels == 0)", "but should be"),
     (7, "pearson", "np.sum(x * y) / below", "abs(np.sum(x * y)) / below", "without its sign"),
     (7, "pearson", "np.sum(x * y) / below", "(np.sum(x * y) / below) ** 2", "square"),
     (7, "pearson", "np.sum(x * y) / below", "np.cov(x, y)[0, 1] / (x.std() * y.std())", "n - 1"),
@@ -642,6 +641,11 @@ def forward(self, x):
     y = y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
     x = self.dropout(F.linear(y, self.down.weight, self.down.bias))
     return self.norm(residual + x)
+"""}),
+    ("arguments by name", 2, {"Block.forward": """
+def forward(self, x, mask=None, positions=None):
+    attended = self.attention(x=x, mask=mask, positions=positions)
+    return self.ffn(x=attended) if self.ffn else attended
 """}),
     ("formulas", 3, {"count_parameters": """
 def count_parameters(config, model_class=MaskedLM):

@@ -53,13 +53,14 @@ def natural(text):
 
 def check(numbers, seed):
     """Print what the checks of some assignments find in this folder → whether all pass."""
-    from mini_undivided.course.assignments import PACKAGE, results
+    from mini_undivided.course.assignments import PACKAGE, checks_of, run
     from mini_undivided.course.grade import feedback, verdict
 
     if not PACKAGE.parent.samefile("."):
         raise UserError(f"you are in {Path.cwd()}, but Python takes mini_undivided from "
                         f"{PACKAGE.parent}: change to your copy's folder")
-    tests = [verdict(*result) for number in numbers for result in results(number, seed)]
+    checks = [each for number in numbers for each in checks_of(number)]
+    tests = [verdict(each, run(each, seed)) for each in checks]
     print(feedback(tests))
     return all(test["status"] == "passed" for test in tests)
 

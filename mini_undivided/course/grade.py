@@ -16,7 +16,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, results
+from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, run
 from mini_undivided.course.copy import ROOT, make_copy
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import write_text
@@ -77,8 +77,8 @@ def judge(submission, numbers, seed, seconds):
             for name, text in files.items():
                 (project / name).write_bytes(text)
             with Student(project, number, seconds):
-                for _, message in results(number, seed):
-                    print(json.dumps(message), flush=True)
+                for each in checks_of(number):
+                    print(json.dumps(run(each, seed)), flush=True)
 
 
 def grade(submission, numbers, seed, seconds):

@@ -31,32 +31,27 @@ def cycles(rng, count, n):
 def centred_gram(cka, rng):
     """centre has a diagonal and row sums of 0, and differs from K = X Xᵀ by u_i + u_j."""
     for n in (int(rng.integers(7, 10)), 4):  # the least that the divisors allow
-        centred(normal(rng, int(rng.integers(2, 4)), n, int(rng.integers(5, 7))) + 1)
-
-
-def centred(x):
-    """Raise Wrong unless centre is right for layers x (L, n, C)."""
-    n, answer, gram = x.size(1), pure("cka", "centre", x), x @ x.mT
-    require(answer.shape == gram.shape, f"centre has the shape {tuple(answer.shape)}, but should "
-            f"have {tuple(gram.shape)}: a matrix for each layer")
-    rows = x - x.mean(1, True)
-    biased = rows @ rows.mT
-    for cause, value in {
+        x = normal(rng, int(rng.integers(2, 4)), n, int(rng.integers(5, 7))) + 1
+        answer, gram, rows = pure("cka", "centre", x), x @ x.mT, x - x.mean(1, True)
+        biased, eye = rows @ rows.mT, torch.eye(n, dtype=x.dtype)
+        wrong = {
             "X Xᵀ itself: nothing is subtracted": gram,
             "H K H, the biased form: leave the diagonal out, and divide by n - 2": biased,
-            "H K H without its diagonal: K's own counts as 0 in the sums, too":
-                biased - torch.diag_embed(biased.diagonal(dim1=1, dim2=2))}.items():
-        require(not equal(answer, value), f"centre is {cause}")
-    tiny, sums = 1e-5 * gram.abs().max(), answer.sum(2)
-    require(answer.diagonal(dim1=1, dim2=2).abs().max() < tiny,
-            "the diagonal of the result is not 0: set it to 0 once more at the end")
-    require(sums.abs().max() < tiny, f"rows sum to {sums[0, 0]:.4g}, not to 0: is it n - 2 and "
-            "(n - 1) (n - 2), and does K's diagonal count as 0 in the sums?")
-    require(equal(answer, answer.mT), "the result is not symmetric")
-    less, (i, j, q, r) = answer - gram, torch.tensor([*itertools.permutations(range(n), 4)]).T
-    additive = less[:, i, j] + less[:, q, r] - less[:, i, r] - less[:, q, j]
-    require(additive.abs().max() < tiny,
-            "more than sums of rows and of all is subtracted, or the entries are scaled")
+            "H K H without its diagonal: K's own counts as 0 in the sums, too": biased * (1 - eye)}
+        require(answer.shape == gram.shape, f"centre has the shape {tuple(answer.shape)}, but "
+                f"should have {tuple(gram.shape)}: a matrix for each layer")
+        for cause, value in wrong.items():
+            require(not equal(answer, value), f"centre is {cause}")
+        tiny, sums = 1e-5 * gram.abs().max(), answer.sum(2)
+        require((answer * eye).abs().max() < tiny,
+                "the diagonal of the result is not 0: set it to 0 once more at the end")
+        require(sums.abs().max() < tiny, f"rows sum to {sums[0, 0]:.4g}, not to 0: is it n - 2 and "
+                "(n - 1) (n - 2), and does K's diagonal count as 0 in the sums?")
+        require(equal(answer, answer.mT), "the result is not symmetric")
+        less, (i, j, q, r) = answer - gram, torch.tensor([*itertools.permutations(range(n), 4)]).T
+        additive = less[:, i, j] + less[:, q, r] - less[:, i, r] - less[:, q, j]
+        require(additive.abs().max() < tiny,
+                "more than sums of rows and of all is subtracted, or the entries are scaled")
 
 
 @check(8, points=5)
