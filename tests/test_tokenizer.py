@@ -353,6 +353,9 @@ def test_the_lines_of_a_vocabulary(vocabulary, tmp_path):
         with pytest.raises(UserError, match=sentence) as error:
             load_tokenizer(other)
         assert f"line {len(WORDS) + 1}" in str(error.value)
+    other.write_bytes(b"\xef\xbb\xbf" + lines)
+    with pytest.raises(UserError, match="other.txt begins with a byte order mark"):
+        load_tokenizer(other)
 
 
 def test_the_config_beside_a_vocabulary_decides_its_case(vocabulary):
