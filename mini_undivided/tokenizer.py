@@ -89,8 +89,6 @@ def finish(tokenizer, source):
     tokenizer.add_special_tokens([token for token in SPECIAL if token not in known])
     cls, sep = ((token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = processors.BertProcessing(sep, cls)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     return tokenizer
 
 
@@ -146,6 +144,8 @@ def load_tokenizer(path, cased=False):
     with reading(path):
         if saved.as_it_is:
             tokenizer = Tokenizer.from_file(str(path))
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
         else:
             lower, *others = (saved.settings.get(name) for name in (
                 "do_lower_case", "strip_accents", "tokenize_chinese_chars"))
@@ -163,8 +163,6 @@ def load_tokenizer(path, cased=False):
 
 def form(tokenizer):
     """The ids and segment ids of a text and of a pair, by which forms of sequences are compared."""
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     encodings = tokenizer.encode("a word, a \u2603"), tokenizer.encode("a word", "a \u2603")
     return [(encoding.ids, encoding.type_ids) for encoding in encodings]
 

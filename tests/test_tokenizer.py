@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import transformers
 from helpers import names
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from mini_undivided.support.errors import UserError
@@ -74,11 +74,15 @@ def test_ids_are_those_of_transformers(vocabulary, text, cased):
 def test_auto_tokenizer_opens_ours(tmp_path, cased):
     """AutoTokenizer opens the folder of a trained tokenizer and gives the same ids.
 
-    For single texts and for pairs.
+    For single texts and for pairs. It decodes them to the text: pieces joined, no space before a
+    full stop.
     """
     tokenizer = train_tokenizer(prose(), vocab_size=90, cased=cased)
     save_tokenizer(tokenizer, tmp_path)
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in prose():
+        decoded = auto.decode(tokenizer.encode(text).ids, skip_special_tokens=True)
+        assert decoded == tokenizer.normalizer.normalize_str(text)
     for text in [*TEXTS, *prose()[:9]]:
         assert auto(text)["input_ids"] == tokenizer.encode(text).ids
         pair = tokenizer.encode(text, "The Café [MASK]")
@@ -134,6 +138,7 @@ def written(folder, kind, beside):
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=True)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+        tokenizer.decoder = decoders.WordPiece(cleanup=False)
         tokenizer.add_special_tokens([*SPECIAL, "[E9]"])
         tokenizer.enable_truncation(9)
         tokenizer.enable_padding(length=41)
@@ -143,17 +148,20 @@ def written(folder, kind, beside):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["vocab.txt", "tokenizer.json", "saved by transformers"])
-@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize(("kind", "beside"), [
+    ("tokenizer.json", "nothing at all"),
+    *(("tokenizer.json", beside) for beside in BESIDE),
+    *((kind, beside) for kind in ("vocab.txt", "saved by transformers") for beside in BESIDE
+      if not beside.startswith("as it is"))])
 def test_ids_are_those_of_auto_tokenizer_before_and_after_saving(tmp_path, beside, kind):
     """Whatever files stand beside a vocabulary, AutoTokenizer and ours give the same ids.
 
-    So they do when ours has saved what it opened. Truncation and padding that are set in a
-    tokenizer.json are left out.
+    So they do when ours has saved what it opened, and they decode to the same text. Truncation and
+    padding that are set in a tokenizer.json are left out.
     """
-    if kind != "tokenizer.json" and beside.startswith("as it is"):
-        pytest.skip("there is no tokenizer.json that could be taken as it is")
-    folder = written(tmp_path, "vocab.txt" if " " in kind else kind, BESIDE[beside])
+    folder = written(tmp_path, "vocab.txt" if " " in kind else kind, BESIDE.get(beside, {}))
+    if beside == "nothing at all":
+        (folder / "config.json").unlink()
     if kind == "saved by transformers":
         transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "theirs")
         folder = tmp_path / "theirs"
@@ -166,13 +174,17 @@ def test_ids_are_those_of_auto_tokenizer_before_and_after_saving(tmp_path, besid
         transformers.AutoTokenizer.from_pretrained(each) for each in (folder, tmp_path / "saved"))
     for text in [*TEXTS, "the  [MASK] c  [E1]un[E9] stop[E0]unable", "Éa CAFÉ\u0301 中文"]:
         for texts in ((text,), (text, TEXTS[0])):
-            expected = reference(*texts)
+            expected = reference(*texts, return_token_type_ids=True)
             expected = expected["input_ids"], expected["token_type_ids"]
             for name, each in (("ours", ours), ("again", again)):
                 encoding = each.encode(*texts)
                 assert (encoding.ids, encoding.type_ids) == expected, (name, texts)
             saved = reopened(*texts)
             assert (saved["input_ids"], saved["token_type_ids"]) == expected, texts
+            for special in (False, True):  # whether special tokens are left out
+                theirs, *decoded = (each.decode(expected[0], skip_special_tokens=special)
+                                    for each in (reference, reopened, ours, again))
+                assert decoded == [theirs] * 3, texts
 
 
 def test_ends_of_lines_are_stripped_as_by_auto_tokenizer(tmp_path):
@@ -230,6 +242,22 @@ def test_another_form_of_sequences_is_refused(tmp_path, processor):
     tokenizer.save(str(folder / "tokenizer.json"))
     with pytest.raises(UserError, match="post_processor"):
         load_tokenizer(folder)
+
+
+def test_a_tokenizer_json_of_others_has_no_limits_of_its_own(tmp_path):
+    """Without a post_processor it gets BERT's form; its truncation and padding count for nothing.
+
+    Neither here nor in what is saved.
+    """
+    path = written(tmp_path, "tokenizer.json", {}) / "tokenizer.json"
+    (tmp_path / "config.json").unlink()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))
+    save_tokenizer(load_tokenizer(path), tmp_path / "saved")
+    the = WORDS.index("the")
+    for tokenizer in (load_tokenizer(path), Tokenizer.from_file(f"{tmp_path}/saved/tokenizer.json")):
+        assert tokenizer.encode("the " * 52).ids == [2, *[the] * 52, 3]
+        batch = tokenizer.encode_batch(["the", "the the"])
+        assert [encoding.ids for encoding in batch] == [[2, the, 3], [2, the, the, 3]]
 
 
 # Training
@@ -325,6 +353,9 @@ def test_the_lines_of_a_vocabulary(vocabulary, tmp_path):
         with pytest.raises(UserError, match=sentence) as error:
             load_tokenizer(other)
         assert f"line {len(WORDS) + 1}" in str(error.value)
+    other.write_bytes(b"\xef\xbb\xbf" + lines)
+    with pytest.raises(UserError, match="other.txt begins with a byte order mark"):
+        load_tokenizer(other)
 
 
 def test_the_config_beside_a_vocabulary_decides_its_case(vocabulary):

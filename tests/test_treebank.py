@@ -30,7 +30,7 @@ def test_treebanks_lose_multiword_tokens_and_empty_nodes_only(tmp_path):
     path.write_bytes(b"# c\n# d\n1\tr\xe9d")
     with pytest.raises(UserError, match=r"one\.conllu is not UTF-8 in line 3"):
         list(read_conllu(path))
-    with pytest.raises(UserError, match=r"holds no file \*train\*\.conllu with a sentence"):
+    with pytest.raises(UserError, match=r"holds no file \*train\*\.conllu with a tagged sentence"):
         probe_tasks.treebank_task(tmp_path / "nothing", 100)
 
 
@@ -59,12 +59,9 @@ def test_a_word_whose_number_cannot_be_read_is_not_left_out(tmp_path, number):
         read_treebank(tmp_path)
 
 
-@pytest.mark.parametrize(("word", "tag"), [("ant", ""), ("ant", " "), ("ant", "_"), ("", "NOUN")])
-def test_a_missing_tag_is_no_tag(tmp_path, word, tag):
-    """A word without a tag, or a tag without a word, is an error that names file and line.
-
-    An underscore is a word, but among the tags it stands for none; 1-2 needs no tag.
-    """
+@pytest.mark.parametrize(("word", "tag"), [("ant", ""), ("ant", " "), ("", "NOUN")])
+def test_an_empty_field_is_an_error(tmp_path, word, tag):
+    """An empty word or tag is an error that names file and line. "_" may be a word."""
     path = tmp_path / "one.conllu"
     rows = [treebank_row("1-2", "an_ant", "_"), treebank_row("1", "_", "PUNCT")]
     path.write_text("\n".join([*rows, treebank_row("2", word, tag)]), encoding="utf-8")
@@ -72,3 +69,20 @@ def test_a_missing_tag_is_no_tag(tmp_path, word, tag):
         list(read_conllu(path))
     path.write_text("\n".join(rows), encoding="utf-8")
     assert list(read_conllu(path)) == [[("_", "PUNCT")]]
+
+
+def test_sentences_with_a_word_without_a_tag_are_left_out(tmp_path, capsys):
+    """Where "_" stands for a word's tag, its sentence is left out, and how many are is said.
+
+    A treebank without tags is refused.
+    """
+    write_treebank(tmp_path, 4)
+    whole, path = read_treebank(tmp_path), tmp_path / "xx-ud-train.conllu"
+    assert capsys.readouterr().out == ""
+    rows = [treebank_row("1", "an", "DET"), treebank_row("2", "gnu", "_"), "\n"]
+    path.write_text("\n".join([*rows, path.read_text()]))
+    assert read_treebank(tmp_path) == whole
+    assert f"{path}: 1 of 5 sentences left out" in capsys.readouterr().out
+    path.write_text("\n".join(rows))
+    with pytest.raises(UserError, match=r"no file \*train\*.conllu with a tagged sentence"):
+        read_treebank(tmp_path)

@@ -38,7 +38,9 @@ def read_vocabulary(path):
         check_form(list(vocabulary.values()), [int], path, "its vocabulary")
         return vocabulary
     with reading(path):
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape").removesuffix("\n")
+        text = path.read_bytes().decode("utf-8", "surrogateescape").removesuffix("\n")
+    if text.startswith("\ufeff"):  # AutoTokenizer takes it for a part of the first word
+        raise UserError(f"{path} begins with a byte order mark; remove it")
     vocabulary = {}
     for number, line in enumerate(text.split("\n"), 1):
         word = re.sub(r"[^\S\x1c-\x1f]+\Z", "", line)  # Unicode's spaces, as AutoTokenizer strips
