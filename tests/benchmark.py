@@ -1,6 +1,6 @@
 """How fast this is, against `transformers` and against the machine itself. Needs the [test] extra.
 
-    python tests/benchmark.py [--quick] [--only step|tokenise|finetune|growth|quality] [--compile]
+    python tests/benchmark.py [--quick] [--only step|tokenise|finetune|growth|quality]
 
 Contenders run in turn (A B A B …), each round of each in a process of its own, on equal work: the
 same sizes, batch, text and precision. Tables show the median, with the lowest and the highest in
@@ -100,8 +100,7 @@ def step_section(args):
         sizes = {name: size for name, size in sizes.items() if size[0] < 12}
     speeds, rates = [], []
     for name, size in sizes.items():
-        spec = {"size": size, "seconds": 2 if args.quick else 6,
-                "compile": args.compile or ON_GPU}
+        spec = {"size": size, "seconds": 2 if args.quick else 6}
         contenders = {
             "ours": ("our_step", {**spec, "products": True}),
             "transformers": ("their_step", spec),
@@ -117,16 +116,14 @@ def step_section(args):
             rates.append([
                 name, label, spread(result["flops_per_second"], 1e9),
                 spread(result["matrix_rate"], 1e9), f"{median(result['use']):.2f}",
-                f"{median(result['mfu']):.0%}" if result["mfu"][0] else "–",
-                f"{median(result['loader_ratio']):.2%}", f"{median(result['first_seconds']):.1f}"])
+                f"{median(result['loader_ratio']):.2%}"])
     print_table(
         "Training step: tokens/s, and peak memory of the process in MB",
         ["layers × width", *contenders, "ours / transformers", "no FFN / with",
          "memory: ours / transformers / no FFN", "ours / transformers"], speeds)
     print_table(
         "Ours against the machine's own matrix multiplications of these shapes, in GFLOP/s",
-        ["layers × width", "", "the step", "products alone", "ratio", "MFU", "batch and masking",
-         "first step, s"], rates)
+        ["layers × width", "", "the step", "products alone", "ratio", "batch and masking"], rates)
 
 
 def tokenise_section(args):
@@ -175,7 +172,7 @@ def growth_section(args):
         cells = []
         for T in lengths:
             result = measure("our_step", size=(layers, width, heads, 8192, 2048 // T, T),
-                             seconds=1, compile=ON_GPU, ffn_layers=ffn_layers)
+                             seconds=1, ffn_layers=ffn_layers)
             cells.append(f"{result['tokens_per_second']:,.0f} / {result['peak_bytes'] / 1e6:,.0f}")
         rows.append([f"{name} {layers} × {width}" + ", no FFN" * (ffn_layers == []), *cells])
     print_table("Training, 2,048 tokens a batch, vocabulary 8,192: tokens/s / peak memory in MB, "
@@ -186,7 +183,7 @@ def growth_section(args):
             result = measure("our_tokens", **write_text(folder, megabytes * 10**6))
         rows.append([f"{megabytes:,} MB", f"{result['bytes_per_second'] / 1e6:.2f}",
                      f"{result['peak_bytes'] / 1e6:,.0f}"])
-    print_table("Tokenising, by the size of the corpus", ["corpus", "MB/s", "peak memory, MB"], rows)
+    print_table("Tokenising, by the size of the corpus", ["", "MB/s", "peak memory, MB"], rows)
 
 
 def write_text(folder, size):
@@ -222,7 +219,8 @@ def quality_section(args):
     contenders = {
         f"transformers, learning rate {lr:g}": ("their_quality", {
             "steps": 300 if args.quick else 5000, "lr": lr}) for lr in RATES}
-    contenders |= {f"ours, seed {seed}": ("our_quality", {"seed": seed, "quick": args.quick})
+    shorter = {"steps": 300} if args.quick else {}
+    contenders |= {f"ours, seed {seed}": ("our_quality", {"seed": seed, **shorter})
                    for seed in range(1 if args.quick else 3)}
     curves = json.loads(RESULTS.read_text()) if RESULTS.exists() and not args.quick else {}
     for name, (worker, spec) in contenders.items():
@@ -242,27 +240,21 @@ def report_quality(curves):
     ours = [curve["points"] for name, curve in curves.items() if "ours" in name]
     rows = []
     for loss in (6.0, 5.75, round(lowest[theirs], 3), 5.5, 5.0, 4.5, 4.25, 4.0):
-        reached = sorted(t for points in ours if (t := time_to(loss, points)) is not None)
-        slow, quick = time_to(loss, curves[theirs]["points"]), median(reached or [0])
-        minutes = [f"{seconds / 60:.2f}" for seconds in reached]
-        rows.append([loss, f"{slow / 60:.2f}" if slow else "–", " ".join(minutes) or "–",
-                     f"{slow / quick:.1f}" if slow and quick else "–"])
-    print_table("Minutes of training to a validation loss: 4 × 128, 1,024 tokens a step, one run each",
-                ["loss", theirs, f"ours, {len(ours)} seeds", "ratio to the median"], rows)
+        slow, *quick = (minutes_to(loss, points) for points in (curves[theirs]["points"], *ours))
+        rows.append([loss, f"{slow:.2f}", " ".join(f"{minutes:.2f}" for minutes in np.sort(quick)),
+                     f"{slow / np.median(quick):.1f}"])
+    print_table("Minutes of training to a validation loss: 4 × 128, 1,024 tokens a step, one run "
+                "each", ["loss", theirs, f"ours, {len(ours)} seeds", "ratio to the median"], rows)
     rows = [[name, f"{curve['points'][-1][2]:.3f}", f"{curve['accuracy']:.1%}",
              f"{curve['points'][-1][1] / 60:.1f}"] for name, curve in curves.items()]
     print_table("At the end", ["run", "validation loss", "masked accuracy", "minutes"], rows)
 
 
-def time_to(loss, points):
-    """Seconds until a curve of (step, seconds, loss) reaches a loss, interpolated, or None."""
-    before = (0, 0.0, float("inf"))
-    for point in points:
-        if point[2] <= loss:
-            drop = before[2] - point[2]  # infinite before the first point
-            return point[1] - (loss - point[2]) / drop * (point[1] - before[1])
-        before = point
-    return None
+def minutes_to(loss, points):
+    """Minutes until a curve of (step, seconds, loss) has come down to a loss, or NaN."""
+    _, seconds, losses = np.transpose(points)
+    lowest = np.minimum.accumulate(losses)  # interpolated between points
+    return np.interp(-loss, -lowest, seconds / 60, right=np.nan)
 
 
 def plot_quality(curves):
@@ -284,10 +276,9 @@ def plot_quality(curves):
 
 # The workers of the quality section
 
-def our_quality(seed, quick):
+def our_quality(seed, **changes):
     """A run as `python train.py --seed N` does it: its curve, as its log has it."""
     with tempfile.TemporaryDirectory() as out:
-        changes = {"steps": 300} if quick else {}
         options = PretrainOptions.preset("laptop", seed=seed, out=out, device="cpu", **changes)
         record = run.pretrain(options)
         seconds, tokens, points = 0.0, 0, []
@@ -330,7 +321,7 @@ def their_quality(steps, lr):
 
     for step in range(1, steps + 1):
         started = time.perf_counter()
-        their_update(model, optimizer, next(batches), "cpu")
+        their_update(model, optimizer, next(batches), device="cpu")
         schedule.step()
         seconds += time.perf_counter() - started
         if step % (steps // 20) == 0:
@@ -342,7 +333,7 @@ def their_quality(steps, lr):
 
 # The workers of the training step
 
-def our_step(size, seconds, compile, ffn_layers=None, products=False):
+def our_step(size, seconds, ffn_layers=None, products=False):
     """Our training step; with `products` also the time of its matrix multiplications alone."""
     *_, vocabulary, batch_size, T = size
     machine = Machine.start(DEVICE)
@@ -352,7 +343,7 @@ def our_step(size, seconds, compile, ffn_layers=None, products=False):
     model = MaskedLM(config).to(machine.device).train()
     optimizers = [optim.adamw(model.parameters(), 1e-4)]
     model = pretrain.WithLoss(model)
-    model, loading = machine.compile(model) if compile else model, []
+    model, loading = machine.compile(model) if ON_GPU else model, []
 
     def step(number):
         started = time.perf_counter()
@@ -362,22 +353,20 @@ def our_step(size, seconds, compile, ffn_layers=None, products=False):
         loading.append(time.perf_counter() - started)
         pretrain.train_step(model, optimizers, [batch], num_masked, machine)
 
-    first, times = time_steps(step, seconds)
-    step_seconds, num_masked = median(times), batches.sequences.num_masked
-    result = {"tokens_per_second": batch_size * T / step_seconds, "first_seconds": first,
+    step_seconds, num_masked = median(time_steps(step, seconds)), batches.sequences.num_masked
+    result = {"tokens_per_second": batch_size * T / step_seconds,
               "peak_bytes": machine.peak_memory()}
     if not products:
         return result
     shapes = matrix_products(config, batch_size, T, num_masked)
     flops = flops_per_token(config, T, num_masked) * batch_size * T
     assert abs(sum(count * 6 * b * m * k * n for count, b, m, k, n in shapes) / flops - 1) < 1e-6
-    alone, peak = sum(n * time_product(*shape, machine) for n, *shape in shapes), machine.peak_flops()
+    alone = sum(count * time_product(*shape, machine) for count, *shape in shapes)
     return {**result, "flops_per_second": flops / step_seconds, "matrix_rate": flops / alone,
-            "use": alone / step_seconds, "mfu": peak and flops / step_seconds / peak,
-            "loader_ratio": median(loading) / step_seconds}
+            "use": alone / step_seconds, "loader_ratio": median(loading) / step_seconds}
 
 
-def their_step(size, seconds, compile):
+def their_step(size, seconds):
     """What a user of `transformers` writes: its collator, its model with labels, torch's AdamW."""
     from transformers import BertConfig, BertForMaskedLM
 
@@ -388,9 +377,9 @@ def their_step(size, seconds, compile):
     torch.manual_seed(0)
     model = BertForMaskedLM(BertConfig(**step_config(size))).to(DEVICE).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=ON_GPU or None)
-    model = torch.compile(model) if compile else model
-    first, times = time_steps(lambda _: their_update(model, optimizer, next(batches)), seconds)
-    return {"tokens_per_second": batch_size * T / median(times), "first_seconds": first,
+    model = torch.compile(model) if ON_GPU else model
+    times = time_steps(lambda _: their_update(model, optimizer, next(batches)), seconds)
+    return {"tokens_per_second": batch_size * T / median(times),
             "peak_bytes": Machine(torch.device(DEVICE)).peak_memory()}
 
 
@@ -405,12 +394,13 @@ def their_batches(sequences, size, tokenizer):
         yield {name: batch[name] for name in ("input_ids", "labels")}
 
 
-def their_update(model, optimizer, batch, device=DEVICE):
-    """Move a batch, compute the loss, and step."""
-    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        loss = model(**batch).loss
-    loss.backward()
+def their_update(model, optimizer, *parts, device=DEVICE):
+    """Step on a batch, in one or more micro-batches of equal size."""
+    for part in parts:
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in part.items()}
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = model(**moved).loss
+        (loss / len(parts)).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
@@ -447,10 +437,7 @@ def random_batches(vocabulary, batch_size, T, mlm_probability=data.MLM_PROBABILI
 
 
 def time_steps(step, seconds):
-    """Seconds of the first step, and of each step after it, of which there are at least three.
-
-    The first step compiles and takes its memory.
-    """
+    """Seconds of each step, at least three, after two that compile and take their memory."""
     group = 10 if ON_GPU else 1  # a GPU is waited for once in ten steps, as in training
 
     def timed(start, count):
@@ -461,11 +448,11 @@ def time_steps(step, seconds):
             torch.cuda.synchronize()
         return (time.perf_counter() - before) / count
 
-    first, _ = timed(0, 1), timed(1, 1)
+    timed(0, 2)
     times = []
     while len(times) < 3 or sum(times) * group < seconds:
         times.append(timed(2 + len(times) * group, group))
-    return first, times
+    return times
 
 
 def matrix_products(config, B, T, M):
@@ -489,8 +476,7 @@ def time_product(b, m, k, n, machine):
     """Seconds that b products (m, k) (k, n) and those of their backward pass take at their best."""
     x, w, y = (torch.randn(b, *shape, device=machine.device, dtype=machine.dtype).squeeze(0)
                for shape in ((m, k), (n, k), (m, n)))
-    _, times = time_steps(lambda _: (x @ w.mT, y @ w, y.mT @ x), 0.2)
-    return min(times)
+    return min(time_steps(lambda _: (x @ w.mT, y @ w, y.mT @ x), 0.2))
 
 
 # The workers of tokenising
@@ -588,7 +574,6 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="less of everything, in minutes")
     parser.add_argument("--only", choices=SECTIONS, help="this section alone")
-    parser.add_argument("--compile", action="store_true", help="torch.compile on a CPU too")
     parser.add_argument("--worker", nargs=2, metavar=("NAME", "JSON"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

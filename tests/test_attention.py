@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import (
     LENGTHS, B, H, L, T, assert_close, config, run_script, saved_by_them, scatter)
+from matplotlib import image
 
 from mini_undivided.attention import STATISTICS, attention_sums, attention_weights, collapse
 from mini_undivided.model import Encoder
@@ -72,15 +73,9 @@ def test_collapse_equals_its_definition():
 
 
 def test_a_sentence_is_drawn(three, tmp_path):
-    """The command writes attention.png into the run's folder; too long a sentence is refused."""
+    """The command writes attention.png into the run's folder."""
     done = run_script("analyze.py", "attention", three / "noffn", "the fox and the hen .")
     assert done.returncode == 0, done.stderr
     path = three / "noffn" / "attention.png"
     assert done.stdout == f"written to {path}\n"
-    from matplotlib import image
-
     assert image.imread(path).std() > 0.02
-    path.unlink()
-    refused = run_script("analyze.py", "attention", three / "noffn", "the fox " * 20)
-    assert refused.returncode == 2 and "no more than 33 were seen in training" in refused.stderr
-    assert not path.exists()

@@ -175,26 +175,6 @@ def test_a_broken_packed_file_is_an_error(tmp_path, packed):
             read(path)
 
 
-@pytest.mark.parametrize(("names", "sentence"), [
-    (["missing.txt"], "missing.txt"), (["missing/*.txt"], r"missing/\*.txt"),
-    (["folder"], "folder"), (["other.csv"], "other.csv"), (["present.txt", "gone.txt"], "gone.txt"),
-    (["empty.txt", "void.txt"], "empty.txt .*void.txt is empty"),
-    (["hf:some/set", "present.txt"], "not both"),
-    (["docs", "present.txt"], "--corpus docs stands alone")])
-def test_what_is_no_corpus_is_an_error_that_names_it(tmp_path, monkeypatch, names, sentence):
-    """A path with nothing to read, a folder without text, a file of another kind, empty files.
-
-    And one missing path among several, or a path beside a dataset of the hub or beside "docs".
-    """
-    (tmp_path / "folder").mkdir()
-    files = {"other.csv": "a,b", "present.txt": "here", "empty.txt": "", "void.txt": ""}
-    for name, content in files.items():
-        write(tmp_path / name, content)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=sentence):
-        open_corpus(names)
-
-
 # Datasets from the hub
 
 

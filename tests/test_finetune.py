@@ -5,13 +5,12 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import help_of, run_script, write_lines
+from helpers import run_script, write_lines
 
 import finetune
 from mini_undivided.model import BertConfig, MaskedLM
 from mini_undivided.support.files import read_json
 from mini_undivided.support.options import FinetuneOptions
-from mini_undivided.support.tasks import TASKS
 from mini_undivided.tokenizer import save_tokenizer, train_tokenizer
 
 run = partial(run_script, "finetune.py")
@@ -73,20 +72,7 @@ def test_all_takes_what_is_there(encoder, data_dir):
     assert (encoder / "glue" / "cola-from-scratch.json").exists()
 
 
-def test_help_answers_without_loading_pytorch():
-    """--help names every task, and imports neither torch nor numpy."""
-    words, imported = help_of("finetune.py")
-    assert set(TASKS) <= set(words) and imported == []
-
-
 def test_every_option_reaches_the_loop():
     """The flags are exactly the fields of FinetuneOptions."""
     flags = {action.dest for action in finetune.parser()._actions} - {"help"}
     assert flags == {field.name for field in fields(FinetuneOptions)}
-
-
-def test_a_mistake_ends_with_status_2_and_one_sentence(tmp_path):
-    """So it is for a person; test_wrong_calls.py has a hundred mistakes."""
-    done = run("runs/nothing", "--task", "cola", cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("error: runs/nothing is not a folder")
-    assert done.stderr.count("\n") == 1

@@ -128,17 +128,10 @@ def test_muon_multiplies_in_bfloat16_where_a_gpu_does(machine, bfloat16):
 def test_an_apple_gpu_is_pointed_out(machine):
     """On a computer with an Apple GPU, the device line says how to use it."""
     machine(mps=True)
-    assert "--device mps" in str(Machine.start()) and "--device mps" not in str(Machine.start("mps"))
+    assert "--device mps" in str(Machine.start())
+    assert "--device mps" not in str(Machine.start("mps"))
     machine()
     assert "mps" not in str(Machine.start())
-
-
-@pytest.mark.parametrize("device", ["cuda", "mps"])
-def test_a_device_that_is_not_there_is_an_error(machine, device):
-    """A device that is not there is an error that names it, and suggests --device cpu."""
-    machine()
-    with pytest.raises(UserError, match=f"--device {device}.*--device cpu"):
-        Machine.start(device)
 
 
 def test_autocast_is_of_the_dtype():
@@ -207,7 +200,8 @@ BASE = BertConfig()
 
 @pytest.mark.parametrize("gigabytes, config, least, most", [
     (2, BASE, 1024, 2048), (24, BASE, 16_384, 24_000), (80, BASE, 65_536, 80_000),
-    (80, BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16), 16_384, 32_768),
+    (80, BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16),
+     16_384, 32_768),
     (141, BASE, 98_304, 141_000)])
 def test_a_micro_batch_grows_with_the_memory_of_the_gpu(gpu, gigabytes, config, least, most):
     """At most 1,000 tokens of BERT-Base a GB, and fewer of a larger model; 4,096 on a CPU."""

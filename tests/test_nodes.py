@@ -10,29 +10,33 @@ from helpers import ROOT, losses, train_options
 
 from mini_undivided.run import pretrain
 
-OPTIONS = [
-    "--layers", "2", "--hidden-size", "24", "--heads", "3", "--vocab-size", "150", "--seq-len", "19",
-    "--batch-tokens", "114", "--steps", "7", "--device", "cpu", "--dtype", "float32"]
+OPTIONS = (
+    "--layers 2 --hidden-size 24 --heads 3 --vocab-size 150 --seq-len 19 --batch-tokens 114 "
+    "--steps 7 --device cpu --dtype float32").split()
 
 
-def start(folder, node, port, text):
-    """Start one process of train.py as node `node` of two, in a folder and with a cache of its own."""
-    folder.mkdir()
-    launch = ["-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}",
-              "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-                   "MINI_UNDIVIDED_CACHE": str(folder / "cache")}
-    return subprocess.Popen(
-        [sys.executable, *launch, str(ROOT / "train.py"), "--corpus", str(text), "--out", "run",
-         *OPTIONS],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def two_machines(folder, *texts):
+    """Run train.py as two nodes, each in a folder with a cache and a text of its own.
 
-
-def free_port():
-    """A port that nothing listens on."""
+    → their exit statuses, and what they print.
+    """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+        port = found.getsockname()[1]  # one that nothing listens on
+    nodes = []
+    for number, text in enumerate(texts):
+        node = folder / f"node{number}"
+        node.mkdir()
+        launch = ["-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={number}",
+                  "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+                       "MINI_UNDIVIDED_CACHE": str(node / "cache")}
+        nodes.append(subprocess.Popen(
+            [sys.executable, *launch, str(ROOT / "train.py"), "--corpus", str(text),
+             "--out", "run", *OPTIONS],
+            cwd=node, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    shown = [node.communicate()[0] for node in nodes]
+    return [node.returncode for node in nodes], shown
 
 
 def test_two_machines_train_as_one_process(zoo, tmp_path):
@@ -41,10 +45,8 @@ def test_two_machines_train_as_one_process(zoo, tmp_path):
     Each prepares the text once, in its own cache; the first alone prints and writes the run.
     """
     pretrain(train_options("--corpus", zoo, "--out", tmp_path / "alone", *OPTIONS))
-    port = free_port()
-    nodes = [start(tmp_path / f"node{node}", node, port, zoo) for node in range(2)]
-    shown = [node.communicate()[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], shown
+    ends, shown = two_machines(tmp_path, zoo, zoo)
+    assert ends == [0, 0], shown
     expected = losses(tmp_path / "alone")
     actual = losses(tmp_path / "node0" / "run")
     assert actual == pytest.approx(expected, abs=1e-4) and len(expected) == 7
@@ -56,18 +58,13 @@ def test_two_machines_train_as_one_process(zoo, tmp_path):
 
 def test_machines_need_the_same_text(zoo, farm, tmp_path):
     """Text that differs between machines is an error in one sentence; nothing was written."""
-    port = free_port()
-    nodes = [start(tmp_path / f"node{node}", node, port, text) for node, text in enumerate((zoo, farm))]
-    shown = "".join(node.communicate()[0] for node in nodes)
-    assert all(node.returncode for node in nodes)
-    assert shown.count("error: the machines do not have the same text") == 1
+    ends, shown = two_machines(tmp_path, zoo, farm)
+    assert all(ends)
+    assert "".join(shown).count("error: the machines do not have the same text") == 1
     assert not (tmp_path / "node0" / "run").exists()
 
 
 def test_an_error_on_another_machine_is_told(zoo, tmp_path):
     """If the text is missing on the second machine alone, the first says so."""
-    port = free_port()
-    nodes = [start(tmp_path / f"node{node}", node, port, text)
-             for node, text in enumerate((zoo, tmp_path / "nowhere.txt"))]
-    shown = [node.communicate()[0] for node in nodes]
-    assert "error: " in shown[0] and "nowhere.txt" in shown[0] and "UserError" not in shown[0]
+    _, (shown, _) = two_machines(tmp_path, zoo, tmp_path / "nowhere.txt")
+    assert "error: " in shown and "nowhere.txt" in shown and "UserError" not in shown

@@ -18,7 +18,7 @@ from mini_undivided import data
 from mini_undivided.costs import flops_per_token
 from mini_undivided.model import MaskedLM
 from mini_undivided.pretrain import masked_loss
-from mini_undivided.report.training import train
+from mini_undivided.report.training import fill, train
 from mini_undivided.run import pretrain
 from mini_undivided.support import run_directory
 from mini_undivided.support.checkpoint import read_weights
@@ -61,14 +61,17 @@ def test_an_untrained_model_knows_nothing_and_a_trained_one_much(options, ffn_la
     """The first loss is about ln(vocabulary), and training brings it down.
 
     After 400 steps the loss is far below that of the best model without context, with FFNs and
-    without.
+    without; and `fill` puts the word that is all around a [MASK] first, less likely ones after it.
     """
     record = pretrain(replace(options, steps=400, seed=1, ffn_layers=ffn_layers))
-    vocabulary = load_tokenizer(options.out).get_vocab_size()
-    assert abs(losses(options.out)[1] - math.log(vocabulary)) < 0.25
+    model, tokenizer = MaskedLM.from_pretrained(options.out), load_tokenizer(options.out)
+    assert abs(losses(options.out)[1] - math.log(tokenizer.get_vocab_size())) < 0.25
     result = record["result"]
     assert result["validation_loss"] < result["baseline"]["loss"] - 0.7
     assert result["validation_accuracy"] > 0.6
+    for words in fill(model, tokenizer, "cat cat [MASK] cat cat [MASK] cat", top=3):
+        assert words[0][0] == "cat" and len(words) == 3
+        assert [p for _, p in words] == sorted((p for _, p in words), reverse=True)
 
 
 def test_the_loss_is_taken_in_float32():

@@ -64,7 +64,7 @@ def test_too_little_text_for_a_probe():
 
 
 def test_the_treebank_task_and_its_control(tmp_path):
-    """Tags keep to the files' splits; the control gives each word one tag, another for each seed."""
+    """Tags keep to the files' splits; the control gives each word one tag, others for a seed."""
     write_treebank(tmp_path)
     task = probe_tasks.treebank_task(tmp_path, 100)
     assert sizes(task) == {"train": 100, "valid": 25, "test": 100} and task.classes == 3

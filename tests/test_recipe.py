@@ -145,7 +145,8 @@ def unmasked(batch):
 def masked_positions(batch):
     """For each sequence of a batch the set of its masked positions."""
     rows = zip(batch.positions.tolist(), batch.labels.tolist(), strict=True)
-    return [{p for p, label in zip(*row, strict=True) if label != data.IGNORE_INDEX} for row in rows]
+    return [{position for position, label in zip(*row, strict=True) if label != data.IGNORE_INDEX}
+            for row in rows]
 
 
 # What a step sees.
@@ -299,7 +300,7 @@ def test_pretraining_clips_the_gradient_of_a_step(options, events):
 
 
 def test_finetuning_clips_the_gradient_of_a_step(task_run, data_dir, events):
-    """Fine-tuning clips the gradient to norm 1, too: once a step, before the optimizer."""
+    """So it is in fine-tuning."""
     finetune(task_options(task_run, data_dir))
     assert events == ["backward", ("clip", 1.0), ("step", 1.0)] * 30
 
@@ -308,7 +309,7 @@ def test_finetuning_clips_the_gradient_of_a_step(task_run, data_dir, events):
 
 
 def schedule(step, steps):
-    """The factor on the peak in the middle of step 1, 2, …: up for a tenth of the run, then down."""
+    """The factor on the peak in the middle of step 1, 2, …: up a tenth of the run, then down."""
     middle = (step - 0.5) / steps
     return middle / 0.1 if middle < 0.1 else (1 - middle) / 0.9
 

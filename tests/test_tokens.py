@@ -48,7 +48,8 @@ def test_token_files_are_cached_by_content(tmp_path, greek, monkeypatch):
     source, tokenizer, tokens = greek
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes(source.files[0].read_bytes())
-    monkeypatch.setattr(tokens_module, "write_token_files", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr(
+        tokens_module, "write_token_files", lambda *_: pytest.fail("tokenised again"))
     again = tokenize(corpus.open_corpus([str(copy)]), tokenizer)
     assert np.array_equal(again.train, tokens.train)
     copy.write_text(json.dumps({"text": "alpha"}))

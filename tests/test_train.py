@@ -5,19 +5,18 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from functools import partial
 
 import pytest
 import torch
-from helpers import ROOT, help_of, losses, run_script, small_run, train_options
+from helpers import ROOT, losses, run_script, small_run, train_options
 
 from mini_undivided.report.training import train
 from mini_undivided.run import pretrain
 from mini_undivided.support import run_directory
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
-from mini_undivided.support.options import PretrainOptions, TrainShortcuts, dashed, resume_options
+from mini_undivided.support.options import resume_options
 
 run = partial(run_script, "train.py")
 
@@ -56,13 +55,6 @@ def test_what_ffns_would_add_does_not_depend_on_the_heads(tale, tmp_path, capsys
         assert ("; an FFN in every layer would add 9,552 (+" in shown) == told
 
 
-def test_help_answers_without_loading_pytorch():
-    """--help names every option, and imports neither torch nor numpy."""
-    words, imported = help_of("train.py")
-    options = {dashed(field.name) for field in (*fields(PretrainOptions), *fields(TrainShortcuts))}
-    assert options <= set(words) and imported == []
-
-
 EFFECTS = [
     ("--layers", 3), ("--hidden-size", 30), ("--heads", 2), ("--ffn-size", 55),
     ("--vocab-size", 60), ("--cased",), ("--seq-len", 34), ("--batch-tokens", 420), ("--lr", 0.02),
@@ -91,14 +83,6 @@ def test_compile_is_asked_for(tale, tmp_path, monkeypatch, flags, compiled):
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: calls.append(model) or model)
     pretrain(train_options(*small_run(tale, tmp_path / "run", "--steps", 1, *flags)))
     assert len(calls) == compiled
-
-
-def test_a_mistake_ends_with_status_2_and_one_sentence(tmp_path):
-    """So it is for a person; test_wrong_calls.py has a hundred mistakes."""
-    done = run("--heads", 5, cwd=tmp_path)
-    sentence = "error: 5 heads do not divide the hidden size 128; choose a number of heads that"
-    assert done.returncode == 2 and done.stderr.startswith(sentence)
-    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 def test_ctrl_c_saves_and_resume_goes_on(tale, tmp_path, capsys):

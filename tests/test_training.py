@@ -1,9 +1,9 @@
-"""The words that fill a [MASK] after a short run, and replicates of a run."""
+"""Replicates of a run, the curve of its losses, and the band of usual ones."""
 
 import json
 import os
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -15,27 +15,10 @@ from matplotlib import colors, image
 import train
 from mini_undivided import pretrain
 from mini_undivided import run as run_module
-from mini_undivided.model import MaskedLM
 from mini_undivided.report import figures, training
-from mini_undivided.report.training import fill
 from mini_undivided.support import options as run_options
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
-from mini_undivided.tokenizer import load_tokenizer
-
-
-def test_fill_names_the_likeliest_words(options):
-    """After training, the word all around a [MASK] comes first, and probabilities fall.
-
-    A sentence without a [MASK] is refused.
-    """
-    run_module.pretrain(replace(options, steps=400))
-    model, tokenizer = MaskedLM.from_pretrained(options.out), load_tokenizer(options.out)
-    first, second = fill(model, tokenizer, "cat cat [MASK] cat cat [MASK] cat", top=3)
-    assert first[0][0] == second[0][0] == "cat"
-    assert [p for _, p in first] == sorted((p for _, p in first), reverse=True) and len(first) == 3
-    with pytest.raises(UserError, match="there is no \\[MASK\\]"):
-        fill(model, tokenizer, "ant bee")
 
 
 def test_the_band_is_that_of_default_runs_alone(tmp_path, monkeypatch):
