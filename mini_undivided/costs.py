@@ -18,7 +18,8 @@ def flops_per_token(config, seq_len, num_masked=None):
     """FLOPs of a training step for each of its tokens, matrix multiplications only.
 
     Two for each multiply-add, once forward and twice backward. num_masked: the masked positions
-    of a sequence, where alone the head and the last layer's queries and FFN are computed.
+    of a sequence, where alone the head, and all of the last layer but its keys and values, are
+    computed.
     """
     C, V, L = config.hidden_size, config.vocab_size, config.num_hidden_layers
     ratio = 1.0 if num_masked is None else num_masked / seq_len

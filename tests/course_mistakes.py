@@ -89,7 +89,7 @@ MISTAKES = [
     (5, "train_step", _BACK, _BACK + "; optimizers[0].step()", "after each micro-batch"),
     (5, "train_step", "total += loss.detach()", "total = loss.detach()", "last micro-batch alone"),
     (5, "train_step", "total += loss.detach()", "total = total + loss", "detach"),
-    (5, "train_step", "return total", "return total.item()", "no tensor"),
+    (5, "train_step", "return total", "return total.item()", "not a tensor"),
     (5, "train_step", "now=i == len(batches) - 1", "now=True", "the last one alone"),
     (5, "train_step", "with machine.autocast()", "if True", "outside of machine.autocast"),
     (5, "train_step", "for optimizer in optimizers:", "for optimizer in optimizers[:1]:",
@@ -223,7 +223,7 @@ def mask(self, ids, rng):
     return MaskedBatch(*(torch.from_numpy(x) for x in (inputs, order, labels)))
 """, "masked_loss": """
 def masked_loss(model, batch):
-    logits = model(batch.input_ids, positions=batch.positions)
+    logits = model(batch.input_ids, positions=batch.positions).float()
     loss = F.cross_entropy(logits.transpose(1, 2), batch.labels, reduction="none")
     return loss.sum()
 """, "train_step": """
@@ -433,6 +433,8 @@ MISTAKES_BY_HAND = [
     (4, "Sequences.mask", "noise = rng", "rng = np.random.default_rng(0); noise = rng",
      "another rng gives the same"),
     (4, "Sequences.mask", "np.round(", "np.ceil(", "rounded up"),
+    (4, "Sequences.mask", "action = rng.random((B, M))",
+     "order.sort(1); action = rng.random((B, M))", "more often than others"),
     (4, "Sequences.mask", "self.mlm_probability * n", "0.15 * n", "the number of labels"),
     (4, "Sequences.mask", "np.round(self.mlm_probability * n)[:, None]", "M + 0 * n[:, None]",
      "all tokens"),
@@ -452,7 +454,9 @@ MISTAKES_BY_HAND = [
      "[batch.labels >= 0]", "log of a softmax"),
     (5, "masked_loss", "batch.labels,", "batch.labels.clamp(min=0),", "IGNORE_INDEX"),
     (5, "masked_loss", "loss.sum()", "loss.mean()", "all positions"),
-    (5, "masked_loss", "loss.sum()", "loss.sum().item()", "what your function returned"),
+    (5, "masked_loss", "loss.sum()", "loss.sum().item()", "is a number"),
+    (5, "masked_loss", ").float()", ")", "take logits.float()"),
+    (5, "train_step", "loss.detach()", "loss.item()", "a number, not a tensor"),
     (5, "train_step", "model(batch)", "masked_loss(model, batch)", "model(batch) is the loss"),
     (5, "train_step", _CLIP, "for o in optimizers:\n        torch.nn.utils.clip_grad_norm_("
      "o.param_groups[0]['params'], 1.0)", "each optimizer"),
@@ -497,6 +501,10 @@ MISTAKES_BY_HAND = [
     (6, "scale_learning_rates", 'group["lr"] = group["initial_lr"] * factor',
      'group["initial_lr"] *= factor; group["lr"] = group["initial_lr"]', "initial_lr itself"),
     (6, "scale_learning_rates", '["initial_lr"] * factor', '["initial_lr"]', "factor is not used"),
+    (6, "scale_learning_rates", 'group["initial_lr"] * factor',
+     'min(group["lr"], group["initial_lr"] * factor)', "never rises"),
+    (6, "warmup_decay", "    if progress", "    if not warmup:\n        return 1.0\n    if progress",
+     "without a warm-up"),
     (6, "scale_learning_rates", 'group["lr"]', 'optimizer.defaults["lr"]', "stay as they are"),
     (6, "scale_learning_rates", "for group in optimizer.param_groups",
      "for group in optimizer.param_groups[:1]", "first group of each"),
@@ -556,7 +564,7 @@ MISTAKES_BY_HAND = [
      "that is CKA"),
     (9, "fit", "(W**2).sum()", "(W**2).sum() / L", "averaged over layers"),
     (9, "fit", "strength / 2", "1.0 / 2", "are strengths used"),
-    (9, "fit", "in strengths", "in L2_PENALTIES", "shapes"),
+    (9, "fit", "in strengths", "in L2_PENALTIES", "5 pairs (W, b) for 3"),
     (9, "fit", "(W**2).sum()", "(W**2).mean()", "number of its entries"),
     (9, "fit", "strength / 2", "strength * N / 2", "number of examples"),
     (9, "fit", "losses(features @ W + b, labels, classes)", "(losses(features @ W + b, labels, "
@@ -592,6 +600,12 @@ MISTAKES_BY_HAND = [
     (10, "shared_ffn", _LOOP, "encoder.layers[1].ffn = None", "some layer has no FFN"),
     (10, "shared_ffn", "return encoder", "return encoder.layers", "return a model.Encoder"),
     (10, "shared_ffn", "    return encoder\n", "", "return missing"),
+    (10, "shared_ffn", _LOOP, "for layer in encoder.layers:\n        layer.ffn.up, layer.ffn.down = "
+     "encoder.layers[0].ffn.up, encoder.layers[0].ffn.down", "LayerNorm of its own"),
+    (10, "shared_ffn", _LOOP, "for i in range(len(encoder.layers)):\n        "
+     "encoder.layers[i] = encoder.layers[0]", "layers themselves"),
+    (10, "shared_ffn", _LOOP, "encoder.layers[0].ffn.up.reset_parameters()\n    " + _LOOP,
+     "`initialise` begins"),
 ]
 
 # (name, assignment, {function: its code})
@@ -710,7 +724,7 @@ def mask(self, ids, rng):
 """}),
     ("one backward pass, zeroed before", 5, {"masked_loss": """
 def masked_loss(model, batch):
-    scores = model(batch.input_ids, positions=batch.positions).log_softmax(-1)
+    scores = model(batch.input_ids, positions=batch.positions).float().log_softmax(-1)
     used = batch.labels != IGNORE_INDEX
     return -scores[used].gather(1, batch.labels[used][:, None]).sum()
 """, "train_step": """

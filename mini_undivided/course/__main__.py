@@ -21,7 +21,7 @@ def parser():
     copy = commands.add_parser("copy", help="write a student's copy of the project")
     copy.add_argument("folder", metavar="FOLDER", help="a new folder")
     check = commands.add_parser("check", help="check an assignment in this folder")
-    check.add_argument("assignments", metavar="N", help="its number, several as 1,2, or all")
+    check.add_argument("assignments", metavar="N", nargs="+", help="numbers, or all")
     grade = commands.add_parser("grade", help="grade students' work, for a lecturer")
     grade.add_argument(
         "submissions", metavar="SUBMISSION", nargs="+", help="a student's folder or zip file")
@@ -34,7 +34,8 @@ def parser():
     autograder.add_argument("path", metavar="FILE", help="a zip file to upload")
     for command in (copy, grade, autograder):
         command.add_argument(
-            "--assignments", metavar="LIST", default="all", help="1,2,8 (default: all)")
+            "--assignments", metavar="N", nargs="+", default=["all"],
+            help="numbers (default: all)")
     for command in (check, grade, autograder):
         command.add_argument(
             "--seed", type=natural, default=0, help="of the random inputs (default: 0)")
@@ -97,7 +98,7 @@ def main():
         typed = parser().parse_args()
         from mini_undivided.course.assignments import chosen  # late, for --help
 
-        numbers = chosen(typed.assignments)
+        numbers = chosen(" ".join(typed.assignments))
         if typed.command == "copy":
             from mini_undivided.course.copy import make_copy
 

@@ -33,12 +33,13 @@ CHECKS = []
 
 
 def chosen(text):
-    """The assignments of a list such as "1,2,8" or "all". UserError if it is none."""
+    """The assignments of a list such as "1,2,8", "1 2" or "all". UserError if it is none."""
+    parts = text.replace(",", " ").split()
     try:
-        numbers = [*ASSIGNMENTS] if text == "all" else [int(part) for part in text.split(",")]
+        numbers = [*ASSIGNMENTS] if parts == ["all"] else [int(part) for part in parts]
     except ValueError:
-        numbers = [None]
-    if not ASSIGNMENTS.keys() >= set(numbers):
+        numbers = []
+    if not numbers or not ASSIGNMENTS.keys() >= set(numbers):
         known = f"a number from 1 to {len(ASSIGNMENTS)}, several with commas between, or all"
         raise UserError(f"{text[:40]} is no assignment: give {known}")
     return list(dict.fromkeys(numbers))
@@ -179,7 +180,12 @@ def compare(what, answer, right, wrong, shapes=None, rounding=1e-4):
             at = f" at {name}{list(map(int, np.unravel_index(worst, shape)))}"
             break
         worst -= math.prod(shape)
-    raise Wrong(f"{what} is {found:.5g}{at}, but should be {wanted:.5g}")
+    raise Wrong(f"{what} is {shown(found)}{at}, but should be {shown(wanted)}")
+
+
+def shown(number):
+    """A number as a message shows it: a count to its last digit."""
+    return f"{number:,.0f}" if number == round(number) and abs(number) < 1e9 else f"{number:.5g}"
 
 
 def normal(rng, *shape):

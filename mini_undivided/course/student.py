@@ -79,7 +79,8 @@ class Student:
                         for name in names if chapter != "project"]
         self.reason = ""
         self.timer = threading.Timer(seconds, self.end, [
-            f"it was stopped after {seconds:g} seconds: is there an endless loop?"])
+            f"it was stopped after {seconds:g} seconds: is there an endless loop, or is the "
+            "machine busy?"])
 
     def __enter__(self):
         self.process.stdout.readline()  # it is ready: time counts from here

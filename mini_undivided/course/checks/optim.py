@@ -9,6 +9,8 @@ from torch import nn
 from mini_undivided.course.assignments import check, compare, require
 from mini_undivided.course.student import beside, pure
 
+START = 5.0  # the rate of all groups, above any that is to be set
+
 
 @check(6, points=6)
 def schedule(optim, rng):
@@ -28,8 +30,10 @@ def schedule(optim, rng):
         require(np.abs(np.diff(middle, 2)).max() < 1e-6, f"the {name} is not a straight line")
         require(abs(middle[3] - 0.5) < 1e-6, f"the factor is {middle[3]:.4g} in the middle of the "
                 f"{name}, but should be 0.5: is progress divided by its length?")
-    none = factor(0.0, 0.0)
-    require(abs(none - 1) < 1e-9, f"without a warm-up (warmup=0) the factor at the start is {none}")
+    for x in (0.0, 0.4, 1.0):
+        found = factor(x, 0.0)
+        require(abs(found - (1 - x)) < 1e-9, f"without a warm-up (warmup=0) the factor at {x:g} is "
+                f"{found:.4g}, but should be {1 - x:g}")
 
 
 @beside
@@ -38,7 +42,7 @@ def set_rates(peaks, *factors):
     from mini_undivided.optim import scale_learning_rates
 
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "initial_lr": peak} for peak in peaks]
-    made = [torch.optim.SGD(groups[:2], lr=0.3), torch.optim.SGD(groups[2:], lr=0.3)]
+    made = [torch.optim.SGD(groups[:2], lr=START), torch.optim.SGD(groups[2:], lr=START)]
     for factor in factors:
         scale_learning_rates(made, factor)
     return [group["lr"] for optimizer in made for group in optimizer.param_groups]
@@ -47,13 +51,14 @@ def set_rates(peaks, *factors):
 @check(6, points=4)
 def scaled_rates(optim, rng):
     """Every group's rate is the factor times its own initial_lr, however often it is set."""
-    peaks, (first, second) = np.array([0.3, 0.7, 1.1]), rng.uniform(0.2, 0.9, size=2)
+    peaks, (first, second) = np.array([0.3, 0.7, 1.1]), np.sort(rng.uniform(0.2, 0.9, size=2))
     compare("the learning rates after two calls", set_rates(peaks, first, second), second * peaks, {
         "when factors add up over calls: multiply initial_lr, not the last rate":
-            first * second * np.full(3, 0.3),
+            first * second * np.full(3, START),
+        "when a rate never rises": first * peaks,
         "when every group is set to the first group's initial_lr": second * np.full(3, 0.3),
-        "when only the first optimizer is set": [*(second * peaks[:2]), 0.3],
-        "when only the first group of each is set": [second * 0.3, 0.3, second * 1.1],
+        "when only the first optimizer is set": [*(second * peaks[:2]), START],
+        "when only the first group of each is set": [second * 0.3, START, second * 1.1],
         "when initial_lr itself is changed": first * second * peaks,
-        "when the factor is not used": peaks, "when rates stay as they are": np.full(3, 0.3),
+        "when the factor is not used": peaks, "when rates stay as they are": np.full(3, START),
         "when the factor itself is set": np.full(3, second)})

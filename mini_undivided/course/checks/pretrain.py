@@ -66,6 +66,11 @@ def tiny_batches(rng):
 def loss_of_a_batch(pretrain, rng):
     """masked_loss is the cross entropy in nats, summed over the masked positions."""
     model, (batch, *_) = tiny_batches(rng)
+    rounded = pure("pretrain", "masked_loss", copy.deepcopy(model).bfloat16(), batch)
+    require(rounded is not None, "masked_loss is None: is a return missing?")
+    require(torch.is_tensor(rounded), "masked_loss is a number, not a tensor")
+    require(rounded.dtype != torch.bfloat16, "of bfloat16 logits, as on a GPU, the loss is in "
+            "bfloat16, too, which has three digits: take logits.float()")
     for what, scale in {"masked_loss": 1, "masked_loss with large logits": 100}.items():
         model.out.weight.data *= scale
         each = model.surprise(batch)
@@ -124,7 +129,9 @@ def take_steps(model, batches, counts, world):
             each.clear()
         before = nn.utils.parameters_to_vector(model.parameters()).detach()
         loss = train_step(model, optimizers, batches, count, machine)
-        require(torch.is_tensor(loss), "the loss returned is no tensor: is a return missing?")
+        require(loss is not None, "train_step returns None: is a return missing?")
+        require(torch.is_tensor(loss), "the loss returned is a number, not a tensor: with .item() "
+                "the CPU waits for the GPU in each step")
         require(not loss.requires_grad, "the loss returned keeps the graph alive: detach it")
         require(steps, "no optimizer takes a step")
         require(len(set(steps)) == 2, "not all optimizers take a step")

@@ -28,6 +28,8 @@ def fitted_probe(probe, rng):
         score = x[0] @ normal(rng, C, K).float() + normal(rng, N, K).float() + torch.arange(K) / 2
         y = score.argmax(1) if classes else score[:, 0] + 1
         fits = pure("probe", "fit", x, y, classes, strengths)
+        require(len(fits) == len(strengths), f"fit returns {len(fits)} pairs (W, b) for "
+                f"{len(strengths)} strengths: is `strengths` used?")
         shapes = [(tuple(W.shape), tuple(b.shape)) for W, b in fits]
         wanted = [((L, C, classes or 1), (L, 1, classes or 1))] * len(strengths)
         require(shapes == wanted, f"W and b have the shapes {shapes}, but should have {wanted}")

@@ -19,6 +19,9 @@ def shared(sizes, ids):
     require(isinstance(encoder, model.Encoder), "shared_ffn does not return a model.Encoder")
     require(all(layer.ffn is not None for layer in encoder.layers),
             "some layer has no FFN: all of them should use the one there is")
+    ffn, std = encoder.layers[0].ffn, encoder.config.initializer_range
+    require(abs(ffn.up.weight.std() / std - 1) < 0.1 and not ffn.up.bias.any(),
+            f"the FFN does not begin as `initialise` begins it, with a deviation of {std:g}")
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -32,7 +35,12 @@ def shared_ffn(model, rng):
              "attention_probs_dropout_prob": 0.0}
     ids = torch.from_numpy(rng.integers(sizes["vocab_size"], size=(3, 7)))
     count, state, states = shared(sizes, ids)
-    compare("the number of parameters", count, weights_of(model.Encoder, sizes, ffn_layers=[0]), {
+    right, L = weights_of(model.Encoder, sizes, ffn_layers=[0]), sizes["num_hidden_layers"]
+    compare("the number of parameters", count, right, {
+        "when the layers themselves are one":
+            weights_of(model.Encoder, {**sizes, "num_hidden_layers": 1}),
+        "when each layer has an FFN's LayerNorm of its own":
+            right + (L - 1) * 2 * sizes["hidden_size"],
         "when every layer has its own copy: the same module has to stand in all":
             weights_of(model.Encoder, sizes),
         "when one layer has an FFN of its own, and the others share":
