@@ -251,10 +251,14 @@ def report_quality(curves):
 
 
 def minutes_to(loss, points):
-    """Minutes until a curve of (step, seconds, loss) has come down to a loss, or NaN."""
-    _, seconds, losses = np.transpose(points)
-    lowest = np.minimum.accumulate(losses)  # interpolated between points
-    return np.interp(-loss, -lowest, seconds / 60, right=np.nan)
+    """Minutes until a curve of (step, seconds, loss) reaches a loss, interpolated, or NaN."""
+    before = (0, 0.0, math.inf)
+    for point in points:
+        if point[2] <= loss:
+            drop = before[2] - point[2]  # infinite before the first point
+            return (point[1] - (loss - point[2]) / drop * (point[1] - before[1])) / 60
+        before = point
+    return math.nan
 
 
 def plot_quality(curves):

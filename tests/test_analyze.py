@@ -66,10 +66,9 @@ def test_the_whole_report(three, tmp_path):
 
 @pytest.fixture
 def here(monkeypatch, capsys):
-    """Run analyze.py on the CPU in this process → what it prints."""
+    """Run analyze.py in this process → what it prints."""
     def call(*arguments):
-        monkeypatch.setattr(
-            sys, "argv", ["analyze.py", *map(str, arguments), "--device", "cpu"])
+        monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, arguments)])
         analyze.main()
         return capsys.readouterr().out
 
