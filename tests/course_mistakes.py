@@ -661,27 +661,6 @@ def forward(self, x, mask=None, positions=None):
     attended = self.attention(x=x, mask=mask, positions=positions)
     return self.ffn(x=attended) if self.ffn else attended
 """}),
-    ("formulas", 3, {"count_parameters": """
-def count_parameters(config, model_class=MaskedLM):
-    C, I, V = config.hidden_size, config.intermediate_size, config.vocab_size
-    embeddings = (V + config.max_position_embeddings + config.type_vocab_size + 2) * C
-    attention, ffn = 4 * (C * C + C) + 2 * C, 2 * C * I + I + C + 2 * C
-    layers = config.num_hidden_layers * attention + len(config.ffn_layers) * ffn
-    head = C * C + C + 2 * C + V if model_class is MaskedLM else 0
-    return embeddings + layers + head
-""", "flops_per_token": """
-def flops_per_token(config, seq_len, num_masked=None):
-    C, T, L = config.hidden_size, seq_len, config.num_hidden_layers
-    M = T if num_masked is None else num_masked
-    flops = 0
-    for layer in range(L):
-        queries = M if layer == L - 1 else T
-        flops += 2 * T * C * C * 2 + 2 * queries * C * C * 2 + 2 * 2 * queries * T * C
-        if layer in config.ffn_layers:
-            flops += 2 * 2 * queries * C * config.intermediate_size
-    flops += 2 * M * C * (C + config.vocab_size)
-    return 3 * flops / T
-"""}),
     ("numel of a state", 3, {"count_parameters": """
 def count_parameters(config, model_class=MaskedLM):
     return sum(t.numel() for t in model_class(config).state_dict().values())
@@ -759,20 +738,7 @@ def warmup_decay(progress, warmup=WARMUP):
         return max(0.0, 1.0 - progress)
     return float(np.interp(progress, [0, warmup, 1], [0, 1, 0]))
 """}),
-    ("precision and recall, a table, loops", 7, {"f1": """
-def f1(predicted, labels):
-    hits = sum(1 for p, y in zip(predicted, labels) if p == y == 1)
-    if hits == 0:
-        return 0.0
-    precision, recall = hits / sum(predicted == 1), hits / sum(labels == 1)
-    return 2 * precision * recall / (precision + recall)
-""", "matthews": """
-def matthews(predicted, labels):
-    p, y = np.asarray(predicted, dtype=bool), np.asarray(labels, dtype=bool)
-    tp, tn, fp, fn = (float(np.sum(each)) for each in (p & y, ~p & ~y, p & ~y, ~p & y))
-    below = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-    return (tp * tn - fp * fn) / np.sqrt(below) if below else 0.0
-""", "pearson": """
+    ("correlation from NumPy, and a matrix of comparisons", 7, {"pearson": """
 def pearson(predicted, labels):
     if np.std(predicted) == 0 or np.std(labels) == 0:
         return 0.0

@@ -1,7 +1,7 @@
 """A student's functions in a process of their own, which answers calls with data and nothing else.
 
-While it is open, the functions of an assignment, and those of the checks that are `beside` them,
-run over there; a check draws inputs and compares answers here. The process has nothing of the
+While it is open, the functions of an assignment, and those of the checks that are `remote`, run
+over there; a check draws inputs and compares answers here. The process has nothing of the
 lecturer's environment, and bounds on time, memory, output, files and processes. That stops
 accidents and simple tricks; it is no sandbox.
 """
@@ -29,20 +29,27 @@ LARGEST = 1 << 26  # bytes of an answer
 # What no assignment needs, in the names of Python's audit events (PEP 578).
 REFUSED = ("ctypes.dl", "os.", "pty.", "resource.", "shutil.", "signal.", "socket.", "subprocess.")
 HARMLESS = ("os.listdir", "os.scandir", "os.walk", "os.putenv", "os.unsetenv")
+# What `serve` needs is there before a student's file of the same name can be found.
 START = """import sys
+from contextlib import suppress
 own = tuple({sys.prefix, sys.base_prefix})
-sys.path[:] = [sys.argv[1], *(path for path in sys.path if path.startswith(own))]
+sys.path[:] = [path for path in sys.path if path.startswith(own)]
+import json, pickle, unittest.mock, torch
+with suppress(ImportError):
+    import resource
+sys.path.insert(0, sys.argv[1])
 from mini_undivided.course.student import serve
 serve(int(sys.argv[2]), own)"""
 STUDENTS = []  # the process that is open
 
 
-def beside(function):
+def remote(function):
     """Decorator of a function that needs the student's code: it runs in the student's process."""
     @functools.wraps(function)
     def call(*arguments, **named):
-        there = STUDENTS[-1].ask if STUDENTS else None
-        return there(function, arguments, named) if there else function(*arguments, **named)
+        if STUDENTS:
+            return STUDENTS[-1].ask(function, arguments, named)
+        return function(*arguments, **named)
     return call
 
 
@@ -51,7 +58,7 @@ def find(module, name):
     return functools.reduce(getattr, name.split("."), importlib.import_module(module))
 
 
-@beside
+@remote
 def pure(module, name, *arguments):
     """What a function returns, which may not change the arrays that it is given."""
     kept = copy.deepcopy(arguments)
@@ -75,7 +82,7 @@ class Student:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         _, chapter, names = ASSIGNMENTS[number]
         module = f"mini_undivided.{chapter}"
-        self.patches = [mock.patch(f"{module}.{name}", beside(find(module, name)))
+        self.patches = [mock.patch(f"{module}.{name}", remote(find(module, name)))
                         for name in names if chapter != "project"]
         self.reason = ""
         self.timer = threading.Timer(seconds, self.end, [
@@ -88,6 +95,7 @@ class Student:
         for patch in self.patches:
             patch.start()
         STUDENTS.append(self)
+        return self
 
     def __exit__(self, *_):
         STUDENTS.pop()

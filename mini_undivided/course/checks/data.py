@@ -4,17 +4,18 @@ import numpy as np
 import torch
 
 from mini_undivided.course.assignments import check, compare, require
-from mini_undivided.course.student import beside
+from mini_undivided.course.student import remote
 
 
-@beside
+@remote
 def hidden(made, ids, seed):
-    """What the student's mask makes of ids: three arrays, or what is returned instead."""
+    """What the student's mask makes of ids: three arrays."""
     from mini_undivided.data import MaskedBatch
 
     batch = made.mask(ids.copy(), np.random.default_rng(seed))
-    is_batch = isinstance(batch, MaskedBatch) and all(map(torch.is_tensor, batch[:3]))
-    return [part.numpy() for part in batch[:3]] if is_batch else None
+    require(isinstance(batch, MaskedBatch) and all(map(torch.is_tensor, batch[:3])),
+            "mask does not return a MaskedBatch of three tensors")
+    return [part.numpy() for part in batch[:3]]
 
 
 def masked(data, rng):
@@ -34,7 +35,6 @@ def masked(data, rng):
     made.rows[:500] = np.where(rng.random(special.shape) < 0.2, special, made.rows[:500])
     ids = made.read(np.arange(3000))
     batch = hidden(made, ids, int(rng.integers(2**31)))
-    require(batch is not None, "mask does not return a MaskedBatch of three tensors")
     shapes = [part.shape for part in batch]
     right = [(3000, T), (3000, made.num_masked), (3000, made.num_masked)]
     require(shapes == right, f"the batch has the shapes {shapes}, but should have {right}")

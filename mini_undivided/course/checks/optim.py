@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mini_undivided.course.assignments import check, compare, require
-from mini_undivided.course.student import beside, pure
+from mini_undivided.course.student import pure, remote
 
 START = 5.0  # the rate of all groups, above any that is to be set
 
@@ -36,7 +36,7 @@ def schedule(optim, rng):
                 f"{found:.4g}, but should be {1 - x:g}")
 
 
-@beside
+@remote
 def set_rates(peaks, *factors):
     """The learning rates of three groups in two optimizers, after calls with some factors."""
     from mini_undivided.optim import scale_learning_rates

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mini_undivided.course.assignments import check, compare, distinct, normal, require
-from mini_undivided.course.student import beside, pure
+from mini_undivided.course.student import pure, remote
 
 
 class Tiny(nn.Module):
@@ -92,7 +92,7 @@ def clipped(gradient):
     return gradient / gradient.norm().clamp(min=1)
 
 
-@beside
+@remote
 def take_steps(model, batches, counts, world):
     """Steps of gradient descent at rate 1 → of each what it subtracts, and the loss returned.
 
