@@ -20,6 +20,7 @@ from course_mistakes import BY_HAND, MISTAKES, MISTAKES_BY_HAND, PROJECT, RIGHT
 from helpers import ROOT
 
 from mini_undivided import glue
+from mini_undivided.course import grade as grading
 from mini_undivided.course.__main__ import main
 from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, equal, run
 from mini_undivided.course.copy import FILES, find_functions, make_copy, replace_bodies
@@ -380,6 +381,15 @@ def test_what_is_handed_in_is_found(form, zipped, tmp_path):
     assert all(text.decode().endswith(name.split("/")[-1]) for name, text in found.items())
 
 
+def test_a_project_counts_where_there_is_another(tmp_path, monkeypatch):
+    """In a student's own copy, or a lecturer's clone, the project.py that is handed in is graded."""
+    for folder in ("clone", "in"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "project.py").write_text(folder)
+    monkeypatch.setattr(grading, "ROOT", tmp_path / "clone")
+    assert handed_in(tmp_path / "in")["project.py"] == b"in"
+
+
 def test_a_damaged_zip_file_is_opened_or_refused(tmp_path):
     """Whichever of its bytes is wrong: the class behind it has to be graded."""
     draw, path, refused = random.Random(0), tmp_path / "student.zip", 0
@@ -507,8 +517,8 @@ def test_what_hangs_is_stopped(tmp_path, course, capsys):
     course("grade", tmp_path, "--assignments", "6,10", "--timeout", "1")
     said = capsys.readouterr().out
     assert "0 of  20" in said, said
-    assert "6.1, 6.2\n    it was stopped after 1 seconds: is there an endless loop?" in said, said
-    assert "\n    it was stopped after 0.5 seconds: is there an endless loop?" in said, said
+    assert "6.1, 6.2\n    it was stopped after 1 seconds: is there an endless loop" in said, said
+    assert "\n    it was stopped after 0.5 seconds: is there an endless loop" in said, said
 
 
 def test_a_class_has_a_table_and_feedback(class_of_many):

@@ -76,8 +76,8 @@ def loss_of_a_batch(pretrain, rng):
         each = model.surprise(batch)
         right, positions = each.sum(), batch.labels.numel()
         answer = pure("pretrain", "masked_loss", model, batch)
-        require(scale == 1 or answer.isfinite(), "with logits of some thousands the loss is not "
-                "finite: use log_softmax or cross_entropy, not the log of a softmax")
+        require(answer.isfinite(), f"{what} is not finite: use log_softmax or cross_entropy, not "
+                "the log of a softmax")
         compare(what, answer, right, {
             "when the mean is taken: train_step divides, once": each.mean(),
             "when the sum is divided by all positions, the unused ones too": right / positions,
