@@ -77,7 +77,7 @@ TRAIN = [
     ("--out RUN --corpus TALE", "RUN already holds a run: resume it with --resume"),
     ("--tokenizer nowhere/at/all --corpus TALE", "nowhere/at/all is not a folder"),
     ("--tokenizer EMPTY --corpus TALE", "holds no tokenizer: neither tokenizer.json nor vocab.txt"),
-    ("--tokenizer bom.txt --corpus TALE", 'bom.txt, line 7: "the" stands there twice'),
+    ("--tokenizer twice.txt --corpus TALE", 'twice.txt, line 7: "the" stands there twice'),
     ("--tokenizer few.txt --corpus TALE", "the vocabulary of few.txt has no [MASK]; BERT needs"),
     ("--tokenizer RUN --cased --corpus TALE", "--cased is for a vocab.txt"),
     ("--tokenizer RUN --vocab-size 99", "--tokenizer and --vocab-size exclude each other"),
@@ -126,7 +126,7 @@ ANALYZE = [
     ("RUN NOFFN --task sst3", 'there is no task "sst3"; did you mean "sst2"?'),
     ("probe RUN ONE --task rte --data-dir EMPTY", "ONE has type_vocab_size 1: it takes single"),
     ("RUN NOFFN --out FILE", "cannot write to FILE: FILE is a file"),
-    ("probe RUN --conllu EMPTY", "EMPTY holds no file *train*.conllu with a sentence"),
+    ("probe RUN --conllu EMPTY", "EMPTY holds no file *train*.conllu with a tagged sentence"),
     (f"attention RUN '{20 * 'the fox '}'", "no more than 33 were seen in training"),
     ("fill RUN", "the following arguments are required: SENTENCE"),
     ("fill RUN 'no mask here'", 'there is no [MASK] in "no mask here"; write one for each word'),
@@ -174,7 +174,7 @@ def folder(three, tale, tmp_path_factory):
              "short.txt": b"word", "bad.jsonl": b'{"text": "a"}\n{"words": "b"}\n',
              "half.jsonl": b'{"text": "\\ud800"}\n',
              "few.txt": special.encode() + b"the\n",
-             "bom.txt": f"\ufeff{special}[MASK]\nthe\nthe\n".encode()}
+             "twice.txt": f"{special}[MASK]\nthe\nthe\n".encode()}
     for name, content in texts.items():
         (folder / name).write_bytes(content)
     return folder
