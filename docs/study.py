@@ -45,11 +45,11 @@ RESULTS, RUNS = ROOT / "docs/results/study", Path("runs/study")
 DEFAULTS = ROOT / "mini_undivided/report/default_runs.json"  # what loss.png draws a band of
 GROUPS = ("docs", "tokens", "flops", "minutes", "accuracy", "glue", "scale", "speed")
 KEPT = ("validation_loss", "validation_accuracy", "accuracy_at_mask", "tokens", "flops",
-        "tokens_per_second", "seconds", "peak_memory_bytes", "baseline")
+        "tokens_per_second", "seconds", "peak_memory_bytes", "baseline", "pair_accuracy")
 RUN = {  # what a pretraining run's result has at least, and what one of fine-tuning has
     "validation_loss": float, "validation_accuracy": float, "tokens": int, "parameters": int,
     "flops_per_token": float, "flops?": float, "tokens_per_second?": float,
-    "peak_memory_bytes?": float, "curve?": [[float]]}
+    "peak_memory_bytes?": float, "pair_accuracy?": float, "curve?": [[float]]}
 TUNED = {"scores": [float]}
 NO_FFN = ["--no-ffn"]
 ARCHITECTURES = {  # name: (what it is, options)
@@ -73,8 +73,7 @@ OTHERS = [*ARCHITECTURES][2:]  # than the two main ones
 TASKS = {"stsb": "STS-B", "qnli": "QNLI", "rte": "RTE", "mrpc": "MRPC", "sst2": "SST-2",
          "cola": "CoLA"}
 TUNED_KINDS = {  # name: (what it is, options)
-    "full": ("FFNs", []), "none": ("no FFN", NO_FFN),
-    "every2": ("every 2nd", ARCHITECTURES["every2"][1]),
+    "full": ("FFNs", []), "none": ("no FFN", NO_FFN), "every2": ARCHITECTURES["every2"],
     "flops": ("no FFN, equal FLOPs", [*NO_FFN, "--flops", "FULL"])}
 
 
@@ -215,7 +214,7 @@ def pretrained(run):
     """What is kept of a finished run."""
     record = read_record(run)
     rows = [row for row in read_log(run) if "validation_loss" in row]
-    return {**{key: record["result"][key] for key in KEPT},
+    return {**{key: record["result"][key] for key in KEPT if key in record["result"]},
             "curve": [[row["tokens"], row["validation_loss"]] for row in rows],
             **{key: record[key] for key in ("parameters", "flops_per_token", "machine",
                                             "versions")}}
@@ -244,11 +243,11 @@ def losses_of(runs):
     return [run["validation_loss"] for run in runs]
 
 
-def compare(group, reference):
-    """A table of a group's architectures, each against `reference`, results of others."""
+def compare(group, reference, kinds=ARCHITECTURES):
+    """A table of a group's kinds, each against `reference`, results of others."""
     base = losses_of(reference)
     rows = []
-    for name, (text, _) in ARCHITECTURES.items():
+    for name, (text, _) in kinds.items():
         runs = results(group, name)
         if not runs:
             continue
@@ -467,7 +466,7 @@ def write_up():
     text = fill(path.read_text(encoding="utf-8"), "tokens", compare("tokens", full))
     tables = {"flops": lambda: compare("flops", full),
               "minutes": lambda: compare("minutes", results("minutes", "full")),
-              "accuracy": lambda: compare("accuracy", results("accuracy", "full")),
+              "accuracy": lambda: compare("accuracy", results("accuracy", "full"), TUNED_KINDS),
               "speed": speed_table, "glue": glue_table}
     for group, make in tables.items():
         if results(group, ""):

@@ -274,3 +274,11 @@ def test_sentences_to_pretrain_on(tmp_path):
     assert len(found) == sum(sentences.COPIES.values())
     with pytest.raises(UserError, match="give two folders"):
         sentences.main("GLUE")
+
+
+def test_kept_commands_name_no_folder_of_one_machine():
+    """Whoever repeats a result has other folders than we: commands have relative paths only."""
+    files = [*(ROOT / "docs/results/study").rglob("*.json")]
+    assert len(files) > 100
+    for path in files:
+        assert " /" not in json.loads(path.read_text(encoding="utf-8")).get("command", ""), path
