@@ -10,4 +10,4 @@ The experiment is that of arXiv:2012.11881, *Undivided Attention: Are Intermedia
 for BERT?*
 """
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

@@ -104,12 +104,12 @@ def layer_outputs(encoder, input_ids, attention_mask=None, token_type_ids=None):
 
 
 @torch.inference_mode()
-def compare(encoders, batches, pairs, per_text=False, n=256):
+def compare(encoders, batches, pairs, n=256):
     """CKA of pairs of encoders, and the rank collapse of each encoder.
 
     encoders: {name: Encoder}, all in evaluation mode and with the same tokenizer. batches: the
-    encoders' three inputs, on their device. pairs: of names, (a, b). per_text: rows are the means
-    of texts, not tokens. n: rows in a minibatch; what is left over at the end is not used.
+    encoders' three inputs, on their device. pairs: of names, (a, b). n: rows, tokens, in a
+    minibatch; what is left over at the end is not used.
     → {(a, b): {"attention": (L_A, L_B), "block": (L_A + 1, L_B + 1)}}, {name: (L + 1, 2)}, and the
     number of rows. Raises UserError if the rows do not fill one minibatch.
     """
@@ -126,25 +126,19 @@ def compare(encoders, batches, pairs, per_text=False, n=256):
             collapses[name].append(collapse(outputs["block"], real))
             for output, layers in outputs.items():
                 x = torch.stack(layers)  # (L, B, T, C)
-                buffer.add((name, output), text_means(x, real) if per_text else x[:, real])
+                buffer.add((name, output), x[:, real])
         add_minibatches(sums, buffer.take(BUFFERED * n))
     add_minibatches(sums, buffer.take(n))
     rows = max((outputs["block"].rows for outputs in sums.values()), default=0)
     if pairs and not rows:
-        unit = "texts" if per_text else "tokens"
-        advice = "give more text or more --examples"
-        raise UserError(f"CKA needs {n} {unit} at least, but there are {buffer.size}: {advice}")
+        raise UserError(f"CKA needs {n} tokens at least, but there are {buffer.size}: give more text "
+                        "or more --examples")
     values = {pair: {output: total.value() for output, total in outputs.items()}
               for pair, outputs in sums.items()}
     return values, {name: torch.cat(c, dim=2).mean(2).cpu() for name, c in collapses.items()}, rows
 
 
 # Not needed at first reading: rows and minibatches.
-
-def text_means(x, mask):
-    """The mean over each text's real tokens: x (L, B, T, C), mask (B, T) → (L, B, C)."""
-    return torch.einsum("lbtc,bt->lbc", x, mask / mask.sum(1, keepdim=True))
-
 
 def add_minibatches(sums, minibatches):
     """Add {(name, output): rows (L, n, C)} of each to the sums; each Gram is computed once."""

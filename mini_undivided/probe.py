@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mini_undivided.cka import text_means
 from mini_undivided.glue import collate
 from mini_undivided.metrics import METRICS, best_constant, mean_and_std
 from mini_undivided.support.terminal import progress
@@ -120,14 +119,14 @@ class ProbeTask:
         return {name: np.array([tags[w] for text in split for w in text]) for name, split in texts}
 
 
-def run_probes(encoder, untrained, tasks, tokenizer, machine, length, seeds=3, cls=False):
+def run_probes(encoder, untrained, tasks, tokenizer, machine, length, seeds=3):
     """Probe an encoder and its untrained counterparts on tasks.
 
     untrained: a function, seed → Encoder with fresh weights. A seed draws the training examples,
     the untrained weights, and the tags of the control task. → {task: {"metric", "majority",
     "examples", "trained", "untrained", for tags "control": {"mean": [L], "std": [L]} over seeds}}.
     """
-    settings = tokenizer, machine, length, cls
+    settings = tokenizer, machine, length
     scores = {task.name: {"trained": [], "untrained": [], "control": []} for task in tasks}
     classes = {task.name: task.classes for task in tasks}  # a control may lack a rare tag
     trained = task_features(encoder, tasks, *settings)
@@ -147,8 +146,8 @@ def run_probes(encoder, untrained, tasks, tokenizer, machine, length, seeds=3, c
 # Features and their labels.
 
 @torch.inference_mode()
-def text_features(encoder, texts, tokenizer, machine, length, cls=False):
-    """Features of texts: a text's mean over its tokens, or with `cls` its [CLS] → (L, N, C)."""
+def text_features(encoder, texts, tokenizer, machine, length):
+    """Features of texts: the mean over a text's tokens, padding left out → (L, N, C)."""
     examples = encode(texts, tokenizer, length)
     order = sorted(range(len(texts)), key=lambda i: -len(examples[i][0]))  # the longest must fit
     L, C = encoder.config.num_hidden_layers + 1, encoder.config.hidden_size
@@ -157,9 +156,9 @@ def text_features(encoder, texts, tokenizer, machine, length, cls=False):
         chosen = order[i : i + BATCH]
         inputs = input_ids, mask, _ = collate([examples[j] for j in chosen], machine)
         _, layers = encoder(*inputs, output_hidden_states=True)
-        x, mask = torch.stack(layers), torch.ones_like(input_ids) if mask is None else mask
-        x = x[:, :, 0] if cls else text_means(x, mask)  # (L, B, T, C) → (L, B, C)
-        features[:, chosen] = x.cpu()
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        weights = mask / mask.sum(1, keepdim=True)  # (B, T)
+        features[:, chosen] = torch.einsum("lbtc,bt->lbc", torch.stack(layers), weights).cpu()
     return features
 
 
@@ -191,7 +190,7 @@ def batch_starts(texts):
     return progress(range(0, len(texts), BATCH), desc="features", unit=" batches")
 
 
-def task_features(encoder, tasks, tokenizer, machine, length, cls=False):
+def task_features(encoder, tasks, tokenizer, machine, length):
     """Features of tasks, each different text read once → a list of (task, features, labels).
 
     features {split: (L, N, C)}; labels {split: array}, without those of words without features.
@@ -199,7 +198,7 @@ def task_features(encoder, tasks, tokenizer, machine, length, cls=False):
     different = dict.fromkeys(text for task in tasks if not task.per_word
                               for split in task.texts.values() for text in split)
     index = {text: i for i, text in enumerate(different)}
-    all_features = text_features(encoder, list(index), tokenizer, machine, length, cls)
+    all_features = text_features(encoder, list(index), tokenizer, machine, length)
     results = []
     for task in tasks:
         features, labels = {}, dict(task.labels)

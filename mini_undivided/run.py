@@ -211,7 +211,7 @@ def make_config(options, vocab_size):
     return BertConfig(
         vocab_size=vocab_size, hidden_size=options.hidden_size, num_hidden_layers=options.layers,
         num_attention_heads=options.heads, intermediate_size=options.ffn_size,
-        ffn_layers=options.ffn_layers, initializer_range=options.init_std)
+        ffn_layers=options.ffn_layers)
 
 
 def make_model(options, objective, tokenizer):

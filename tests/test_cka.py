@@ -126,15 +126,6 @@ def test_outputs_are_the_layers_of_one_forward_pass():
     assert not any(layer.attention._forward_hooks for layer in model.layers)
 
 
-def test_rows_leave_padding_out():
-    """A text's row is the mean of its real tokens, whatever the padding holds."""
-    x, mask = torch.randn(5, 13, 7), torch.arange(13) < torch.tensor([3, 13, 4, 9, 1])[:, None]
-    garbage = x.masked_fill(~mask[..., None], 99.0)
-    assert torch.equal(cka.text_means(x[None], mask), cka.text_means(garbage[None], mask))
-    means = torch.stack([x[i, : mask[i].sum()].mean(0) for i in range(5)])
-    assert torch.allclose(cka.text_means(x[None], mask)[0], means, atol=1e-6)
-
-
 def test_padding_changes_nothing_in_the_end():
     """The same texts, padded once to 13 and once to 29 tokens, give the same CKA."""
     models = {"a": encoder(), "b": encoder(seed=1)}
@@ -183,15 +174,6 @@ def test_one_forward_pass_of_each(monkeypatch):
     cka.compare(models, batches(7), [("a", "b"), ("b", "c")], n=16)
     assert len(seen) == 7 * 3 and len(set(seen)) == 7 * 3
     assert [key for key, _ in seen[:3]] == [id(model) for model in models.values()]
-
-
-def test_per_text_is_another_question():
-    """The means of texts are other rows than tokens: as many as texts, with other values."""
-    models = {"a": encoder(), "b": encoder(seed=1)}
-    tokens, _, many = cka.compare(models, batches(), [("a", "b")], n=16)
-    texts, _, few = cka.compare(models, batches(), [("a", "b")], per_text=True, n=16)
-    assert few == 23 * 5 // 16 * 16 < many
-    assert (tokens["a", "b"]["block"] - texts["a", "b"]["block"]).abs().max() > 0.01
 
 
 def test_the_buffer_is_bounded_and_mixes_batches():

@@ -56,7 +56,7 @@ def test_ffn_options():
 CHANGES = (
     "preset=mini layers=5 hidden-size=64 heads=2 ffn-size=77 corpus=a.txt "
     "tokenizer=vocab.txt vocab-size=999 cased seq-len=33 batch-tokens=999 micro-batch=3 steps=7 "
-    "minutes=2.5 flops=1e12 lr=0.1 optimizer=adamw muon-lr=0.1 init-std=0.3 mlm-probability=0.3 "
+    "minutes=2.5 flops=1e12 lr=0.1 optimizer=adamw muon-lr=0.1 mlm-probability=0.3 "
     "next-sentence dropout=0.2 seed=3 device=cpu dtype=bfloat16 compile out=x no-ffn ffn-every=2 "
     "ffn-layers=1").split()
 
@@ -72,7 +72,7 @@ def test_every_option_changes_the_options_of_the_run():
 
 @pytest.mark.parametrize("wrong", [
     {"optimizer": "Muon"}, {"optimizer": None}, {"device": "gpu"}, {"lr": None}, {"corpus": "docs"},
-    {"mlm_probability": None}, {"steps": 0}, {"init_std": 2.0},
+    {"mlm_probability": None}, {"steps": 0}, {"dropout": 1.0},
     {"ffn_layers": 3}], ids=str)
 def test_a_notebook_is_told_what_an_option_takes(wrong):
     """A value that the command line would refuse is an error in Python, too, and named."""

@@ -154,16 +154,15 @@ def test_a_seed_draws_its_training_examples():
 
 
 def test_text_features_are_means_over_real_tokens(encoder, tokenizer):
-    """In the given order, each layer's mean over a text's own tokens, or its [CLS]; no padding."""
+    """In the given order, each layer's mean over a text's own tokens, without padding."""
     texts = [(s,) for s in sentences(37)]
-    for cls in (False, True):
-        features = probe.text_features(encoder, texts, tokenizer, CPU, 64, cls)
-        assert features.shape == (3, 37, 24)
-        for i in (0, 5, 36):
-            ids = torch.tensor([tokenizer.encode(texts[i][0]).ids])
-            _, layers = encoder(ids, output_hidden_states=True)
-            wanted = torch.stack([x[0, 0] if cls else x[0].mean(0) for x in layers])
-            assert torch.allclose(features[:, i], wanted, atol=1e-4)
+    features = probe.text_features(encoder, texts, tokenizer, CPU, 64)
+    assert features.shape == (3, 37, 24)
+    for i in (0, 5, 36):
+        ids = torch.tensor([tokenizer.encode(texts[i][0]).ids])
+        _, layers = encoder(ids, output_hidden_states=True)
+        wanted = torch.stack([x[0].mean(0) for x in layers])
+        assert torch.allclose(features[:, i], wanted, atol=1e-4)
 
 
 def test_word_features_are_first_sub_words(encoder, tokenizer):
@@ -205,8 +204,7 @@ def test_probing_an_encoder(encoder, tokenizer, tmp_path):
     """All layers are scored over seeds, beside the untrained counterpart and the majority.
 
     For tags there is the control task, too. A tag that the word decides can be read off the
-    embeddings, and so can any control task with so few words. The scores are the same each time;
-    with [CLS] they are others.
+    embeddings, and so can any control task with so few words. The scores are the same each time.
     """
     write_treebank(tmp_path, 100)
     tasks = [probe_tasks.length_task(sentences(150)), probe_tasks.treebank_task(tmp_path, 250)]
@@ -224,8 +222,8 @@ def test_probing_an_encoder(encoder, tokenizer, tmp_path):
     assert len(length["trained"]["mean"]) == len(length["untrained"]["std"]) == 3
     assert length["trained"]["mean"] != length["untrained"]["mean"]
     assert probe.run_probes(encoder, fresh, tasks, tokenizer, CPU, 64, seeds=2) == scores
-    cls, = probe.run_probes(encoder, fresh, tasks[:1], tokenizer, CPU, 64, 1, cls=True).values()
-    assert cls["trained"]["mean"] != length["trained"]["mean"] and cls["trained"]["std"] is None
+    once, = probe.run_probes(encoder, fresh, tasks[:1], tokenizer, CPU, 64, 1).values()
+    assert once["trained"]["mean"] != length["trained"]["mean"] and once["trained"]["std"] is None
 
 
 def test_summary_of_a_regression():

@@ -58,7 +58,7 @@ def test_what_ffns_would_add_does_not_depend_on_the_heads(tale, tmp_path, capsys
 EFFECTS = [
     ("--layers", 3), ("--hidden-size", 30), ("--heads", 2), ("--ffn-size", 55),
     ("--vocab-size", 60), ("--cased",), ("--seq-len", 34), ("--batch-tokens", 420), ("--lr", 0.02),
-    ("--muon-lr", 0.02), ("--optimizer", "adamw"), ("--init-std", 0.03),
+    ("--muon-lr", 0.02), ("--optimizer", "adamw"),
     ("--mlm-probability", 0.3), ("--next-sentence",), ("--dropout", 0.3), ("--seed", 1),
     ("--no-ffn",), ("--ffn-every", 2), ("--ffn-layers", "0"), ("--steps", 5),
     ("--dtype", "bfloat16")]

@@ -21,8 +21,8 @@ from mini_undivided.probe import run_probes
 from mini_undivided.probe_tasks import glue_task, text_tasks, treebank_task
 from mini_undivided.report import figures, replicates, tables
 from mini_undivided.report.results import (
-    COMPARED_ROWS,
     CONTROL,
+    TOKENS_COMPARED,
     TWO_SEEDS,
     UNTRAINED,
     VALID,
@@ -225,10 +225,8 @@ class Analysis:
                   if len(runs) > 1 and depths[kind] == depths[first]}
         pairs |= {kind + UNTRAINED: [(self.first.name, kind + UNTRAINED)] for kind in others}
         values, collapse, count = compare(
-            self.encoders, self.batches("CKA"), [pair for runs in pairs.values() for pair in runs],
-            self.options.per_sentence)
-        what = "sentences" if self.options.per_sentence else "tokens"
-        yield {"kind": first, "measure": COMPARED_ROWS + what, "value": count}
+            self.encoders, self.batches("CKA"), [pair for runs in pairs.values() for pair in runs])
+        yield {"kind": first, "measure": TOKENS_COMPARED, "value": count}
         for kind, runs in pairs.items():
             for pair in runs:
                 for output, matrix in values[pair].items():
@@ -266,7 +264,7 @@ class Analysis:
             fresh = lambda seed, run=run: run.untrained(seed).to(device)  # noqa: E731
             scores = run_probes(
                 run.encoder.to(device), fresh, tasks, self.tokenizer, self.machine, self.length,
-                options.seeds, options.cls)
+                options.seeds)
             variants = {"trained": run.start, "control": {**run.start, "kind": run.kind + CONTROL}}
             if run is self.groups[run.kind][0]:  # all of a kind have the same untrained ones
                 variants["untrained"] = self.start(run.kind + UNTRAINED)

@@ -23,7 +23,7 @@ from mini_undivided.report.results import (
     part,
     summarise,
 )
-from mini_undivided.report.tables import rows_compared
+from mini_undivided.report.tables import tokens_compared
 from mini_undivided.support.files import atomic, read_json
 from mini_undivided.support.run_directory import read_log
 
@@ -180,7 +180,7 @@ def plot_cka(results, style, out):
     """For each kind but the first: heat maps of attention and block outputs, and equal depth."""
     first, *others = (kind for kind in results.kind.unique() if kind + UNTRAINED in style)
     for kind in others:
-        title = (f"Debiased linear CKA of {kind} and {first}, {rows_compared(results)}; framed "
+        title = (f"Debiased linear CKA of {kind} and {first}, {tokens_compared(results)}; framed "
                  "cells and curves: layers at equal depth")
         names = {kind: f"{kind} with {first}"}
         names |= {name: f"{name} (ceiling)" for name in style if name.endswith(TWO_SEEDS)}

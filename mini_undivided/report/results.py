@@ -22,7 +22,7 @@ TYPES = {"layer": "Int64", "head": "Int64", "other_layer": "Int64", "value": flo
 UNTRAINED, TWO_SEEDS, CONTROL = ", untrained", ", two seeds", ", control task"
 OUTPUTS = {"attention": "CKA: attention outputs", "block": "CKA: block outputs"}
 PAIRS = " of all pairs of layers"
-COMPARED_ROWS = "CKA: number of "  # what follows: tokens, or sentences
+TOKENS_COMPARED = "CKA: number of tokens"
 VALID = "validation part, "  # what the measures begin with on which a layer is chosen
 COMPARED = ("validation loss", "masked accuracy", "fine-tuned", "attention: ", "probe: ")
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from mini_undivided.report.replicates import verdicts
 from mini_undivided.report.results import (
-    COMPARED_ROWS,
     CONTROL,
     OUTPUTS,
+    TOKENS_COMPARED,
     TWO_SEEDS,
     UNTRAINED,
     best_layers,
@@ -152,10 +152,9 @@ def layers_table(results):
     return pivot(texts_of(summary, plus_minus), layers)
 
 
-def rows_compared(results):
-    """The number of rows that CKA was computed from, as text: "1,280 tokens"."""
-    row = part(results, COMPARED_ROWS).iloc[0]
-    return f"{row.value:,.0f} {row.measure.removeprefix(COMPARED_ROWS)}"
+def tokens_compared(results):
+    """What CKA was computed from, as text: "1,280 tokens"."""
+    return f"{part(results, TOKENS_COMPARED).value.iloc[0]:,.0f} tokens"
 
 
 def cka_text(results, first, one_kind):
@@ -167,7 +166,7 @@ def cka_text(results, first, one_kind):
         ceiling = "which is the ceiling for other kinds, as these runs differ in their seed alone"
     constant = " (a layer with the same vector in all rows has none)"
     constant = constant if results.value.isna().any() else ""
-    return (f"Debiased linear CKA with {first} at equal depth, n = {rows_compared(results)}, "
+    return (f"Debiased linear CKA with {first} at equal depth, n = {tokens_compared(results)}, "
             f"{ceiling}, and an untrained model as its floor; with several seeds, mean ± standard "
             f"deviation over pairs of runs{constant}:")
 

@@ -151,8 +151,6 @@ class PretrainOptions(Checked):
     muon_lr: float = option(0.01, "peak of Muon's learning rate", "X", least=1e-12, most=100)
     lr: float = option(2e-3, "peak of AdamW's learning rate", "X", least=1e-12, most=100,
                        unset=PRESET)
-    init_std: float = option(
-        0.02, "standard deviation of the initial weights", "X", least=0, most=1)
     dropout: float = option(
         0.0, "dropout while pretraining; BERT's is 0.1", "P", least=0, most=0.99)
     seed: int = option(0, "of weights, order, masks and dropout", "N", least=0)
@@ -205,7 +203,7 @@ TRAIN_GROUPS = {
     "model": "preset no_ffn ffn_every ffn_layers layers hidden_size heads ffn_size init",
     "text": "corpus tokenizer vocab_size cased",
     "training": "seq_len mlm_probability next_sentence batch_tokens micro_batch steps flops "
-                "minutes optimizer muon_lr lr init_std dropout seed seeds resume",
+                "minutes optimizer muon_lr lr dropout seed seeds resume",
     "machine": "device dtype compile out"}
 
 
@@ -240,7 +238,7 @@ class FinetuneOptions(Checked):
     dtype: str = option("auto", PRECISION, choices=DTYPES)
 
 
-CKA_ONLY, PROBE_ONLY = {"commands": ("report", "cka")}, {"commands": ("report", "probe")}
+PROBE_ONLY = {"commands": ("report", "probe")}
 
 
 @dataclass
@@ -256,11 +254,7 @@ class AnalyzeOptions(Checked):
         unset="what the first run was trained on")
     examples: int = option(5000, "at most this many sentences, and words with tags", "N")
     device: str = option("auto", "where to compute", choices=DEVICES)
-    per_sentence: bool = option(
-        False, "compare the means of sentences, not single tokens", **CKA_ONLY)
     seeds: int = option(3, "repetitions, for mean and spread", "N", most=1000, **PROBE_ONLY)
-    cls: bool = option(
-        False, "a sentence is its [CLS] vector, not the mean of its tokens", **PROBE_ONLY)
     conllu: str | None = option(
         None, "folder of a treebank, *train*.conllu and so on: probe for parts of speech", "DIR",
         **PROBE_ONLY)
@@ -342,7 +336,7 @@ def dashed(name):
 
 SIZES = {
     "layers": "num_hidden_layers", "hidden_size": "hidden_size", "heads": "num_attention_heads",
-    "ffn_size": "intermediate_size", "vocab_size": "vocab_size", "init_std": "initializer_range"}
+    "ffn_size": "intermediate_size", "vocab_size": "vocab_size"}
 EXCLUSIVE = (("no_ffn", "ffn_every", "ffn_layers"), ("steps", "flops", "minutes"),
              ("seed", "seeds"), ("tokenizer", "vocab_size"),
              *(("init", name) for name in (*SIZES, "tokenizer", "cased")))
