@@ -327,7 +327,8 @@ def glue_table():
             rows[f"{text} minus FFNs: score"] = gaps(tuned[name], tuned["full"])
             rows[f"{text} minus FFNs: worth of pretraining"] = gaps(
                 tuned[name] - fresh[name], tuned["full"] - fresh["full"])
-    return table(["", *TASKS.values(), "mean"], [[text, *cells] for text, cells in rows.items()])
+    header = ["", *(TASKS[task] for task in finished_tasks()), "mean"]
+    return table(header, [[text, *cells] for text, cells in rows.items()])
 
 
 def gaps(scores, others):
@@ -336,17 +337,25 @@ def gaps(scores, others):
 
 
 def glue_scores(name, which):
-    """Scores × 100 → (3, tasks and their mean), NaN for what is not there yet.
+    """Scores × 100 → (3, finished tasks and their mean), NaN for what is not there yet.
 
     which: "seed", a row a pretraining seed, or "scratch", a row a fine-tuning seed.
     """
-    columns = []
-    for task in TASKS:
-        runs = results("glue", f"{name}-{task}-{which}")
-        scores = [100 * score for run in runs for score in run["scores"]]
-        columns.append(scores if len(scores) == 3 else [np.nan] * 3)
-    columns.append(np.mean(columns, axis=0))
-    return np.array(columns).T
+    columns = [scores_of(name, task, which) for task in finished_tasks()]
+    columns = [scores if len(scores) == 3 else [np.nan] * 3 for scores in columns]
+    return np.array([*columns, np.mean(columns, axis=0)]).T
+
+
+def finished_tasks():
+    """The tasks that have all scores of the two main kinds."""
+    return [task for task in TASKS if all(len(scores_of(name, task, which)) == 3
+                                          for name in KINDS for which in ("seed", "scratch"))]
+
+
+def scores_of(name, task, which):
+    """Scores × 100 of a task, as far as they are there."""
+    return [100 * score for run in results("glue", f"{name}-{task}-{which}")
+            for score in run["scores"]]
 
 
 def draw_accuracy():
@@ -365,8 +374,9 @@ def draw_accuracy():
                 axes.errorbar(np.arange(len(means)) + 0.15 * (i - 1.5), means, yerr=halves,
                               fmt="osD^"[i], color=colors[name], capsize=3, label=text,
                               fillstyle="none" if name == "flops" else "full")
-        axes.set_xticks(range(len(TASKS) + 1), [*TASKS.values(), "mean"])
-        axes.set(ylabel="points")
+        tasks = finished_tasks()
+        axes.set_xticks(range(len(tasks) + 1), [*(TASKS[task] for task in tasks), "mean"])
+        axes.set(ylabel="points", xlim=(-0.5, len(tasks) + 0.5))
         legend_below(axes)
 
 
@@ -469,10 +479,10 @@ def write_up():
               "accuracy": lambda: compare("accuracy", results("accuracy", "full"), TUNED_KINDS),
               "speed": speed_table, "glue": glue_table}
     for group, make in tables.items():
-        if results(group, ""):
+        if results(group, "") and (group != "glue" or finished_tasks()):
             text = fill(text, group, make())
     draw_gaps()
-    if results("glue", ""):
+    if finished_tasks():
         draw_accuracy()
     losses = scale()
     if all(len(frontier(sizes)) > 2 for sizes in losses.values()):
