@@ -40,6 +40,7 @@ from mini_undivided.support.run_directory import (  # noqa: E402
     read_log,
     read_record,
 )
+from mini_undivided.support.tasks import GLUE  # noqa: E402
 
 RESULTS, RUNS = ROOT / "docs/results/study", Path("runs/study")
 DEFAULTS = ROOT / "mini_undivided/report/default_runs.json"  # what loss.png draws a band of
@@ -70,8 +71,7 @@ OLD = "-0.2"  # the end of the groups that have the results of version 0.2
 KINDS = {"full": "with FFNs", "none": "no FFN"}
 BUDGETS = (1.5e12, 5e12, 1.5e13, 4.5e13)  # FLOPs
 OTHERS = [*ARCHITECTURES][2:]  # than the two main ones
-TASKS = {"stsb": "STS-B", "qnli": "QNLI", "rte": "RTE", "mrpc": "MRPC", "sst2": "SST-2",
-         "cola": "CoLA"}
+TASKS = ("stsb", "qnli", "rte", "mrpc", "sst2", "cola")
 TUNED_KINDS = {  # name: (what it is, options)
     "full": ("FFNs", []), "none": ("no FFN", NO_FFN), "every2": ARCHITECTURES["every2"],
     "flops": ("no FFN, equal FLOPs", [*NO_FFN, "--flops", "FULL"])}
@@ -327,7 +327,7 @@ def glue_table():
             rows[f"{text} minus FFNs: score"] = gaps(tuned[name], tuned["full"])
             rows[f"{text} minus FFNs: worth of pretraining"] = gaps(
                 tuned[name] - fresh[name], tuned["full"] - fresh["full"])
-    header = ["", *(TASKS[task] for task in finished_tasks()), "mean"]
+    header = ["", *(GLUE[task].name for task in finished_tasks()), "mean"]
     return table(header, [[text, *cells] for text, cells in rows.items()])
 
 
@@ -375,7 +375,7 @@ def draw_accuracy():
                               fmt="osD^"[i], color=colors[name], capsize=3, label=text,
                               fillstyle="none" if name == "flops" else "full")
         tasks = finished_tasks()
-        axes.set_xticks(range(len(tasks) + 1), [*(TASKS[task] for task in tasks), "mean"])
+        axes.set_xticks(range(len(tasks) + 1), [*(GLUE[task].name for task in tasks), "mean"])
         axes.set(ylabel="points", xlim=(-0.5, len(tasks) + 0.5))
         legend_below(axes)
 
