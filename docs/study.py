@@ -75,14 +75,22 @@ TASKS = ("stsb", "qnli", "rte", "mrpc", "sst2", "cola")
 TUNED_KINDS = {  # name: (what it is, options)
     "full": ("FFNs", []), "none": ("no FFN", NO_FFN), "every2": ARCHITECTURES["every2"],
     "flops": ("no FFN, equal FLOPs", [*NO_FFN, "--flops", "FULL"])}
+AS_IT_IS = ["--steps", "1", "--lr", "1e-12", "--muon-lr", "1e-12"]  # a step that changes nothing
+MORE = ["--steps", "300"]
+CUT_KINDS = {  # of the runs with FFNs
+    "more": ("FFNs, 300 steps more", MORE),
+    "half0": ("every 2nd FFN cut out", ["--ffn-every", "2", *AS_IT_IS]),
+    "half300": ("every 2nd FFN cut out, 300 steps more", ["--ffn-every", "2", *MORE]),
+    "cut0": ("all FFNs cut out", [*NO_FFN, *AS_IT_IS]),
+    "cut300": ("all FFNs cut out, 300 steps more", [*NO_FFN, *MORE])}
 
 
 # Training.
 
 LAPTOP = ["train.py", "--preset", "laptop", "--corpus", "TEXT"]
-WITH_PAIRS = ["train.py", "--preset", "mini", "--corpus", "TEXT", "--next-sentence",
-              "--mlm-probability", "0.25", "--batch-tokens", "2048"]
-PAIRS = [(name, seed) for seed in range(5) for name in ("full", "none")]  # in turn
+PAIRED = ["train.py", "--preset", "mini", "--corpus", "TEXT", "--next-sentence",
+          "--mlm-probability", "0.25", "--batch-tokens", "2048"]
+IN_TURN = [(name, seed) for seed in range(5) for name in ("full", "none")]  # in turn
 
 
 def jobs():
@@ -91,13 +99,13 @@ def jobs():
         for seed in range(5):
             end = f"-seed{seed}" * (seed > 0)
             yield "docs", name + end, ["train.py", *options, "--seed", str(seed)]
-    for name, seed in PAIRS + [(name, seed) for seed in range(3) for name in OTHERS]:
+    for name, seed in IN_TURN + [(name, seed) for seed in range(3) for name in OTHERS]:
         start = ["--init", run_of(f"full-seed{seed}")] if name in ("more", "cut") else []
         yield "tokens", f"{name}-seed{seed}", [*pretrain(name, seed), *start]
     for name, seeds in {"none": 5, "every2": 3, "wide": 3, "deep": 3}.items():
         for seed in range(seeds):
             yield "flops", f"{name}-seed{seed}", [*pretrain(name, seed), "--flops", "FULL"]
-    for name, seed in PAIRS:
+    for name, seed in IN_TURN:
         yield "minutes", f"{name}-seed{seed}", [*pretrain(name, seed), "--minutes", "2"]
     yield from accuracy_jobs()
     yield from scale_jobs()
@@ -109,18 +117,20 @@ def jobs():
 def accuracy_jobs():
     """Pretraining with pairs of sentences; fine-tuning of these runs, and from scratch."""
     for seed in range(3):
-        for name, (_, options) in TUNED_KINDS.items():
-            length = [] if "--flops" in options else ["--steps", "3000"]
+        cut = ["--init", run_of(f"full-seed{seed}", "accuracy")]
+        for name, (_, options) in {**TUNED_KINDS, **CUT_KINDS}.items():
+            length = [] if {"--flops", "--steps"} & {*options} else ["--steps", "3000"]
+            start = cut if name in CUT_KINDS else []
             yield "accuracy", f"{name}-seed{seed}", [
-                *WITH_PAIRS, *options, *length, "--seed", str(seed)]
+                *PAIRED, *options, *length, *start, "--seed", str(seed)]
     for task in TASKS:
         tune = ["--task", task, "--data-dir", "GLUE", "--dtype", "bfloat16"]
         tune += ["--train-examples", "10000"] * (task in ("qnli", "sst2"))
-        for name in TUNED_KINDS:
+        for name in (*TUNED_KINDS, *(CUT_KINDS if task == "stsb" else ())):
             for seed in range(3):
                 yield "glue", f"{name}-{task}-seed{seed}", [
                     "finetune.py", run_of(f"{name}-seed{seed}", "accuracy"), *tune]
-            if name != "flops":  # from scratch it is the same as "none"
+            if name in TUNED_KINDS and name != "flops":  # which from scratch is the same as "none"
                 yield "glue", f"{name}-{task}-scratch", [
                     "finetune.py", run_of(f"{name}-seed0", "accuracy"), *tune, "--from-scratch",
                     "--seeds", "3"]
@@ -163,16 +173,18 @@ def train(corpus, glue, groups):
 
 
 def can_begin(command):
-    """Whether there is what a job needs: a finished run to fine-tune, the FLOPs of another."""
+    """Whether there is what a job needs: a finished run to start from, the FLOPs of another."""
     if None in command:
         return False
-    if command[0] != "finetune.py":
+    run = command[1] if command[0] == "finetune.py" else None
+    run = command[command.index("--init") + 1] if "--init" in command else run
+    if run is None:
         return True
     try:
-        check_finished(ROOT / command[1])
+        check_finished(ROOT / run)
     except UserError:
         return False
-    return has_checkpoint(ROOT / command[1])
+    return has_checkpoint(ROOT / run)
 
 
 def flops_of_full(group):
@@ -253,12 +265,15 @@ def compare(group, reference, kinds=ARCHITECTURES):
             continue
         losses = losses_of(runs)
         gap = "–" if losses == base else gap_of(losses, base)
+        paired = "pair_accuracy" in runs[0]
         rows.append([text, f"{runs[0]['parameters']:,}", f"{runs[0]['flops_per_token'] / 1e6:.2f}",
                      f"{np.mean([run['tokens'] for run in runs]) / 1e6:.2f}", str(len(runs)),
                      plus_minus(*mean_and_std(losses).values(), 3),
-                     spread(*mean_and_std([r["validation_accuracy"] for r in runs]).values()), gap])
+                     *(spread(*mean_and_std([run[f"{what}_accuracy"] for run in runs]).values())
+                       for what in ("validation", *["pair"] * paired)), gap])
     return table(["", "parameters", "MFLOPs a token", "M tokens", "seeds", "validation loss",
-                  "masked accuracy, %", "minus all FFNs' [95 %]"], rows)
+                  "masked accuracy, %", *["pairs right, %"] * paired,
+                  "minus all FFNs' [95 %]"], rows)
 
 
 def latest(group, name):
@@ -329,6 +344,18 @@ def glue_table():
                 tuned[name] - fresh[name], tuned["full"] - fresh["full"])
     header = ["", *(GLUE[task].name for task in finished_tasks()), "mean"]
     return table(header, [[text, *cells] for text, cells in rows.items()])
+
+
+def cuts_table():
+    """FFNs cut out of trained models: the loss, STS-B, and STS-B less that of the whole models."""
+    rows, whole = [], scores_of("full", "stsb", "seed")
+    for name, (text, _) in {"full": TUNED_KINDS["full"], **CUT_KINDS}.items():
+        if scores := scores_of(name, "stsb", "seed"):
+            losses = losses_of(results("accuracy", name))
+            rows.append([text, plus_minus(*mean_and_std(losses).values(), 3),
+                         plus_minus(*mean_and_std(scores).values(), 1),
+                         "–" if name == "full" else gap_of(scores, whole, 1)])
+    return table(["", "validation loss", "STS-B", "minus FFNs' [95 %]"], rows)
 
 
 def gaps(scores, others):
@@ -481,6 +508,8 @@ def write_up():
     for group, make in tables.items():
         if results(group, "") and (group != "glue" or finished_tasks()):
             text = fill(text, group, make())
+    if scores_of("cut0", "stsb", "seed"):
+        text = fill(text, "cuts", cuts_table())
     draw_gaps()
     if finished_tasks():
         draw_accuracy()
