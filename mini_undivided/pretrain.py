@@ -115,7 +115,7 @@ def train(run):
     with progress_bar(not machine.is_main) as bar, catch_signals() as caught:
         while True:
             batch = run.batches.batch(state.step, machine.rank, machine.world_size)
-            num_masked, stop, save = agree(run, batch, caught, last_save)
+            num_masked, stop, save = sync_processes(run, batch, caught, last_save)
             over = stop or state.progress >= 1
             validation_is_due = int(state.progress * VALIDATIONS) > state.validated and not over
             if over or validation_is_due or save:
@@ -139,7 +139,7 @@ def train(run):
                 log_losses(run, bar)
 
 
-def agree(run, batch, caught, last_save):
+def sync_processes(run, batch, caught, last_save):
     """Bring all processes to the same numbers → masked positions, whether to stop, to save.
 
     Sets state.seconds and state.progress. Any process's signal stops all; for the rest process 0's

@@ -60,8 +60,8 @@ def check(numbers, seed):
     if not PACKAGE.parent.samefile("."):
         raise UserError(f"you are in {Path.cwd()}, but Python takes mini_undivided from "
                         f"{PACKAGE.parent}: change to your copy's folder")
-    checks = [each for number in numbers for each in checks_of(number)]
-    tests = [verdict(each, run(each, seed)) for each in checks]
+    checks = [function for number in numbers for function in checks_of(number)]
+    tests = [verdict(function, run(function, seed)) for function in checks]
     print(feedback(tests))
     return all(test["status"] == "passed" for test in tests)
 

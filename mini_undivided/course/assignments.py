@@ -84,7 +84,7 @@ def checks_of(number):
             importlib.import_module(OWN)
         except (Exception, SystemExit) as error:
             raise UserError(f"{crash(error)} {type(error).__name__}: {error}") from None
-    return [each for each in CHECKS if each.assignment == number]
+    return [function for function in CHECKS if function.assignment == number]
 
 
 def run(function, seed):
@@ -96,8 +96,8 @@ def run(function, seed):
             chapter = importlib.import_module(f"mini_undivided.{chapter}")
             function(chapter, np.random.default_rng(seed))
     except (Exception, SystemExit) as error:
-        said = "".join(each if each.isprintable() or each == "\n" else "?"
-                       for each in explain(error))
+        said = "".join(letter if letter.isprintable() or letter == "\n" else "?"
+                       for letter in explain(error))
         return said if len(said) < LONGEST else f"{said[:LONGEST]} …"
     return ""
 

@@ -19,7 +19,7 @@ FILES = ("train.py", "finetune.py", "analyze.py", "setup.cfg", "pyproject.toml",
          ".gitignore", "docs/exercises.md", "tests/conftest.py", "tests/helpers.py",
          "tests/test_attention.py", "tests/test_corpus.py", "tests/test_tokenizer.py")
 # What says again, or instead, what an assignment's function says: (chapter, pattern, replacement).
-TWINS = {
+REPEATED = {
     1: [("model", r" +# PyTorch's fused kernel(.*\n)+? +attend = .*\n", ""),
         ("model", r"attend\(", "attention(")],
     5: [("pretrain", r"F.cross_entropy\(.*", "run.objective.loss(run.model, batch)"),
@@ -82,7 +82,7 @@ def make_copy(folder, numbers):
                       for name in functions}
             text = replace_bodies((folder / path).read_text("utf-8"), bodies)
             (folder / path).write_text(text, "utf-8")
-        for chapter, old, new in TWINS.get(number, ()):
+        for chapter, old, new in REPEATED.get(number, ()):
             path = folder / f"mini_undivided/{chapter}.py"
             path.write_text(re.sub(old, new, path.read_text("utf-8")), "utf-8")
     write_text(folder / "README.md", README.format(first=numbers[0], rows="\n".join(rows)))

@@ -75,8 +75,8 @@ def judge(submission, numbers, seed, seconds):
             for name, text in files.items():
                 (project / name).write_bytes(text)
             with Student(project, number, seconds) as student:
-                for each in checks_of(number):
-                    print(json.dumps(run(each, seed)), flush=True)
+                for function in checks_of(number):
+                    print(json.dumps(run(function, seed)), flush=True)
             if student.reason:  # so loops cost a class twice the time limit, not ten times
                 seconds /= 2
 
@@ -86,7 +86,7 @@ def grade(submission, numbers, seed, seconds):
 
     One that cannot be opened, or holds nothing, fails in all of them, with the reason.
     """
-    checks, reason = [each for number in numbers for each in checks_of(number)], NOTHING
+    checks, reason = [function for number in numbers for function in checks_of(number)], NOTHING
     messages = []
     try:
         if handed_in(submission):
@@ -140,7 +140,7 @@ def grade_class(submissions, numbers, seed, seconds, jobs):
     for number in numbers:
         checks_of(number)  # imported before the threads, which share them
     with ThreadPoolExecutor(jobs) as pool:
-        graded = pool.map(lambda each: grade(each, numbers, seed, seconds), submissions)
+        graded = pool.map(lambda submission: grade(submission, numbers, seed, seconds), submissions)
         yield from zip(submissions, graded, strict=True)
 
 
@@ -155,7 +155,7 @@ def write_class(folder, graded, numbers):
         writer.writerow(["submission", *numbers, "all"])
         for submission, tests in graded:
             name = Path(submission).resolve().name
-            writer.writerow([name, *(points(tests, each)[0] for each in (*numbers, None))])
+            writer.writerow([name, *(points(tests, number)[0] for number in (*numbers, None))])
             file.flush()
             seen = [test for test in tests if test["visibility"] == "visible"]
             write_text(folder / f"{name}.txt", f"{name}\n{feedback(seen)}\n")

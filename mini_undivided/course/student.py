@@ -182,7 +182,7 @@ def bound(own):
         for kind, most in {resource.RLIMIT_AS: size + MEMORY, resource.RLIMIT_FSIZE: 0,
                            resource.RLIMIT_NPROC: 0}.items():
             resource.setrlimit(kind, (most, most))
-    readable = tuple(os.path.realpath(each) + os.sep for each in (*own, os.getcwd(), "/sys"))
+    readable = tuple(os.path.realpath(folder) + os.sep for folder in (*own, os.getcwd(), "/sys"))
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
     def refuse(event, arguments, realpath=os.path.realpath):

@@ -31,7 +31,7 @@ from mini_undivided.report.results import (
     kinds_of,
     layer_rows,
     make_results,
-    part,
+    rows_of,
 )
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
@@ -288,20 +288,20 @@ class Analysis:
             yield ("These runs were trained on different text; the sentences here are held out "
                    f"from {' '.join(self.corpus)}.")
         yield tables.glue_table(results)
-        if not (cka := part(results, "CKA: ")).empty:
+        if not (cka := rows_of(results, "CKA: ")).empty:
             yield tables.cka_text(cka, kinds[0], self.one_kind)
             yield tables.layers_table(cka[cka.other_layer.isna() & cka.layer.notna()])
             files = map(figures.cka_file, [*self.groups][1:])
             yield "\n".join(f"![CKA]({quote(file)})" for file in files)
-        if not (attention := part(results, "attention: ")).empty:
+        if not (attention := rows_of(results, "attention: ")).empty:
             yield "What tokens attend to, on average over tokens and heads; ± is over runs:"
             yield tables.layers_table(attention)
             yield "![Attention](attention.png)"
-        if not part(results, "probe: ").empty:
+        if not rows_of(results, "probe: ").empty:
             yield tables.probe_text(self.options.seeds)
             yield tables.probe_table(results)
             yield "![Probes](probes.png)"
-        if not (collapse := part(results, "rank collapse: ")).empty:
+        if not (collapse := rows_of(results, "rank collapse: ")).empty:
             yield ("Rank collapse: distance of a sentence's token vectors from their mean (0: all "
                    "alike), and mean cosine of two of its tokens (1: all alike):")
             yield tables.layers_table(collapse)

@@ -20,7 +20,7 @@ from mini_undivided.report.results import (
     UNTRAINED,
     equal_depth,
     kinds_of,
-    part,
+    rows_of,
     summarise,
 )
 from mini_undivided.report.tables import tokens_compared
@@ -163,10 +163,10 @@ def plot_losses(record, usual=None):
 def plot_results(results, out):
     """Draw what was measured: cka-KIND.png, collapse.png, attention.png, probes.png."""
     style = styles(kinds_of(results))
-    if not (cka := part(results, "CKA: ")).empty:
+    if not (cka := rows_of(results, "CKA: ")).empty:
         plot_cka(cka, style, out)
     for prefix, (file, *texts) in MEASURES.items():
-        if not (rows := part(results, prefix)).empty:
+        if not (rows := rows_of(results, prefix)).empty:
             plot_measures(rows, style, out / file, *texts)
 
 

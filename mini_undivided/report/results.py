@@ -61,7 +61,7 @@ def equal_depth(shape, first=0):
     return (np.maximum(layers, first) - first).astype(int).tolist()
 
 
-def part(results, prefix):
+def rows_of(results, prefix):
     """The rows of measures that begin with a prefix, or with one of several."""
     return results[results.measure.str.startswith(prefix)]
 
@@ -85,7 +85,7 @@ def summarise(results, *columns):
 
 def best_layers(results):
     """The layer of a probe that the validation part chooses: a Series by measure and kind."""
-    rows = part(results, VALID)
+    rows = rows_of(results, VALID)
     rows = rows.assign(measure=rows.measure.str.removeprefix(VALID))
     means = summarise(rows, "layer")["mean"].groupby(["measure", "kind"], sort=False)
     return means.idxmax().map(lambda index: index[-1])
@@ -98,7 +98,7 @@ def compared(results):
     fine-tunings of one pretrained model count as one number, their mean.
     """
     kinds = kinds_of(results).index
-    rows = part(results[results.kind.isin(kinds)], COMPARED)
+    rows = rows_of(results[results.kind.isin(kinds)], COMPARED)
     rows = rows.join(best_layers(results).rename("best"), on=["measure", "kind"])
     rows = rows[rows.best.isna() | (rows.best == rows.layer)]
     return rows.groupby(["measure", "kind", "run"], sort=False).value.mean()

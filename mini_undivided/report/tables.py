@@ -16,7 +16,7 @@ from mini_undivided.report.results import (
     best_layers,
     compared,
     kinds_of,
-    part,
+    rows_of,
     summarise,
 )
 from mini_undivided.support.tasks import GLUE
@@ -134,7 +134,7 @@ def baseline_text(results):
 
 def glue_table(results):
     """The dev scores that finetune.py left in the runs, or an empty string."""
-    scores = part(results, "fine-tuned")
+    scores = rows_of(results, "fine-tuned")
     if scores.empty:
         return ""
     head = ("Dev scores × 100; ± is over pretraining seeds, or of a single run over fine-tuning "
@@ -154,7 +154,7 @@ def layers_table(results):
 
 def tokens_compared(results):
     """What CKA was computed from, as text: "1,280 tokens"."""
-    return f"{part(results, TOKENS_COMPARED).value.iloc[0]:,.0f} tokens"
+    return f"{rows_of(results, TOKENS_COMPARED).value.iloc[0]:,.0f} tokens"
 
 
 def cka_text(results, first, one_kind):
@@ -186,7 +186,7 @@ def probe_table(results):
     header = ["task", "kind", "layer", "score", "embeddings", "untrained", "majority", "control",
               "selectivity"]
     best, rows = best_layers(results), []
-    probes = part(results, "probe: ")
+    probes = rows_of(results, "probe: ")
     summary = summarise(probes.fillna({"layer": 0}), "layer")  # of the majority, no layer
     texts, means = texts_of(summary, spread), summary["mean"]
     for task, kind in product(probes.measure.unique(), kinds_of(results).index):

@@ -85,7 +85,7 @@ class BertConfig:
         saved = read_json(path)
         for name, value in FIXED.items():
             if saved.get(name) not in (None, value):
-                shown, known = (json.dumps(each)[:40] for each in (saved[name], value))
+                shown, known = (json.dumps(setting)[:40] for setting in (saved[name], value))
                 raise UserError(f"{path}: {name} is {shown}, but only {known} is supported")
         names = [field.name for field in fields(cls)]
         try:

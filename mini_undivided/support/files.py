@@ -48,7 +48,7 @@ def sealed(path):
     """
     with atomic(path) as temporary:
         yield temporary
-        sums = [checksum(each) for each in (temporary, path) if Path(each).exists()]
+        sums = [checksum(file) for file in (temporary, path) if Path(file).exists()]
         write_text(f"{path}.sum", "\n".join(sums) + "\n")
 
 
@@ -180,8 +180,8 @@ def check_form(value, form, path, key="its content"):
                 raise UserError(f'{path} has no "{name}"')
     elif isinstance(form, list):
         check_form(value, list, path, key)
-        for each in value:
-            check_form(each, form[0], path, f"an entry of {key}")
+        for entry in value:
+            check_form(entry, form[0], path, f"an entry of {key}")
     elif not any(is_kind(value, kind) for kind in get_args(form) or (form,)):
         wanted = " or ".join(KINDS[kind] for kind in get_args(form) or (form,))
         raise UserError(f"{path}: {key} is {str(value)[:40]}, but should be {wanted}")

@@ -144,7 +144,7 @@ def make_docs_task(key, documents):
     """Make a built-in task from documents, (library, sentences) pairs, one in five for dev."""
     splits = {}
     for part in ("train", "dev"):
-        own = [each for i, each in enumerate(documents) if (i % 5 == 4) == (part == "dev")]
+        own = [document for i, document in enumerate(documents) if (i % 5 == 4) == (part == "dev")]
         pairs = [(library, sentence) for library, group in own for sentence in group]
         labels = np.array([TASKS[key].labels.index(library) for library, _ in pairs])
         splits[part] = Split([(sentence,) for _, sentence in pairs], labels)
@@ -182,8 +182,8 @@ def write_predictions(out, key, task, predict, data_dir):
         if part == "ax" and split is None:
             continue
         predictions = predict(part, split)
-        lines = [task.labels[each] if task.labels else f"{min(5.0, max(0.0, each)):.3f}"
-                 for each in predictions]
+        lines = [task.labels[prediction] if task.labels else f"{min(5.0, max(0.0, prediction)):.3f}"
+                 for prediction in predictions]
         body = "".join(f"{i}\t{line}\n" for i, line in enumerate(lines))
         write_text(folder / f"{name}.tsv", "index\tprediction\n" + body)
     with atomic(out / "submission.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:

@@ -6,7 +6,8 @@ Nothing here imports PyTorch, so that --help answers at once.
 """
 
 import argparse
-from dataclasses import MISSING, dataclass, field, fields
+import dataclasses
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin
@@ -63,7 +64,7 @@ class Option:
 def option(default, help, metavar=None, **details):
     """A dataclass field that is an option. With the default MISSING it has to be given."""
     start = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
-    return field(**start, metadata={"option": Option(help, metavar, **details)})
+    return dataclasses.field(**start, metadata={"option": Option(help, metavar, **details)})
 
 
 def kind(field):
@@ -93,16 +94,16 @@ class Checked:
     """Base of the options: "~" is expanded and bounds are checked, in a notebook, too."""
 
     def __post_init__(self):
-        for each in fields(self):
-            value = getattr(self, each.name)
+        for field in fields(self):
+            value = getattr(self, field.name)
             if isinstance(value, str):
-                setattr(self, each.name, from_user(value))
-            elif kind(each) == (str, True) and isinstance(value, list):
-                setattr(self, each.name, [from_user(text) for text in value])
+                setattr(self, field.name, from_user(value))
+            elif kind(field) == (str, True) and isinstance(value, list):
+                setattr(self, field.name, [from_user(text) for text in value])
             try:
-                check(each, value)
+                check(field, value)
             except ValueError as wanted:
-                raise UserError(f"{each.name} is {value}, but should be {wanted}") from None
+                raise UserError(f"{field.name} is {value}, but should be {wanted}") from None
 
 
 # The options.
@@ -280,9 +281,9 @@ def make_parser(description, *classes, groups=(), **kwargs):
     parser = argparse.ArgumentParser(
         description=description, argument_default=argparse.SUPPRESS, **kwargs)
     titles = {title: parser.add_argument_group(title) for title in groups}
-    for each in (each for options in classes for each in fields(options)):
-        title = next((title for title in groups if each.name in groups[title].split()), None)
-        add_option(titles.get(title, parser), each)
+    for field in (field for options in classes for field in fields(options)):
+        title = next((title for title in groups if field.name in groups[title].split()), None)
+        add_option(titles.get(title, parser), field)
     return parser
 
 
@@ -351,7 +352,7 @@ def train_options(typed):
             raise UserError(f"{given[0]} and {given[1]} exclude each other: give one of them")
     if "muon_lr" in typed and typed.get("optimizer") == "adamw":
         raise UserError("--muon-lr does nothing with --optimizer adamw: leave one of them out")
-    shortcuts = {each.name for each in fields(TrainShortcuts)}
+    shortcuts = {field.name for field in fields(TrainShortcuts)}
     changes = {name: value for name, value in typed.items() if name not in shortcuts}
     preset = typed.get("preset", "laptop")
     if "init" in typed:

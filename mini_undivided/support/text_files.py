@@ -37,9 +37,9 @@ def find_files(name):
             raise UserError(f"{name} is no corpus file: its name should end in {KNOWN}")
         return [path]
     found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(name, recursive=True))
-    found = sorted(each for each in found if each.is_file())
-    hidden = [each for each in found if path.is_dir() and is_hidden(each.relative_to(path))]
-    files = [each for each in found if text_suffix(each) and each not in hidden]
+    found = sorted(file for file in found if file.is_file())
+    hidden = [file for file in found if path.is_dir() and is_hidden(file.relative_to(path))]
+    files = [file for file in found if text_suffix(file) and file not in hidden]
     if not files:
         nothing = f"it holds none of {KNOWN}"
         reason = nothing if found or path.is_dir() else "no such file or folder"

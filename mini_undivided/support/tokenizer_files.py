@@ -107,11 +107,11 @@ def added_tokens(content, settings, named, added):
         tokens = {i: {"content": text} for text, i in added.items()}
         tokens |= {token["id"]: token for token in content.get("added_tokens", ())}
     first = dict.fromkeys(("bos_token", "eos_token"))
-    named = {name: each for name, each in (first | settings).items() if name.endswith("_token")}
+    named = {name: token for name, token in (first | settings).items() if name.endswith("_token")}
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or ()
     extra = extra.values() if isinstance(extra, dict) else extra
-    special = [each if isinstance(each, dict) else {"content": each}
-               for each in (*named.values(), *extra) if each]
+    special = [token if isinstance(token, dict) else {"content": token}
+               for token in (*named.values(), *extra) if token]
     names = {token["content"] for token in special}
     every = {}
     for token in (*(tokens[i] for i in sorted(tokens)), *special):

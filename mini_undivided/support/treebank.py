@@ -20,7 +20,7 @@ def read_treebank(folder):
     for path in sorted(Path(folder).glob("*.conllu")):
         if names := re.findall("|".join(SPLITS), path.name):
             sentences = list(read_conllu(path))
-            tagged = [each for each in sentences if all(tag != "_" for _, tag in each)]
+            tagged = [sentence for sentence in sentences if all(tag != "_" for _, tag in sentence)]
             if len(tagged) < len(sentences):
                 untagged = f"{len(sentences) - len(tagged):,} of {len(sentences):,} sentences"
                 print(f"{path}: {untagged} left out, in which a word has no tag")

@@ -46,7 +46,7 @@ def f1_score(metrics, rng):
         "with 2 TP above, but TP below": 2 * jaccard,
         "with true negatives, not false ones": 2 * hits / (hits + predicted.sum() + negatives)})
     for zeros in ((0, 0), (0, 1), (1, 0)):
-        require_zero(metrics.f1, *(np.full(5, each) for each in zeros))
+        require_zero(metrics.f1, *(np.full(5, value) for value in zeros))
 
 
 @check(7, points=3)

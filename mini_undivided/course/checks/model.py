@@ -110,7 +110,7 @@ def library_layer(block, activation=F.gelu, norm_first=False):
         ours.query.in_features, ours.heads, ffn.up.out_features if ffn else 1, 0.0, activation,
         ours.norm.eps, batch_first=True, norm_first=norm_first, dtype=torch.float64)
     for name in ("weight", "bias"):
-        parts = [getattr(each, name) for each in (ours.query, ours.key, ours.value)]
+        parts = [getattr(linear, name) for linear in (ours.query, ours.key, ours.value)]
         getattr(layer.self_attn, f"in_proj_{name}").data = torch.cat(parts)
     pairs = [(layer.self_attn.out_proj, ours.output), (layer.norm1, ours.norm)]
     if ffn:

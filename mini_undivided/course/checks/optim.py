@@ -26,7 +26,7 @@ def schedule(optim, rng):
                 f"the factor {where} is {found:.4g}, but should be {wanted}: {hint}")
     for name, least, most in (("warm-up", 0, warmup), ("decay", warmup, 1)):
         x = np.linspace(least, most, 9)[1:-1]
-        middle = np.array([factor(each, warmup) for each in x])
+        middle = np.array([factor(point, warmup) for point in x])
         require(np.abs(np.diff(middle, 2)).max() < 1e-6, f"the {name} is not a straight line")
         require(abs(middle[3] - 0.5) < 1e-6, f"the factor is {middle[3]:.4g} in the middle of the "
                 f"{name}, but should be 0.5: is progress divided by its length?")

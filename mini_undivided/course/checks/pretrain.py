@@ -73,13 +73,13 @@ def loss_of_a_batch(pretrain, rng):
             "bfloat16, too, which has three digits: take logits.float()")
     for what, scale in {"masked_loss": 1, "masked_loss with large logits": 100}.items():
         model.out.weight.data *= scale
-        each = model.surprise(batch)
-        right, positions = each.sum(), batch.labels.numel()
+        losses = model.surprise(batch)
+        right, positions = losses.sum(), batch.labels.numel()
         answer = pure("pretrain", "masked_loss", model, batch)
         require(answer.isfinite(), f"{what} is not finite: use log_softmax or cross_entropy, not "
                 "the log of a softmax")
         compare(what, answer, right, {
-            "when the mean is taken: train_step divides, once": each.mean(),
+            "when the mean is taken: train_step divides, once": losses.mean(),
             "when the sum is divided by all positions, the unused ones too": right / positions,
             "when the sum is divided by the sequences": right / len(batch.labels),
             "when IGNORE_INDEX is taken for a token": model.surprise(
@@ -125,8 +125,8 @@ def take_steps(model, batches, counts, world):
         device=torch.device("cpu"), world_size=world, synchronise=synchronise,
         autocast=lambda: torch.autocast("cpu"))  # float64 stays as it is
     for count in counts:
-        for each in (steps, syncs, seen):
-            each.clear()
+        for record in (steps, syncs, seen):
+            record.clear()
         before = nn.utils.parameters_to_vector(model.parameters()).detach()
         loss = train_step(model, optimizers, batches, count, machine)
         require(loss is not None, "train_step returns None: is a return missing?")
@@ -155,8 +155,8 @@ def step_over_micro_batches(pretrain, rng):
     for slack in (2, 0.3):  # the first step needs no clipping, the second one does
         losses = [model.surprise(batch) for batch in batches]
         parts = [model.gradient(loss.sum()) for loss in losses]
-        whole, loss, n = sum(parts), sum(each.sum() for each in losses), sum(map(len, losses))
-        means = sum(p / len(each) for p, each in zip(parts, losses, strict=True)) / len(parts)
+        whole, loss, n = sum(parts), sum(loss.sum() for loss in losses), sum(map(len, losses))
+        means = sum(p / len(loss) for p, loss in zip(parts, losses, strict=True)) / len(parts)
         num = 1 + int(world * whole.norm().item() * slack)
         parts, scaled, in_turn = [world / num * part for part in parts], world / num * whole, 0.0
         for part in parts:

@@ -10,7 +10,7 @@ from mini_undivided.course.student import pure
 
 def largest_gradient(x, y, W, b, classes, strength, on_b=0.0):
     """The largest part of the objective's gradient at W and b, over all layers."""
-    W, b = (each.detach().double().requires_grad_() for each in (W, b))
+    W, b = (tensor.detach().double().requires_grad_() for tensor in (W, b))
     objective = strength / 2 * (W.square().sum() + on_b * b.square().sum())
     for logits in x.double() @ W + b:
         objective = objective + (
@@ -33,7 +33,7 @@ def fitted_probe(probe, rng):
         shapes = [(tuple(W.shape), tuple(b.shape)) for W, b in fits]
         wanted = [((L, C, classes or 1), (L, 1, classes or 1))] * len(strengths)
         require(shapes == wanted, f"W and b have the shapes {shapes}, but should have {wanted}")
-        require(not any(each.requires_grad for pair in fits for each in pair),
+        require(not any(tensor.requires_grad for pair in fits for tensor in pair),
                 "W and b keep the graph alive: detach them")
         require(all(b.any() for _, b in fits), "b is 0: is it trained?")
         require(not all(torch.equal(fits[0][0], W) for W, _ in fits[1:]),
@@ -91,7 +91,7 @@ def control_task(probe, rng):
             "the same seed gives other tags")
     require(not all(map(np.array_equal, control.values(), other.values())),
             "another seed gives the same tags: use the seed")
-    task.texts = {part: each[::-1] for part, each in texts.items()}
+    task.texts = {part: rows[::-1] for part, rows in texts.items()}
     turned = pure("probe", "ProbeTask.control", task, 5)
     require(all(np.array_equal(np.reshape(control[p], (300, 9))[::-1].ravel(), turned[p])
                 for p in texts), "tags depend on the order of texts, or of a set, which changes "
