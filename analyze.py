@@ -1,8 +1,8 @@
 """Compare what runs learned. Try: python analyze.py runs/full runs/noffn
 
 With runs alone it makes the whole report: CKA of the first run with each other one, what tokens
-attend to, linear probes, tables, figures. Runs that differ in nothing but their seed are compared as
-a group. A command before the runs does one thing alone:
+attend to, linear probes, tables, figures. Runs that differ in nothing but their seed are compared
+as a group. A command before the runs does one thing alone:
 python analyze.py fill runs/noffn "the [MASK] function".
 """
 

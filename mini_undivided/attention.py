@@ -35,8 +35,8 @@ def attention_weights(encoder, input_ids, attention_mask=None, token_type_ids=No
     mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
     eye, weights = torch.eye(input_ids.size(1), device=input_ids.device), []
     for x, block in zip(states[:-1], encoder.layers, strict=True):  # each layer's input (B, T, C)
-        layer = block.attention
-        q, k = layer.split_heads(layer.query(x)), layer.split_heads(layer.key(x))
+        sublayer = block.attention
+        q, k = (sublayer.split_heads(linear(x)) for linear in (sublayer.query, sublayer.key))
         weights.append(attention(q, k, eye.to(x.dtype), mask))  # (B, H, T, T)
     return torch.stack(weights)
 

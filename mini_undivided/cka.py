@@ -1,7 +1,7 @@
 """How similar are two layers? Debiased centred kernel alignment (CKA; Kornblith 2019, 1905.00414).
 
 Shapes: B texts in a batch, T tokens in the longest, C width and L number of layers, n rows in a
-minibatch; K and G are two layers' Gram matrices.
+minibatch; K and G are two layers' Gram matrices (elsewhere K is a number of classes).
 
 A layer is a matrix X (n, C) with a row for each token (or text). Its Gram matrix K = X Xᵀ says
 which rows are similar according to this layer, and CKA is the correlation of two Gram matrices:
@@ -49,12 +49,12 @@ def cka(a, b):
 def centre(x):
     """U-centred Gram matrices K̃ of layers: x (L, n, C) → (L, n, n); rows and columns sum to 0."""
     n = x.size(1)
-    x = x - x[:, :1]  # a shift changes nothing, and a constant layer is exactly 0 then
+    x = x - x[:, :1]  # centring undoes any shift, and a constant layer is exactly 0 after this one
     gram = x @ x.transpose(1, 2)  # (L, n, n)
     gram.diagonal(dim1=1, dim2=2).zero_()
-    means = gram.sum(2) / (n - 2)  # (L, n)
-    total = means.sum(1) / (n - 1)  # (L,)
-    gram += total[:, None, None] - means[:, :, None] - means[:, None, :]
+    rows = gram.sum(2) / (n - 2)  # (L, n)
+    total = rows.sum(1) / (n - 1)  # (L,)
+    gram += total[:, None, None] - rows[:, :, None] - rows[:, None, :]
     gram.diagonal(dim1=1, dim2=2).zero_()
     return gram
 
@@ -83,7 +83,7 @@ class CKA:
         self.rows += a.size(1)
 
     def value(self):
-        """The matrix (L_A, L_B) on the CPU; 1 for equal layers, 0 for unrelated, NaN for constant."""
+        """(L_A, L_B), on the CPU: 1 for equal layers, 0 for unrelated, NaN for constant."""
         return (self.ab / (self.aa[:, None] * self.bb).sqrt()).cpu()
 
 
@@ -131,8 +131,8 @@ def compare(encoders, batches, pairs, n=256):
     add_minibatches(sums, buffer.take(n))
     rows = max((outputs["block"].rows for outputs in sums.values()), default=0)
     if pairs and not rows:
-        raise UserError(f"CKA needs {n} tokens at least, but there are {buffer.size}: give more text "
-                        "or more --examples")
+        raise UserError(f"CKA needs {n} tokens at least, but there are {buffer.size}: give more "
+                        "text or more --examples")
     values = {pair: {output: total.value() for output, total in outputs.items()}
               for pair, outputs in sums.items()}
     return values, {name: torch.cat(c, dim=2).mean(2).cpu() for name, c in collapses.items()}, rows

@@ -5,8 +5,8 @@ Shapes: N sequences in a file, B in a batch, T tokens in a sequence, M of them m
 A token is masked if the model has to predict it, whatever then stands in its place: mostly [MASK].
 (An attention mask is something else: it says which tokens are not padding.)
 
-Documents are tokenised once, in the pieces of `corpus.py`, and strung together, a [SEP] after each
-piece; a sequence is the next T - 2 tokens between [CLS] and [SEP]. So sequences are full, nothing
+Documents are tokenised once, in chunks of text (`corpus.py`), and strung together, a [SEP] after
+each; a sequence is the next T - 2 tokens between [CLS] and [SEP]. So sequences are full, nothing
 is padding, and a sequence may begin in the middle of a document and run on into the next.
 
 Every random draw is a function of the seed and of the step (masks) or the epoch (order), and of
@@ -55,7 +55,7 @@ def split(batch, size):
 class Sequences:
     """A token array cut into N sequences, [CLS] and T - 2 tokens and [SEP], which can be masked.
 
-    mlm_probability: how many of the ordinary tokens are masked. The more are, the more a sequence
+    mlm_probability: the fraction of the ordinary tokens to mask. The more are, the more a sequence
     teaches and the less context is left; 40 % were better than BERT's 15 % here, and for large
     models in 2202.08005.
     """
@@ -112,14 +112,14 @@ class Sequences:
         changed = np.where(draws < TO_MASK, self.mask_id, changed)
         np.put_along_axis(ids, positions, np.where(is_masked, changed, original), axis=1)
         labels = np.where(is_masked, original, IGNORE_INDEX)
-        # Contiguous, because only such memory can be pinned for the copy to a GPU.
+        # Contiguous: to copy other memory to a GPU, the CPU would have to wait.
         return MaskedBatch(*map(torch.from_numpy, (ids, positions.copy(), labels)))
 
 
 class TrainingBatches:
     """The batches of a run: `size` sequences a step, each epoch in a new order with new masks.
 
-    mask: called as mask(sequences, ids, rng) to make a batch.
+    mask: called as mask(sequences, ids, rng) to make a batch; `pairs.py` has another one.
     """
 
     def __init__(self, sequences, size, seed, mask=Sequences.mask):
@@ -127,19 +127,19 @@ class TrainingBatches:
         self.epoch, self.order = None, None
 
     def batch(self, step, rank=0, world_size=1):
-        """The rows of process `rank` in a step's batch: size / world_size sequences.
+        """The part of process `rank` of a step's batch: size / world_size sequences.
 
-        Every process masks the whole batch, so that a row does not depend on their number.
+        Every process masks the whole batch, so that no mask depends on the number of processes.
         """
         ids = self.sequences.read(self.indices(np.arange(step * self.size, (step + 1) * self.size)))
         batch = self.mask(self.sequences, ids, stream(MASKS, self.seed, step))
         local = self.size // world_size
         return type(batch)(*(t[rank * local : (rank + 1) * local] for t in batch))
 
-    def indices(self, visits):
-        """The sequences of these visits, counted from the run's first: each epoch a permutation."""
-        epochs, offsets = np.divmod(visits, len(self.sequences))
-        indices = np.empty_like(visits)
+    def indices(self, numbers):
+        """Which sequences the run's samples of these numbers are: each epoch is a permutation."""
+        epochs, offsets = np.divmod(numbers, len(self.sequences))
+        indices = np.empty_like(numbers)
         for epoch in np.unique(epochs):
             if epoch != self.epoch:
                 rng = stream(ORDER, self.seed, int(epoch))

@@ -4,7 +4,8 @@ Shapes: B examples in a batch, T tokens in the longest of them, K labels.
 
 Fine-tuning puts a small new head on a pretrained encoder and trains both, briefly, on a task's
 examples. What pretraining was worth shows against the same model with fresh weights
-(--from-scratch). An encoded example is a pair of lists, token ids and segment ids.
+(--from-scratch). An encoded example is a pair of lists, token ids and segment ids. GLUE calls its
+validation splits "dev".
 """
 
 import math
@@ -39,12 +40,12 @@ def fine_tune(model, task, splits, encoded, machine, epochs, batch_size, lr, see
     with progress(total=steps, desc=name) as bar:
         for epoch in range(1, epochs + 1):
             model.train()
-            for batch in length_batches(examples, batch_size, rng):
+            for chosen in length_batches(examples, batch_size, rng):
                 scale_learning_rates([optimizer], warmup_decay((step + 0.5) / steps))
-                inputs = collate([examples[i] for i in batch], machine)
+                inputs = collate([examples[i] for i in chosen], machine)
                 with machine.autocast():
                     logits = model(*inputs)  # (B, K)
-                loss = task_loss(logits.float(), machine.to_device(labels[batch]))
+                loss = task_loss(logits.float(), machine.to_device(labels[chosen]))
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
@@ -84,7 +85,7 @@ def predict(model, examples, machine):
     if not np.isfinite(logits).all():
         raise UserError("the model's predictions are no longer numbers: try a lower --lr")
     predictions = logits[:, 0] if logits.shape[1] == 1 else logits.argmax(1)
-    restored = np.empty_like(predictions)
+    restored = np.empty_like(predictions)  # the examples' order again
     restored[order] = predictions
     return restored
 

@@ -40,7 +40,7 @@ def attention(q, k, v, mask=None, dropout=0.0):
     weights = scores.softmax(dim=-1)  # 0 for padding
     if mask is not None:
         weights = weights * mask  # a text that is all padding gets 0, not a mean
-    return F.dropout(weights, dropout) @ v
+    return F.dropout(weights, dropout) @ v  # in evaluation the caller passes 0
 
 
 class Attention(nn.Module):
@@ -69,8 +69,8 @@ class Attention(nn.Module):
         k, v = self.split_heads(self.key(x)), self.split_heads(self.value(x))  # (B, H, T, D)
         dropout = self.attention_dropout if self.training else 0.0
         # PyTorch's fused kernel computes the same and never stores the (M, T) weights. On a CPU it
-        # is slow with dropout or in bfloat16; on Apple's GPUs it errs with few queries in some
-        # versions (https://github.com/pytorch/pytorch/issues/181133).
+        # is slow with dropout or in bfloat16; on Apple's GPUs, in some versions, it gives wrong
+        # results for few queries (https://github.com/pytorch/pytorch/issues/181133).
         fused = x.device.type == "cuda" or (
             x.device.type == "cpu" and q.dtype == torch.float32 and not dropout)
         attend = F.scaled_dot_product_attention if fused else attention
@@ -108,7 +108,7 @@ class Block(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Word, position and segment vectors: their sum, normalised, with dropout."""
+    """Word, position and segment embeddings: their sum, normalised, with dropout."""
 
     def __init__(self, config):
         super().__init__()
@@ -124,9 +124,9 @@ class Embeddings(nn.Module):
         T, limit = input_ids.size(1), self.position.num_embeddings
         if T > limit:
             raise UserError(f"{T} tokens are more than the model's {limit} positions")
-        segment = self.token_type.weight[0]
+        segment = self.token_type.weight[0]  # (C,)
         if token_type_ids is not None:
-            segment = self.token_type(token_type_ids)
+            segment = self.token_type(token_type_ids)  # (B, T, C)
         x = self.word(input_ids) + (self.position.weight[:T] + segment)  # (B, T, C)
         return self.dropout(self.norm(x))
 
@@ -135,12 +135,12 @@ class Embeddings(nn.Module):
 def initialise(model):
     """Normal weights of standard deviation `initializer_range`; biases 0.
 
-    In two things we depart from BERT. Positions begin as sines and cosines, 2.5 times as large
-    as word vectors: waves of C / 2 lengths from 2π to 2π · 10,000 positions, so that near ones
-    have similar vectors (Vaswani et al. 2017, section 3.5). Keys begin equal to queries, both of
-    variance 1, as the division by √D assumes (in the spirit of Trockman & Kolter 2023, 2305.09828):
-    a token then attends most to itself and to those with similar vectors, its neighbours, and need
-    not learn first, position by position, where they are.
+    In two things we depart from BERT. Position embeddings begin as sines and cosines, 2.5 times as
+    large as those of words: waves of C / 2 lengths from 2π to 2π · 10,000 positions, so that near
+    ones have similar vectors (Vaswani et al. 2017, section 3.5). Keys begin equal to queries, both
+    of variance 1 (in the spirit of Trockman & Kolter 2023, 2305.09828): a token's score with itself
+    is about √D then, it attends most to itself and to those with similar vectors, its neighbours,
+    and need not learn first, position by position, where they are.
     """
     std = model.config.initializer_range
     for module in model.modules():
@@ -177,7 +177,7 @@ class Encoder(Pretrained):
         """Token ids, mask (1 or True for real tokens) and segment ids, (B, T) → states (B, T, C).
 
         output_hidden_states: also a list, the embeddings' output and each layer's, (B, T, C) each.
-        positions (B, M): the states there only, (B, M, C); the last layer computes no others.
+        positions (B, M): the last layer's states there only, (B, M, C); it computes no others.
         """
         mask = None
         if attention_mask is not None:
@@ -208,7 +208,7 @@ class MaskedLM(Pretrained):
         self.head.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.head.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        initialise(self)
+        initialise(self)  # the encoder once more, too
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
         """→ logits (B, T, V); with `positions` (B, M), of these positions only, (B, M, V)."""

@@ -66,16 +66,16 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr, dtype=torch.float32, momentum=0.95, weight_decay=0.01):
-        shapes = {}
+        by_shape = {}
         for W in params:
-            shapes.setdefault(W.shape, []).append(W)
-        super().__init__([{"params": matrices} for matrices in shapes.values()], {
-            "lr": lr, "initial_lr": lr, "dtype": dtype, "momentum": momentum,
-            "weight_decay": weight_decay})
+            by_shape.setdefault(W.shape, []).append(W)
+        groups = [{"params": matrices} for matrices in by_shape.values()]
+        super().__init__(groups, {"lr": lr, "initial_lr": lr, "dtype": dtype, "momentum": momentum,
+                                  "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self):
-        """Take a step; the N matrices of one shape, a group, are multiplied together."""
+        """Take a step; the N matrices of one shape, a group, are orthogonalised as one batch."""
         for group in self.param_groups:
             lr, mu, updates = group["lr"], group["momentum"], []
             for W in group["params"]:
@@ -97,9 +97,9 @@ def orthogonalise(x):
     a s + b s³ + c s⁵ does to a number. Five steps with Jordan's a, b and c bring every s between
     0.01 and 1 to between 0.68 and 1.14, by matrix multiplications alone.
     """
-    if x.size(1) > x.size(2):
+    if x.size(1) > x.size(2):  # so that the Gram matrix is the smaller one
         return orthogonalise(x.mT).mT
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # now no s is above 1
     for _ in range(STEPS):
         gram = x @ x.mT  # (N, m, m)
         # baddbmm(x, y, z, beta, alpha) is beta x + alpha y z, in one pass over memory.

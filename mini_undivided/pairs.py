@@ -72,7 +72,7 @@ def paired_logits(model, batch):
 
 
 def paired_loss(model, batch):
-    """The summed cross entropy of the masked positions, plus each pair's times its masked positions.
+    """The summed cross entropy of masked positions, plus each pair's times its masked positions.
 
     Divided by the number of masked positions it is the mean over masked positions plus the mean
     over pairs: BERT's loss, except that a pair counts by how many of its positions are masked.

@@ -11,8 +11,8 @@ steps about the loss of the best model without context; then, as attention learn
 steady fall.
 
 A `machine` (support/machine.py) is a device and the processes that train together: `autocast()`
-computes in its dtype, `all_reduce` sums over processes, `is_main` is true of the first, and
-`synchronise` has DDP exchange gradients now or later. With one process the last two do nothing.
+computes in its dtype, `is_main` is true of the first process, `all_reduce` sums over all, and
+`synchronise` has DDP exchange gradients now or later. With one process these two do nothing.
 """
 
 import math
@@ -72,7 +72,7 @@ def train_step(model, optimizers, batches, num_masked, machine):
     micro-batches and processes. The sum of all losses is divided by it, so that how a batch is
     split changes nothing: a mean of micro-batch means would give positions in a micro-batch with
     few of them more weight. DDP (PyTorch's DistributedDataParallel) averages gradients over
-    processes, hence the factor `machine.world_size`.
+    processes, hence the factor `machine.world_size`. Clipping bounds what one odd batch can do.
     """
     total = torch.zeros((), device=machine.device)
     for i, batch in enumerate(batches):
@@ -97,8 +97,9 @@ class State:
 
     step: int = 0
     progress: float = 0.0  # from 0 to 1
-    validated: int = 0  # validations so far
+    validated: int = 0  # tenths of the run that had passed at the last validation
     seconds: float = 0.0  # by the clock, without a process's first step, which may compile
+    # For the log.
     training_seconds: float = 0.0  # without validating and saving
     timed_steps: int = 0  # those of training_seconds
     smooth_loss: float | None = None  # what the progress bar shows
@@ -117,6 +118,7 @@ def train(run):
             batch = run.batches.batch(state.step, machine.rank, machine.world_size)
             num_masked, stop, save = sync_processes(run, batch, caught, last_save)
             over = stop or state.progress >= 1
+            # The last validation, on more text, is run.result's.
             validation_is_due = int(state.progress * VALIDATIONS) > state.validated and not over
             if over or validation_is_due or save:
                 log_losses(run, bar)
@@ -131,7 +133,8 @@ def train(run):
                 last_save = run.since = time.perf_counter()
             if over:
                 return "finished" if state.progress >= 1 else "interrupted"
-            run.losses.append((take_step(run, batch, num_masked), num_masked))
+            loss = take_step(run, batch, num_masked)
+            run.losses.append((loss, num_masked))
             if run.started is None:  # a process's first step may compile: the clock starts after it
                 log_losses(run, bar)
                 run.started = time.perf_counter() - state.seconds
@@ -150,9 +153,10 @@ def sync_processes(run, batch, caught, last_save):
         state.seconds = now - run.started
     if run.options.minutes is not None:
         state.progress = min(1.0, state.seconds / (60 * run.options.minutes))
-    num_masked, main = (batch.labels != IGNORE_INDEX).sum(), run.machine.is_main
-    save_is_due = main and now - last_save > SAVE_SECONDS
-    numbers = [num_masked, bool(caught), save_is_due, main * state.progress]
+    num_masked, is_main = (batch.labels != IGNORE_INDEX).sum(), run.machine.is_main
+    save_is_due = is_main and now - last_save > SAVE_SECONDS
+    progress = state.progress if is_main else 0.0
+    numbers = [num_masked, bool(caught), save_is_due, progress]
     shared = run.machine.all_reduce(torch.tensor(numbers, dtype=torch.float64))
     num_masked, stop, save, state.progress = shared.tolist()
     return max(1, int(num_masked)), bool(stop), bool(save)  # never a division by 0
@@ -199,8 +203,8 @@ def validate(run, limit):
         is_masked = labels != IGNORE_INDEX
         correct = logits.argmax(-1) == labels  # never where labels are IGNORE_INDEX
         at_mask = is_masked & (shown == run.valid_set.mask_id)
-        counts = (correct, is_masked, correct & at_mask, at_mask)
-        sums += torch.stack([loss, *(count.sum() for count in counts)]).cpu().double()
+        flags = (correct, is_masked, correct & at_mask, at_mask)
+        sums += torch.stack([loss, *(flag.sum() for flag in flags)]).cpu().double()
     run.model.train()
     loss, correct, masked, correct_at_mask, at_mask = machine.all_reduce(sums).tolist()
     scores = {"validation_loss": loss / masked, "validation_accuracy": correct / masked,

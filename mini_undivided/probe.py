@@ -19,7 +19,7 @@ from mini_undivided.metrics import METRICS, best_constant, mean_and_std
 from mini_undivided.support.terminal import progress
 from mini_undivided.tokenizer import encode
 
-L2_PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # λ, strongest first: a fit starts from the last one
+L2_PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # λ; a fit starts from the solution of the one before
 SPLITS = ("train", "valid", "test")
 DRAWN = 0.8  # of the training examples, by each seed
 BATCH = 32  # texts in a forward pass
@@ -42,8 +42,9 @@ def fit(features, labels, classes, strengths=L2_PENALTIES, steps=200):
         optimizer = torch.optim.LBFGS(
             [W, b], max_iter=steps, tolerance_grad=1e-4, line_search_fn="strong_wolfe")
 
-        def closure(strength=strength, optimizer=optimizer):  # as they are now
+        def closure():
             optimizer.zero_grad()
+            # Each layer has its own W and b: minimising the sum minimises each loss.
             loss = losses(torch.baddbmm(b, features, W), labels, classes).sum()
             loss = loss + strength / 2 * W.square().sum()
             loss.backward()
@@ -70,15 +71,12 @@ def probe(features, labels, classes, metric="accuracy"):
     train = features["train"]
     mean, deviation = train.mean(1, keepdim=True), train.std(1, keepdim=True, correction=0)
     scaled = {split: (x - mean) / deviation.clamp(min=1e-6) for split, x in features.items()}
-    targets, offset = torch.as_tensor(labels["train"]), 0.0
-    if not classes:  # a regression starts from the mean
-        offset = targets.mean().item()
-        targets = (targets - offset).float()
+    targets = torch.as_tensor(labels["train"], dtype=torch.int64 if classes else torch.float32)
     scores = {"valid": [], "test": []}  # by λ, then by layer
     for W, b in fit(scaled["train"], targets.to(mean.device), classes):
         for split in scores:
             logits = torch.baddbmm(b, scaled[split], W)  # (L, N, K)
-            predictions = (logits.argmax(-1) if classes else logits[..., 0] + offset).cpu().numpy()
+            predictions = (logits.argmax(-1) if classes else logits[..., 0]).cpu().numpy()
             scores[split].append([METRICS[metric](layer, labels[split]) for layer in predictions])
     best = np.argmax(scores["valid"], axis=0)  # (L,): of equally good λ the strongest
     return {split: [table[i][layer] for layer, i in enumerate(best)]

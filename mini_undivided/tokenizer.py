@@ -43,7 +43,7 @@ SPECIAL = tuple(SPECIAL_TOKENS.values())  # [PAD], [UNK], [CLS], [SEP], [MASK]
 def wordpiece(word, vocabulary):
     """Cut a word greedily into pieces of a vocabulary, the longest first → list of pieces.
 
-    What the library does in Rust; here it is to be read, and for tests.
+    What the library does in Rust, written out here for reading and for tests.
     """
     pieces, start = [], 0
     while start < len(word):
@@ -168,7 +168,7 @@ def form(tokenizer):
 
 
 def save_tokenizer(tokenizer, directory):
-    """Write tokenizer.json, and a tokenizer_config.json by which AutoTokenizer takes it as it is."""
+    """Write tokenizer.json, and a tokenizer_config.json that has AutoTokenizer take it as it is."""
     Path(directory).mkdir(parents=True, exist_ok=True)
     with atomic(Path(directory) / "tokenizer.json") as temporary:
         tokenizer.save(str(temporary))

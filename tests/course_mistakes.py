@@ -125,7 +125,7 @@ MISTAKES = [
     (7, "ranks", "(counts - 1) / 2", "(counts + 1) / 2", "begin at 0"),
     (7, "spearman", "pearson(ranks(predicted), ranks(labels))", "pearson(predicted, labels)",
      "from the values"),
-    (8, "centre", "    gram.diagonal(dim1=1, dim2=2).zero_()\n    means", "    means",
+    (8, "centre", "    gram.diagonal(dim1=1, dim2=2).zero_()\n    rows", "    rows",
      "diagonal"),
     (8, "centre", "    gram.diagonal(dim1=1, dim2=2).zero_()\n    return", "    return",
      "once more at the end"),

@@ -248,9 +248,11 @@ def cost_sentence(results, first, other):
 
 def cka_sentence(results, first, other, one_kind):
     """The mean CKA of attention outputs at equal depth, on the scale from floor to ceiling."""
-    mean = summarise(results[results.measure == OUTPUTS["attention"]])["mean"].droplevel("measure")
-    if results[results.measure.eq(OUTPUTS["attention"]) & results.kind.eq(other)].value.isna().any():
-        return f"CKA of {other}'s attention outputs with {first}'s has no mean: a layer is constant."
+    rows = results[results.measure == OUTPUTS["attention"]]
+    if rows[rows.kind == other].value.isna().any():
+        return (f"CKA of {other}'s attention outputs with {first}'s has no mean: a layer is "
+                "constant.")
+    mean = summarise(rows)["mean"].droplevel("measure")
     ceilings, floor = mean[mean.index.str.endswith(TWO_SEEDS)], mean[other + UNTRAINED]
     text = (f"At equal depth, CKA of {other}'s attention outputs with {first}'s is "
             f"{mean[other]:.2f} on average")

@@ -256,7 +256,7 @@ class Machine:
 
 
 def multiplies_bfloat16(device):
-    """Whether a device ("cpu", "cuda", "mps") has instructions for products of bfloat16 matrices."""
+    """Whether "cpu", "cuda" or "mps" has instructions for products of bfloat16 matrices."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and cpu.multiplies_bfloat16()

@@ -38,8 +38,8 @@ DOCS_TASK = "docs-library"
 DEVICES, DTYPES = ("auto", "cpu", "cuda", "mps"), ("auto", "float32", "bfloat16")
 RUN_HELP = "a run directory, a Hugging Face BERT, or its id on the hub"
 PRESET = "the preset's"  # what --help says of a default
-PRECISION = ("of matrix multiplications; auto: bfloat16 where the device has instructions for it (on "
-             "a CPU from a width of 128 on)")
+PRECISION = ("of matrix multiplications; auto: bfloat16 where the device has instructions for it "
+             "(on a CPU from a width of 128 on)")
 
 
 # How an option is defined.
