@@ -23,7 +23,7 @@ from mini_undivided import glue
 from mini_undivided.course import grade as grading
 from mini_undivided.course.__main__ import main
 from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, equal, run
-from mini_undivided.course.copy import FILES, find_functions, make_copy, replace_bodies
+from mini_undivided.course.homework import FILES, find_functions, make_copy, replace_bodies
 from mini_undivided.course.grade import handed_in
 from mini_undivided.support.errors import UserError
 
@@ -350,6 +350,15 @@ def test_results_are_gradescopes(submission, tmp_path, course, capsys):
         assert test["status"] == ("passed" if test["score"] == test["max_score"] else "failed")
     assert points == {"8": 0, "10": 10} and results["score"] == 10
     assert re.search(r"all +10 of +20", capsys.readouterr().out)
+
+
+def test_a_chapter_that_is_not_python_costs_its_own_points(submission):
+    """The others, which import it, are graded beside a chapter in which nothing is written."""
+    (submission / "mini_undivided/model.py").write_text("def attention(:")
+    tests = grading.grade(submission, [1, 6], 0, 60)
+    assert {test["output"] for test in tests if test["number"][0] == "6"} == {"passed"}
+    broken = {test["output"] for test in tests if test["number"][0] == "1"}
+    assert len(broken) == 1 and "model.py, line 1: SyntaxError" in broken.pop()
 
 
 HANDED_IN = {  # files of a submission → what is taken of them

@@ -100,7 +100,7 @@ def main():
 
         numbers = chosen(" ".join(typed.assignments))
         if typed.command == "copy":
-            from mini_undivided.course.copy import make_copy
+            from mini_undivided.course.homework import make_copy
 
             make_copy(typed.folder, numbers)
             print(f"written to {Path(typed.folder)}: begin with its README.md")
@@ -109,7 +109,7 @@ def main():
         elif typed.command == "grade":
             grade(typed, numbers)
         else:
-            from mini_undivided.course.copy import write_autograder
+            from mini_undivided.course.homework import write_autograder
 
             write_autograder(typed.path, f"--assignments {','.join(map(str, numbers))} "
                              f"--seed {typed.seed} --timeout {typed.timeout}")

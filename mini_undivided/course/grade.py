@@ -13,10 +13,11 @@ import tempfile
 import textwrap
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, run
-from mini_undivided.course.copy import ROOT, make_copy
+from mini_undivided.course.homework import ROOT, make_copy
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import write_text
 
@@ -63,6 +64,13 @@ def handed_in(submission):
     return files
 
 
+def is_python(text):
+    """Whether a file can be compiled: one that cannot costs its own assignments, and no others."""
+    with suppress(Exception):
+        return bool(compile(text, "a file", "exec"))
+    return False
+
+
 def judge(submission, numbers, seed, seconds):
     """In a submission's process: print a line of JSON, a check's message, after each check."""
     from mini_undivided.course.student import Student
@@ -73,7 +81,8 @@ def judge(submission, numbers, seed, seconds):
             project = Path(folder).resolve() / "project"
             make_copy(project, list(ASSIGNMENTS))  # what was not handed in is not written
             for name, text in files.items():
-                (project / name).write_bytes(text)
+                if Path(name).stem == ASSIGNMENTS[number][1] or is_python(text):
+                    (project / name).write_bytes(text)
             with Student(project, number, seconds) as student:
                 for function in checks_of(number):
                     print(json.dumps(run(function, seed)), flush=True)
