@@ -392,14 +392,16 @@ def draw_accuracy():
     colors = {"full": WITH_FFNS, "none": WITHOUT_FFNS, "every2": "gray", "flops": WITHOUT_FFNS}
     with figure(ROOT / "docs/accuracy.svg", 1, 1, (8, 4), title) as (_, (axes,)):
         axes.axhline(0, color="gray", linewidth=1)
-        for i, (name, (text, _)) in enumerate(TUNED_KINDS.items()):
+        drawn = [name for name in TUNED_KINDS if results("glue", name)]
+        for i, name in enumerate(drawn):
             fresh = glue_scores("none" if name == "flops" else name, "scratch")
             worth = [difference(*each) for each in
                      zip(glue_scores(name, "seed").T, fresh.T, strict=True)]
             means, halves = zip(*worth, strict=True)
             if np.isfinite(means).any():
-                axes.errorbar(np.arange(len(means)) + 0.15 * (i - 1.5), means, yerr=halves,
-                              fmt="osD^"[i], color=colors[name], capsize=3, label=text,
+                middle = np.arange(len(means)) + 0.15 * (i - (len(drawn) - 1) / 2)
+                axes.errorbar(middle, means, yerr=halves, fmt="osD^"[i], color=colors[name],
+                              capsize=3, label=TUNED_KINDS[name][0],
                               fillstyle="none" if name == "flops" else "full")
         tasks = finished_tasks()
         axes.set_xticks(range(len(tasks) + 1), [*(GLUE[task].name for task in tasks), "mean"])
@@ -469,9 +471,9 @@ def draw_scale(losses):
                             f"from {BUDGETS[1]:.0e} on")
         for size, marker in zip(SIZES, "Dx^so", strict=True):
             axes.plot([], [], marker + ":", color="gray", label=size.replace("x", " × "))
-        axes.set(xscale="log", xlabel="training FLOPs",
+        axes.set(xscale="log", xlabel="training FLOPs, in trillions (10¹²)",
                  ylabel="validation loss per masked token (nats)")
-        axes.set_xticks(BUDGETS, [f"{budget:.1e}" for budget in BUDGETS])
+        axes.set_xticks(BUDGETS, [f"{budget / 1e12:g}" for budget in BUDGETS])
         axes.minorticks_off()
         legend_below(axes, 2)
 

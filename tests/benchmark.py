@@ -263,19 +263,21 @@ def minutes_to(loss, points):
 
 def plot_quality(curves):
     """Loss against minutes, as docs/quality.svg."""
-    from mini_undivided.report.figures import figure  # late: workers measure their memory
+    from mini_undivided.report.figures import figure, legend_below  # late: workers measure their memory
 
     title = "Minutes to a validation loss: this recipe and the usual one"
     lines = {"0.001": "--", "0.002": ":", "0.0005": "-."}  # by learning rate
     with figure(RESULTS.parent.parent / "quality.svg", 1, 1, (7, 4), title) as (_, (axes,)):
         for name, curve in curves.items():
             _, seconds, losses = zip(*curve["points"], strict=True)
+            kind, _, seed = name.partition(", seed")
             axes.plot([s / 60 for s in seconds], losses, lines.get(name.split()[-1], "-"),
-                      color="tab:blue" if "ours" in name else "black", marker=".", label=name)
+                      color="tab:blue" if "ours" in name else "black", marker=".",
+                      label=kind if not seed or seed == " 0" else None)
         axes.set(xscale="log", xlabel="minutes of training", ylabel="validation loss (nats)")
         axes.set_xticks([0.1, 0.3, 1, 3, 10, 30], ["0.1", "0.3", "1", "3", "10", "30"])
         axes.minorticks_off()
-        axes.legend()
+        legend_below(axes, 2)
 
 
 # The workers of the quality section

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from mini_undivided.support.errors import UserError, command_line
 from mini_undivided.support.files import check_writable, write_json
+from mini_undivided.support.options import HelpFormatter
 
 
 def parser():
     """The command line."""
     made = argparse.ArgumentParser(
         prog="python -m mini_undivided.course", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=HelpFormatter)
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
     copy = commands.add_parser("copy", help="write a student's copy of the project")
     copy.add_argument("folder", metavar="FOLDER", help="a new folder")

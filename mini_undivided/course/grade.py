@@ -83,8 +83,9 @@ def judge(submission, numbers, seed, seconds):
             for name, text in files.items():
                 if Path(name).stem == ASSIGNMENTS[number][1] or is_python(text):
                     (project / name).write_bytes(text)
+            checks = checks_of(number)  # imported before the time counts
             with Student(project, number, seconds) as student:
-                for function in checks_of(number):
+                for function in checks:
                     print(json.dumps(run(function, seed)), flush=True)
             if student.reason:  # so loops cost a class twice the time limit, not ten times
                 seconds /= 2
@@ -139,8 +140,10 @@ def feedback(tests):
             reasons.setdefault(test["output"], []).append(name)
     for sentence, names in reasons.items():
         numbers = ", ".join(name.partition(" ")[0] for name in names)
-        heading = textwrap.indent(textwrap.fill(numbers), "  ") if names[1:] else f"  {names[0]}"
-        lines += [heading, f"    {sentence}"]
+        heading = numbers if names[1:] else names[0]
+        lines += [textwrap.fill(text, 79, initial_indent=indent, subsequent_indent=indent,
+                                break_long_words=False, break_on_hyphens=False)
+                  for text, indent in ((heading, "  "), (sentence, "    "))]
     return "\n".join(lines)
 
 
@@ -156,7 +159,8 @@ def grade_class(submissions, numbers, seed, seconds, jobs):
 def write_class(folder, graded, numbers):
     """Write points.csv, a row a student and a column an assignment, and each one's feedback.
 
-    The feedback says nothing of checks that are not visible.
+    The feedback says nothing of checks that are not visible; if there are such, what is said of
+    all is in a second file, for the lecturer.
     """
     folder = Path(folder)
     with open(folder / "points.csv", "w", newline="", encoding="utf-8") as file:
@@ -168,6 +172,8 @@ def write_class(folder, graded, numbers):
             file.flush()
             seen = [test for test in tests if test["visibility"] == "visible"]
             write_text(folder / f"{name}.txt", f"{name}\n{feedback(seen)}\n")
+            if len(seen) < len(tests):
+                write_text(folder / f"{name}-lecturer.txt", f"{name}\n{feedback(tests)}\n")
             yield submission, tests
 
 

@@ -10,6 +10,7 @@ import copy
 import functools
 import importlib
 import json
+import math
 import os
 import pickle
 import signal
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from time import process_time
 from unittest import mock
 
 import numpy as np
@@ -25,6 +27,7 @@ import torch
 from mini_undivided.course.assignments import ASSIGNMENTS, Wrong, around, equal, explain, require
 
 MEMORY = 2 << 30  # bytes beyond what Python and PyTorch take
+SLACK = 4  # by the clock a busy machine may take so much longer than by computing time
 LARGEST = 1 << 26  # bytes of an answer
 # What no assignment needs, in the names of Python's audit events (PEP 578).
 REFUSED = ("ctypes.dl", "os.", "pty.", "resource.", "shutil.", "signal.", "socket.", "subprocess.")
@@ -39,7 +42,7 @@ with suppress(ImportError):
     import resource
 sys.path.insert(0, sys.argv[1])
 from mini_undivided.course.student import serve
-serve(int(sys.argv[2]), own)"""
+serve(int(sys.argv[2]), float(sys.argv[3]), own)"""
 STUDENTS = []  # the process that is open
 
 
@@ -71,13 +74,14 @@ def pure(module, name, *arguments):
 
 
 class Student:
-    """Context: an assignment's functions are those in a folder, for some seconds."""
+    """Context: an assignment's functions are those in a folder, for some seconds of computing."""
 
     def __init__(self, project, number, seconds):
         kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH", "SYSTEMROOT")
                 if name in os.environ}
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-B", "-c", START, str(project), str(number)], cwd=project,
+            [sys.executable, "-I", "-B", "-c", START, str(project), str(number), str(seconds)],
+            cwd=project,
             env={**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         _, chapter, names = ASSIGNMENTS[number]
@@ -85,9 +89,8 @@ class Student:
         self.patches = [mock.patch(f"{module}.{name}", remote(find(module, name)))
                         for name in names if chapter != "project"]
         self.reason = ""
-        self.timer = threading.Timer(seconds, self.end, [
-            f"it was stopped after {seconds:g} seconds: is there an endless loop, or is the "
-            "machine busy?"])
+        self.too_long = f"it was stopped after {seconds:g} seconds: is there an endless loop?"
+        self.timer = threading.Timer(SLACK * seconds, self.end, [self.too_long])
 
     def __enter__(self):
         self.process.stdout.readline()  # it is ready: time counts from here
@@ -121,8 +124,11 @@ class Student:
         line = self.process.stdout.readline(LARGEST)
         if not line.endswith(b"\n"):
             self.end("what your function returns is too large" if line else "")
-            raise Wrong(self.reason or "the process ended early, with status "
-                        f"{self.process.wait()}: does your code call exit, or need much memory?")
+            status = self.process.wait()
+            if status == -getattr(signal, "SIGXCPU", math.inf):  # on Windows there is none
+                self.reason = self.too_long
+            raise Wrong(self.reason or f"the process ended early, with status {status}: does your "
+                        "code call exit, or need much memory?")
         answer = json.loads(line, object_hook=decode)
         if "sentence" in answer:
             raise Wrong(answer["sentence"])
@@ -149,17 +155,17 @@ def decode(item):
 
 # Over there.
 
-def serve(number, own):
+def serve(number, seconds, own):
     """Answer the calls that come from stdin until it is closed; what is printed vanishes.
 
-    own: Python's own folders.
+    seconds: of computing; own: Python's own folders.
     """
     calls, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(null, stream)
     torch.manual_seed(0)
-    bound(own)
+    bound(seconds, own)
     print(file=answers, flush=True)
     while length := int.from_bytes(calls.read(8), "big"):
         call = calls.read(length)
@@ -173,8 +179,8 @@ def serve(number, own):
         print(line, file=answers, flush=True)
 
 
-def bound(own):
-    """Bound memory, files and processes: nothing is written or started, and only Python is read."""
+def bound(seconds, own):
+    """Bound time, memory, files, processes: none is written or started, only Python's are read."""
     with suppress(ImportError, OSError):  # some systems lack these limits
         import resource
 
@@ -182,6 +188,8 @@ def bound(own):
         for kind, most in {resource.RLIMIT_AS: size + MEMORY, resource.RLIMIT_FSIZE: 0,
                            resource.RLIMIT_NPROC: 0}.items():
             resource.setrlimit(kind, (most, most))
+        time = math.ceil(process_time() + seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (time, time + 1))  # a signal, then the end
     readable = tuple(os.path.realpath(folder) + os.sep for folder in (*own, os.getcwd(), "/sys"))
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 

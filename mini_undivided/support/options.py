@@ -7,6 +7,7 @@ Nothing here imports PyTorch, so that --help answers at once.
 
 import argparse
 import dataclasses
+import textwrap
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import UnionType
@@ -275,11 +276,22 @@ class SentenceOptions:
 
 # From options to a parser.
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Help that fits the terminal, paragraph by paragraph, and breaks no word at a hyphen."""
+
+    def _split_lines(self, text, width):
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text, width, indent):
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join("\n".join(self._split_lines(text, width)) for text in paragraphs)
+
+
 def make_parser(description, *classes, groups=(), **kwargs):
     """A command line of all the options of some classes; groups: {title of the help: names}."""
-    kwargs |= {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser(
-        description=description, argument_default=argparse.SUPPRESS, **kwargs)
+        description=description, argument_default=argparse.SUPPRESS, formatter_class=HelpFormatter,
+        **kwargs)
     titles = {title: parser.add_argument_group(title) for title in groups}
     for field in (field for options in classes for field in fields(options)):
         title = next((title for title in groups if field.name in groups[title].split()), None)

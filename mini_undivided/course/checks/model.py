@@ -81,7 +81,7 @@ def attention_with_dropout(model, rng):
     require(torch.equal(*answer.chunk(2, -1)), "dropout acts on the output: use it on the weights")
     kept = answer != 0
     require(not kept.all(), "no weight is 0 after dropout: is the argument dropout unused?")
-    compare("the weights after dropout", answer, weights * kept / (1 - p), {
+    compare("the matrix of weights after dropout", answer, weights * kept / (1 - p), {
         "without the division by 1 - p": weights * kept,
         "when p is the share that is kept": weights * kept / p,
         "when divided by their sum": 2 * weights * kept / (weights * kept).sum(-1, keepdim=True)})
@@ -101,6 +101,13 @@ def random_block(model, rng, has_ffn=True, dropout=0.0):
         for parameter in block.parameters():
             parameter.copy_(normal(rng, *parameter.shape))
     return block, normal(rng, B, T, H * D)
+
+
+def some_tokens(rng, x):
+    """For x (B, T, C) which tokens are real, (B, T), and two positions of each text, (B, 2)."""
+    real = torch.from_numpy(rng.random(x.shape[:2]) < 0.6)
+    real[:, 0] = True
+    return real, torch.from_numpy(rng.integers(x.size(1), size=(len(x), 2)))
 
 
 def library_layer(block, activation=F.gelu, norm_first=False):
@@ -170,12 +177,10 @@ def dropout_in_the_ffn(model, rng):
 def block_with_ffn(model, rng):
     """A block with an FFN is PyTorch's TransformerEncoderLayer, with padding too."""
     block, x = random_block(model, rng)
-    real = torch.from_numpy(rng.random(x.shape[:2]) < 0.6)
-    real[:, 0] = True
+    real, positions = some_tokens(rng, x)
     layer, mask = library_layer(block), real[:, None, None]
     right = layer(x, src_key_padding_mask=~real)
     attended = layer.norm1(x + layer.self_attn(x, x, x, ~real, need_weights=False)[0])
-    positions = torch.from_numpy(rng.integers(x.size(1), size=(len(x), 2)))
     there = right.take_along_dim(positions[..., None], 1)
     through = library_ffn(block, x)[0]
     wrong = {"when the FFN is left out": attended,
@@ -195,10 +200,16 @@ def block_with_ffn(model, rng):
 def block_without_ffn(model, rng):
     """A block without an FFN is its attention sublayer, and nothing else."""
     block, x = random_block(model, rng, has_ffn=False)
-    layer = library_layer(block)
-    right = layer.norm1(x + layer.self_attn(x, x, x, need_weights=False)[0])
-    compare("the output of a block without an FFN", block(x), right, {
+    real, positions = some_tokens(rng, x)
+    layer, mask = library_layer(block), real[:, None, None]
+    right = layer.norm1(x + layer.self_attn(x, x, x, ~real, need_weights=False)[0])
+    compare("the output of a block without an FFN", block(x, mask), right, {
+        "when the mask does not reach attention":
+            layer.norm1(x + layer.self_attn(x, x, x, need_weights=False)[0]),
         "when its input is returned: attention is missing": x,
         "with a second residual: it has to go with the FFN": x + right,
         "with LayerNorm(2x): an FFN that is an identity is not an absent one":
             F.layer_norm(2 * right, x.shape[-1:], eps=layer.norm1.eps)})
+    there = right.take_along_dim(positions[..., None], 1)
+    compare("the output at positions, without an FFN", block(x, mask, positions), there, {
+        "when positions does not reach attention": right})
