@@ -73,7 +73,7 @@ BUDGETS = (1.5e12, 5e12, 1.5e13, 4.5e13)  # FLOPs
 OTHERS = [*ARCHITECTURES][2:]  # than the two main ones
 TASKS = ("stsb", "qnli", "rte", "mrpc", "sst2", "cola")
 TUNED_KINDS = {  # name: (what it is, options)
-    "full": ("FFNs", []), "none": ("no FFN", NO_FFN), "every2": ARCHITECTURES["every2"],
+    "full": ("with FFNs", []), "none": ("no FFN", NO_FFN), "every2": ARCHITECTURES["every2"],
     "flops": ("no FFN, equal FLOPs", [*NO_FFN, "--flops", "FULL"])}
 AS_IT_IS = ["--steps", "1", "--lr", "1e-12", "--muon-lr", "1e-12"]  # a step that changes nothing
 MORE = ["--steps", "300"]
@@ -468,7 +468,7 @@ def draw_scale(losses):
             fall = slope(points[1:])  # the first budget ends on the plateau
             axes.plot(*zip(*points, strict=True), color=color, linewidth=2.5,
                       label=f"best size, {KINDS[kind]}: −{fall:.2f} nats per tenfold FLOPs "
-                            f"from {BUDGETS[1]:.0e} on")
+                            f"from {BUDGETS[1] / 1e12:g} trillion on")
         for size, marker in zip(SIZES, "Dx^so", strict=True):
             axes.plot([], [], marker + ":", color="gray", label=size.replace("x", " × "))
         axes.set(xscale="log", xlabel="training FLOPs, in trillions (10¹²)",

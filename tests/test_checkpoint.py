@@ -14,6 +14,8 @@ from mini_undivided.model import Encoder, MaskedLM, SequenceClassifier
 from mini_undivided.report.training import fill
 from mini_undivided.support import checkpoint
 from mini_undivided.support.errors import UserError
+from mini_undivided.support.glue_files import read_tsv
+from mini_undivided.support.text_files import read_pieces
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.tokenizer import load_tokenizer
 
@@ -352,7 +354,7 @@ def test_a_folder_without_config_or_weights_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("name", [
     "config.json", "model.safetensors", "pytorch_model.bin", "model.safetensors.index.json",
-    "tokenizer.json", "vocab.txt", "tokenizer_config.json"])
+    "tokenizer.json", "vocab.txt", "tokenizer_config.json", "0.txt", "1.txt.gz", "train.tsv"])
 def test_a_pointer_of_git_lfs_is_said(tmp_path, name):
     """A file that git-lfs has not fetched is an error that says how to fetch it."""
     write_json(tmp_path / "config.json", config().to_hugging_face("BertForMaskedLM"))
@@ -360,8 +362,9 @@ def test_a_pointer_of_git_lfs_is_said(tmp_path, name):
     Path(tmp_path / name).write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
     load = load_tokenizer if name[0] in "tv" else MaskedLM.from_pretrained
+    other = {"0.txt": read_pieces, "1.txt.gz": read_pieces, "train.tsv": read_tsv}
     with pytest.raises(UserError, match=f"{name} is a pointer of git-lfs: .*git lfs pull"):
-        load(tmp_path)
+        list(other[name](tmp_path / name)) if name in other else load(tmp_path)
 
 
 def test_only_words_that_the_tokenizer_knows_fill_a_mask(tmp_path):

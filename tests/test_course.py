@@ -284,10 +284,12 @@ def test_from_copy_to_points(course, tmp_path):
     (["grade", "nowhere"], "nowhere is no folder and no zip file"),
     (["grade", "a/b", "c/b", "--out", "x"], "two submissions have one name"),
     (["copy", ""], "the name of the new folder is empty"),
+    (["copy", "~/pyproject.toml"], f"{ROOT}/pyproject.toml exists and is not empty"),
     (["grade", "a", "b", "--json", "x"], "--json holds the results of one submission: give one")])
 def test_a_users_mistake_is_one_sentence(arguments, sentence, monkeypatch, capsys):
     """Status 2, and no traceback."""
     monkeypatch.setattr(sys, "argv", ["course", *map(str, arguments)])
+    monkeypatch.setenv("HOME", str(ROOT))
     with pytest.raises(SystemExit) as end:
         main()
     said = capsys.readouterr().err
@@ -388,6 +390,18 @@ def test_what_is_handed_in_is_found(form, zipped, tmp_path):
     found = handed_in(submission)
     assert sorted(found) == taken
     assert all(text.decode().endswith(name.split("/")[-1]) for name, text in found.items())
+
+
+def test_a_virtual_environment_is_left_out_and_size_is_bounded(tmp_path, monkeypatch):
+    """What is handed in by mistake costs nothing; more Python than anyone writes is refused."""
+    (tmp_path / "venv/lib/site-packages/torch").mkdir(parents=True)
+    (tmp_path / "venv/lib/site-packages/torch/optim.py").write_text("x = 1")
+    (tmp_path / "cka.py").write_text("x = 23")
+    monkeypatch.setattr(grading, "MOST", 6)
+    assert handed_in(tmp_path) == {"mini_undivided/cka.py": b"x = 23"}
+    (tmp_path / "helper.py").write_text("y")
+    with pytest.raises(UserError, match="cannot be opened: more than 0 MB of Python"):
+        handed_in(tmp_path)
 
 
 def test_a_project_counts_where_there_is_another(tmp_path, monkeypatch):

@@ -124,6 +124,11 @@ def test_without_a_home_the_cache_has_to_be_named(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="the home folder is not known; set HOME"):
         cache_dir()
+    monkeypatch.undo()
+    for name in ("MINI_UNDIVIDED_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.setenv(name, "")
+    with pytest.raises(UserError, match="the home folder is not known; set HOME"):
+        cache_dir()
     monkeypatch.setenv("MINI_UNDIVIDED_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
 

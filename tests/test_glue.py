@@ -252,12 +252,15 @@ def test_evaluation_leaves_training_untouched(run_dir, glue_dir, monkeypatch):
 def test_predictions_are_laid_out_for_the_server(run_dir, glue_dir, monkeypatch):
     """One zip; in each file index and prediction, a row for each example, labels by name.
 
-    Scores of STS-B are cut to its range from 0 to 5; MNLI has AX too.
+    Scores of STS-B are cut to its range from 0 to 5; MNLI has AX too; those of a control lie apart.
     """
     for key in ("sst2", "mnli"):
         finetuning.finetune(options(run_dir, glue_dir, predict=True, epochs=4, lr=1e-2, task=key))
     monkeypatch.setattr(glue, "predict", lambda model, rows, _: np.linspace(-0.3, 5.2, len(rows)))
-    _, out = finetuning.finetune(options(run_dir, glue_dir, predict=True, epochs=1, task="stsb"))
+    few = dict(predict=True, epochs=1)
+    _, out = finetuning.finetune(options(run_dir, glue_dir, task="stsb", **few))
+    finetuning.finetune(options(run_dir, glue_dir, task="stsb", from_scratch=True, **few))
+    assert (out / "from-scratch/submission.zip").exists()
     with zipfile.ZipFile(out / "submission.zip") as archive:
         files = {name: archive.read(name).decode().splitlines() for name in archive.namelist()}
     rows = {name: [line.split("\t") for line in lines] for name, lines in files.items()}
@@ -315,7 +318,8 @@ def test_a_trained_pooler_is_kept(run_dir, glue_dir, tmp_path):
 def test_texts_are_cut_where_pretraining_ended(run_dir, glue_dir, tmp_path, capsys):
     """By default as many tokens as pretraining showed, 128 at most; a larger one is commented."""
     shutil.copytree(run_dir, tmp_path / "run")
-    numbers = ("validation_loss", "validation_accuracy", "tokens", "seconds", "tokens_per_second")
+    numbers = ("validation_loss", "validation_accuracy", "accuracy_at_mask", "tokens", "seconds",
+               "tokens_per_second")
     record = {"status": "finished", "options": {"seq_len": 17},
               "corpus": {"fingerprint": "x", "documents": 1},
               "result": {**dict.fromkeys(numbers, 7), "peak_memory_bytes": None}}

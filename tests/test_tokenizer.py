@@ -211,6 +211,7 @@ def test_ends_of_lines_are_stripped_as_by_auto_tokenizer(tmp_path):
       for name, value in {"strip_accents": False, "tokenize_chinese_chars": False,
                           "vocab_file": "other.txt", "extra_special_tokens": ["the"]}.items()),
     ({"tokenizer_config.json": {"split_special_tokens": True}}, "split_special_tokens is True"),
+    ({"tokenizer_config.json": {"add_bos_token": True}}, "add_bos_token is True"),
     ({"tokenizer_config.json": {"strip_accents": "no"}}, '"strip_accents" is no, but should be'),
     ({"tokenizer_config.json": {"added_tokens_decoder": {"4": {"lstrip": True}}}}, "content"),
     ({"tokenizer_config.json": []}, "should be an object")])

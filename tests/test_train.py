@@ -1,6 +1,7 @@
 """train.py, used as a person types it: its options, its errors, its output."""
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,4 +117,11 @@ def test_ctrl_c_saves_and_resume_goes_on(tale, tmp_path, capsys):
     again = capsys.readouterr().out
     assert "is finished; to train it further" in again
     assert results and again.partition("\nwithout context")[2] == results
+    moved = shutil.copytree(out, out.parent / "moved")
+    (out / "loss.png").unlink()
+    (moved / "loss.png").unlink()
+    assert train(resume_options({"out": str(moved)}), resume=True)
+    assert f"written to {moved}" in capsys.readouterr().out
+    assert (moved / "loss.png").exists() and not (out / "loss.png").exists()
+    shutil.copy(moved / "loss.png", out)
     assert (out / "loss.png").exists() and not list(out.glob(".*.tmp"))

@@ -107,6 +107,15 @@ def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monk
     half = {**typed, "dtype": "bfloat16"}
     with pytest.raises(UserError, match="was started with dtype auto, not bfloat16"):
         training.train_seeds({**half, "seeds": 3})
+    own = {**typed, "out": str(tmp_path / "own"), "tokenizer": str(tmp_path / "run")}
+    own.pop("vocab_size", None)
+    assert training.train_seeds({**own, "seeds": 1})
+    other = shutil.copytree(tmp_path / "run", tmp_path / "other")
+    text = (other / "tokenizer.json").read_text()
+    (tmp_path / "run/tokenizer.json").write_text(text.replace('"lowercase": true', '"lowercase": false'))
+    with pytest.raises(UserError, match="own was trained with another tokenizer than that of"):
+        training.train_seeds({**own, "seeds": 2})
+    shutil.copy(other / "tokenizer.json", tmp_path / "run")
     (Path(farm) / "0.txt").write_text("Another text.")
     with pytest.raises(UserError, match="run was trained on another text than .* is now"):
         training.train_seeds({**typed, "seeds": 4})

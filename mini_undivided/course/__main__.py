@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from mini_undivided.support.errors import UserError, command_line
-from mini_undivided.support.files import check_writable, write_json
+from mini_undivided.support.files import check_writable, from_user, write_json
 from mini_undivided.support.options import HelpFormatter
 
 
@@ -20,19 +20,21 @@ def parser():
         formatter_class=HelpFormatter)
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
     copy = commands.add_parser("copy", help="write a student's copy of the project")
-    copy.add_argument("folder", metavar="FOLDER", help="a new folder")
+    copy.add_argument("folder", type=from_user, metavar="FOLDER", help="a new folder")
     check = commands.add_parser("check", help="check an assignment in this folder")
     check.add_argument("assignments", metavar="N", nargs="+", help="numbers, or all")
     grade = commands.add_parser("grade", help="grade students' work, for a lecturer")
     grade.add_argument(
-        "submissions", metavar="SUBMISSION", nargs="+", help="a student's folder or zip file")
-    grade.add_argument("--json", metavar="FILE", help="write Gradescope's results.json")
-    grade.add_argument("--out", metavar="FOLDER",
+        "submissions", type=from_user, metavar="SUBMISSION", nargs="+",
+        help="a student's folder or zip file")
+    grade.add_argument("--json", type=from_user, metavar="FILE",
+                       help="write Gradescope's results.json")
+    grade.add_argument("--out", type=from_user, metavar="FOLDER",
                        help="write points.csv and each student's feedback there")
     grade.add_argument("--jobs", type=natural, metavar="N", default=os.cpu_count(),
                        help="submissions at a time (default: a core each)")
     autograder = commands.add_parser("autograder", help="write what Gradescope runs")
-    autograder.add_argument("path", metavar="FILE", help="a zip file to upload")
+    autograder.add_argument("path", type=from_user, metavar="FILE", help="a zip file to upload")
     for command in (copy, grade, autograder):
         command.add_argument(
             "--assignments", metavar="N", nargs="+", default=["all"],

@@ -14,6 +14,7 @@ import textwrap
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, run
@@ -22,22 +23,41 @@ from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import write_text
 
 LARGEST = 1 << 20  # bytes of a file that is handed in
+MOST = 1 << 26  # bytes of all of them
 NAMES = {f"{chapter}.py" for _, chapter, _ in ASSIGNMENTS.values()}
 NOTHING = "no chapter (model.py, data.py, …) and no project.py was found"
 
 
 def python_files(submission):
-    """The Python files of a folder or zip file, {path within: first LARGEST bytes}; no links."""
+    """The Python files of a folder or zip file, {path within: first LARGEST bytes}; no links.
+
+    What a virtual environment holds is left out. UserError if the rest is more than MOST bytes.
+    """
+    files, size = {}, 0
     try:
-        if Path(submission).is_dir():
-            return {PurePosixPath(path.relative_to(submission).as_posix()):
-                    path.open("rb").read(LARGEST) for path in Path(submission).rglob("*.py")
-                    if stat.S_ISREG(path.lstat().st_mode)}
-        with zipfile.ZipFile(submission) as archive:
-            return {PurePosixPath(info.filename): archive.open(info).read(LARGEST)
-                    for info in archive.infolist() if info.filename.endswith(".py")}
+        for path, open_file in open_files(submission):
+            if path.suffix == ".py" and "site-packages" not in path.parts:
+                with open_file() as file:
+                    files[path] = file.read(LARGEST)
+                size += len(files[path])
+                if size > MOST:
+                    raise ValueError(f"more than {MOST >> 20} MB of Python")
     except Exception as error:  # a damaged zip file raises what zlib, lzma and others raise
         raise UserError(f"{submission} cannot be opened: {error}") from None
+    return files
+
+
+def open_files(submission):
+    """Yield (path within, a function that opens it) of each file of a folder or zip file."""
+    if Path(submission).is_dir():
+        for path in Path(submission).rglob("*"):
+            if stat.S_ISREG(path.lstat().st_mode):
+                within = PurePosixPath(path.relative_to(submission).as_posix())
+                yield within, partial(path.open, "rb")
+    else:
+        with zipfile.ZipFile(submission) as archive:
+            for info in archive.infolist():
+                yield PurePosixPath(info.filename), partial(archive.open, info)
 
 
 def handed_in(submission):

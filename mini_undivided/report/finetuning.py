@@ -84,7 +84,8 @@ class Finetuner:
                     examples = self.encode(split) if split else rows[part]
                     return glue.predict(model, examples, self.machine)
 
-                write_predictions(self.out, key, task, predict, options.data_dir)
+                out = self.out / "from-scratch" if options.from_scratch else self.out
+                write_predictions(out, key, task, predict, options.data_dir)
             if options.save:
                 self.save(model, key, seed)
         result = {

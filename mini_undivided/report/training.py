@@ -26,7 +26,13 @@ from mini_undivided.support.options import (
     train_options,
 )
 from mini_undivided.support.run_directory import has_checkpoint, read_record
-from mini_undivided.tokenizer import check_fits, is_cased, load_tokenizer, special_ids
+from mini_undivided.tokenizer import (
+    check_fits,
+    is_cased,
+    load_tokenizer,
+    same_tokenizer,
+    special_ids,
+)
 
 DEFAULT_RUNS = Path(__file__).parent / "default_runs.json"  # made by docs/study.py
 
@@ -41,6 +47,7 @@ def train(options, resume=False):
     if record.get("status") == "finished":
         say(f"{options.out} is finished; to train it further, start a new run with --init")
         remove_temporaries(options.out)  # of a kill while loss.png was drawn
+        record["options"]["out"] = options.out  # where it is now
     else:
         record = pretrain(options, resume, announce)
     if is_first_process():
@@ -52,7 +59,7 @@ def train(options, resume=False):
 def check_replicate(found, wanted):
     """Raise UserError if a run that is there was trained otherwise than is wanted.
 
-    Its options may differ in what replicates may differ in, its text not at all.
+    Its options may differ in what replicates may differ in, its text and tokenizer not at all.
     """
     record = read_record(found.out)
     for name, value in asdict(wanted).items():
@@ -65,6 +72,11 @@ def check_replicate(found, wanted):
     if record["corpus"]["fingerprint"] != open_corpus(wanted.corpus).fingerprint:
         raise UserError(f"{found.out} was trained on another text than {' '.join(wanted.corpus)} "
                         "is now, and is no replicate: choose another folder with --out")
+    source = wanted.tokenizer or wanted.init
+    if source and not same_tokenizer(load_tokenizer(found.out),
+                                     load_tokenizer(source, wanted.cased)):
+        raise UserError(f"{found.out} was trained with another tokenizer than that of {source} now, "
+                        "and is no replicate: choose another folder with --out")
 
 
 def usual_losses(options):
@@ -74,7 +86,7 @@ def usual_losses(options):
     """
     default = asdict(PretrainOptions.preset("laptop"))
     free = {"ffn_layers", "seed", "out", *MAY_CHANGE}
-    kept = options["ffn_layers"]
+    kept = options.get("ffn_layers")
     if any(options.get(name) != default[name] for name in default.keys() - free) or kept:
         return None
     return read_json(DEFAULT_RUNS).get("full" if kept is None else "noffn")

@@ -47,6 +47,7 @@ WRAPPERS = ("model", "state_dict", "model_state_dict")  # under which trainers s
 # Copies of other tensors, or tables that any model can compute: nothing is lost without them.
 COPIES = {
     "embeddings.position_ids": None,
+    "embeddings.token_type_ids": None,
     "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias"}
 

@@ -208,7 +208,7 @@ def from_user(text):
         shown = os.fsencode(text).decode(errors="replace")
         raise UserError(f"{shown} is not UTF-8: choose another name") from None
     path = os.path.expanduser(text)
-    if path.startswith("~/"):
+    if path.startswith("~/") or (path != text and os.environ.get("HOME") == ""):
         raise UserError(f"{path}: the home folder is not known; set HOME")
     return path
 

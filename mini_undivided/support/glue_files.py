@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import atomic, write_text
+from mini_undivided.support.files import atomic, refuse_pointer, write_text
 from mini_undivided.support.tasks import BUILT_IN, GLUE, TASKS, Split
 
 # The GLUE server's names: (task, split) → file.
@@ -34,6 +34,7 @@ def read_tsv(path, columns=None, broken=0):
     and line.
     """
     skipped = 0
+    refuse_pointer(path)
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):

@@ -30,8 +30,9 @@ BASELINE = {"loss": float, "accuracy": float, "accuracy_at_mask": float}
 OPTIONS = {"corpus?": [str], "seq_len?": int, "out?": str}
 RESULT = {"validation_loss": float, "validation_accuracy": float, "tokens": int, "seconds": float,
           "tokens_per_second": float, "peak_memory_bytes": float | None,
-          "baseline?": BASELINE, "accuracy_at_mask?": float}
-RECORD = {"status": str, "options": OPTIONS, "corpus": {"fingerprint": str, "documents": int},
+          "baseline?": BASELINE, "accuracy_at_mask": float}
+RECORD = {"status": str, "options": OPTIONS,
+          "corpus": {"fingerprint": str, "documents": int, "tokens?": int},
           "versions?": dict, "flops_per_token?": float, "baseline?": BASELINE, "result?": RESULT}
 ROW = {"step": int, "tokens": int, "loss?": float, "validation_loss?": float}
 

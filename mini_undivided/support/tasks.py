@@ -72,5 +72,5 @@ def find_task(name):
     if name not in TASKS:
         near = difflib.get_close_matches(name.lower(), TASKS, n=1, cutoff=0.4)
         hint = f'; did you mean "{near[0]}"?' if near else ""
-        raise UserError(f'there is no task "{name}"{hint} (tasks: {", ".join(TASKS)})')
+        raise UserError(f'there is no task "{name[:40]}"{hint} (tasks: {", ".join(TASKS)})')
     return TASKS[name]

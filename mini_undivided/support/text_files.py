@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mini_undivided.support.errors import UserError, is_first_process
+from mini_undivided.support.files import refuse_pointer
 
 PIECE = 4000  # characters: enough context, and short enough that one novel has a held-out part
 BLOCK = 1 << 20  # characters read at once
@@ -82,6 +83,7 @@ def text_suffix(path):
 
 def open_text(path):
     """Open a text file, packed or not; a byte that is not UTF-8 becomes half a surrogate pair."""
+    refuse_pointer(path)
     opener = OPENERS.get(path.suffix.lower(), open)
     return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=None)
 

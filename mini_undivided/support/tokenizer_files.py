@@ -17,6 +17,7 @@ REBUILT = ("BertTokenizer", "BertTokenizerFast")
 AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 BESIDE = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 SETTINGS = {"do_lower_case?": bool, "strip_accents?": bool | None, "tokenize_chinese_chars?": bool}
+OFF = dict.fromkeys(("split_special_tokens", "add_bos_token", "add_eos_token"), False)
 TOKEN = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -78,7 +79,7 @@ class SavedTokenizer:
                 raise UserError(f"{files[2]}: {name} is not a special token; {advice}")
         for file, values in zip(files[1:3], (settings, named), strict=True):
             check_form(values, SETTINGS, file)
-            for name, only in {**SPECIAL_TOKENS, "split_special_tokens": False}.items():
+            for name, only in {**SPECIAL_TOKENS, **OFF}.items():
                 value = values.get(name, only)
                 value = value.get("content") if isinstance(value, dict) else value
                 if value != only:
