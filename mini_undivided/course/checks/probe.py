@@ -22,7 +22,7 @@ def largest_gradient(x, y, W, b, classes, strength, on_b=0.0):
 def fitted_probe(probe, rng):
     """fit minimises mean loss + λ/2 |W|² for each layer and λ: the gradient there is 0."""
     L, N, C, K = int(rng.integers(3, 7)), 70, 6, int(rng.integers(3, 5))
-    strengths, limit = (1.0, 0.1, 0.03), 2e-3
+    strengths, limit = (1.0, 0.1, 0.08), 2e-3
     for classes in (K, 0):
         x = normal(rng, L, N, C).float()
         score = x[0] @ normal(rng, C, K).float() + normal(rng, N, K).float() + torch.arange(K) / 2
