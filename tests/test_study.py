@@ -110,6 +110,8 @@ def test_a_job_waits_for_what_it_needs(study, tmp_path, monkeypatch):
     assert not study.can_begin(["train.py", "--flops", study.flops_of_full("accuracy")])
     write_json(tmp_path / "accuracy/full-seed0.json", {"flops": 5e13})
     assert study.can_begin(["train.py", "--flops", study.flops_of_full("accuracy")])
+    assert study.can_begin(["train.py", "--init", "run"])
+    assert not study.can_begin(["train.py", "--init", "other"])
 
 
 def test_fine_tuning_keeps_the_scores(study, tmp_path, monkeypatch):
@@ -159,13 +161,13 @@ def test_differences_on_glue(study, tmp_path):
                                 of("none", "scratch"))
     rows = table()
     assert len(rows) == 2 + 2 + 1 + 3 + 2 * 2
-    assert rows["FFNs: worth of pretraining"][0] == interval(full[0], fresh[0])
-    assert rows["FFNs: worth of pretraining"][-1] == interval(full.mean(0), fresh.mean(0))
+    assert rows["with FFNs: worth of pretraining"][0] == interval(full[0], fresh[0])
+    assert rows["with FFNs: worth of pretraining"][-1] == interval(full.mean(0), fresh.mean(0))
     assert rows["no FFN, equal FLOPs minus FFNs: score"][1] == interval(flops[1], full[1])
     assert rows["no FFN, equal FLOPs minus FFNs: worth of pretraining"][2] == interval(
         flops[2] - none[2], full[2] - fresh[2])
     (tmp_path / f"glue/full-{first}-seed1.json").unlink()
-    worth = table()["FFNs: worth of pretraining"]
+    worth = table()["with FFNs: worth of pretraining"]
     assert study.finished_tasks() == others and len(worth) == len(others) + 1
     assert worth[-1] == interval(full[1:].mean(0), fresh[1:].mean(0))
 
@@ -223,6 +225,21 @@ def test_the_frontier_is_the_best_size_at_each_budget(study, tmp_path):
     assert study.slope(points) == pytest.approx(0.5)
     *_, last = study.scale_table(losses).splitlines()
     assert last.startswith("| **best, no FFN**") and last.count("–") == 1
+
+
+def test_cut_models_are_compared_with_the_whole_ones(study, tmp_path):
+    """Losses and STS-B's scores of the models that were cut, each less those that were not."""
+    scores = {"full": [0.3, 0.5, 0.46], "cut0": [0.2, 0.21, 0.31]}
+    for name, values in scores.items():
+        for seed, score in enumerate(values):
+            write_json(tmp_path / f"glue/{name}-stsb-seed{seed}.json", {"scores": [score]})
+            write_json(tmp_path / f"accuracy/{name}-seed{seed}.json", {
+                "validation_loss": 4.0 + score, "validation_accuracy": 0.3, "tokens": 9,
+                "parameters": 7, "flops_per_token": 5.0})
+    _, _, whole, cut = study.cuts_table().splitlines()
+    gap = study.gap_of([100 * x for x in scores["cut0"]], [100 * x for x in scores["full"]], 1)
+    assert whole.endswith(" – |") and "4.420 ± 0.106" in whole and "42.0 ± 10.6" in whole
+    assert cut.startswith("| all FFNs cut out") and cut.endswith(f"{gap} |")
 
 
 def test_marks_are_filled_and_the_rest_stays(study):
