@@ -64,23 +64,25 @@ def test_byte_order_marks_line_ends_and_packing_change_nothing(tmp_path, mark, e
 def test_files_folders_and_globs(tmp_path, capsys):
     """A folder is searched to its bottom, in alphabetical order; a glob takes what it says.
 
-    Hidden files, and files of other kinds, are left out, which is said.
+    Hidden files, files of other kinds and links to folders are left out, which is said.
     """
     for name in ("b.txt", "a/z.jsonl", "a/C.TXT", "d/e/f.txt.gz", "d/e/g.jsonl.xz", "readme.md",
                  "a/data.csv", ".ipynb_checkpoints/b.txt", "a/._z.jsonl", "d/.txt"):
         content = json.dumps({"text": name}) if ".jsonl" in name else name
         write(tmp_path / name, PACK.get(name[-3:], bytes)(content.encode()))
+    (tmp_path / "d/link").symlink_to(tmp_path)
     files = ["a/C.TXT", "a/z.jsonl", "b.txt", "d/e/f.txt.gz", "d/e/g.jsonl.xz"]
     assert read(str(tmp_path)) == files
     said = capsys.readouterr().out
     assert re.findall("left out, being (.*)", said) == [
-        "hidden: 3", "none of .txt or .jsonl, which may be packed: .gz, .xz: 2"]
+        "hidden: 3", "none of .txt or .jsonl, which may be packed: .gz, .xz: 2",
+        "links to folders: 1"]
     assert read(str(tmp_path / "*.txt")) == ["b.txt"]
     assert read(str(tmp_path / "**/*.txt")) == ["b.txt"]
     assert read(str(tmp_path / "d"), str(tmp_path / "b.txt")) == [*files[3:], "b.txt"]
     assert read(str(tmp_path / "b.txt"), str(tmp_path)) == ["b.txt", *files[:2], *files[3:]]
     assert [piece.text for piece in open_corpus(str(tmp_path / "b.txt")).pieces()] == ["b.txt"]
-    assert capsys.readouterr().out.count("left out") == 1  # of "d"; of the folder it was said
+    assert capsys.readouterr().out.count("left out") == 2  # of "d"; of the folder it was said
 
 
 def test_a_file_counts_once(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ class Piece(NamedTuple):
 def find_files(name):
     """The text files that a path, a folder or a glob stands for, in alphabetical order.
 
-    Hidden files in a folder are left out, and what is left out of a folder or glob is said.
+    Hidden files in a folder and what links to folders hold are left out; what is left out is said.
     """
     path = Path(name)
     if path.is_file():
@@ -38,7 +38,9 @@ def find_files(name):
             raise UserError(f"{name} is no corpus file: its name should end in {KNOWN}")
         return [path]
     found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(name, recursive=True))
-    found = sorted(file for file in found if file.is_file())
+    found = sorted(found)
+    links = sum(folder.is_symlink() and folder.is_dir() for folder in found if path.is_dir())
+    found = [file for file in found if file.is_file()]
     hidden = [file for file in found if path.is_dir() and is_hidden(file.relative_to(path))]
     files = [file for file in found if text_suffix(file) and file not in hidden]
     if not files:
@@ -46,7 +48,8 @@ def find_files(name):
         reason = nothing if found or path.is_dir() else "no such file or folder"
         raise UserError(f"nothing to read at {name}: {reason}")
     others = len(found) - len(hidden) - len(files)
-    for count, kind in ((len(hidden), "hidden"), (others, f"none of {KNOWN}")):
+    for count, kind in (
+            (len(hidden), "hidden"), (others, f"none of {KNOWN}"), (links, "links to folders")):
         if count:
             say_once(f"files of {name} that are left out, being {kind}: {count:,}")
     return files
