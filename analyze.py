@@ -11,13 +11,7 @@ import sys
 from dataclasses import fields
 
 from mini_undivided.support.errors import command_line
-from mini_undivided.support.options import (
-    AnalyzeOptions,
-    HelpFormatter,
-    SentenceOptions,
-    add_option,
-    make_parser,
-)
+from mini_undivided.support.options import AnalyzeOptions, SentenceOptions, add_option, make_parser
 
 COMMANDS = {
     "report": "CKA, attention and probes of two or more runs, tables, figures and report.md",
@@ -37,8 +31,7 @@ def parser():
         dest="command", metavar="COMMAND", prog="analyze.py", title="commands (each has a --help)")
     for name, text in COMMANDS.items():
         command = commands.add_parser(
-            name, help=text, description=text, argument_default=argparse.SUPPRESS,
-            formatter_class=HelpFormatter)
+            name, help=text, description=text, argument_default=argparse.SUPPRESS)
         for field in fields(SentenceOptions if name in SENTENCE else AnalyzeOptions):
             if name in (field.metadata["option"].commands or COMMANDS):
                 add_option(command, field)

@@ -90,7 +90,7 @@ CUT_KINDS = {  # of the runs with FFNs
 LAPTOP = ["train.py", "--preset", "laptop", "--corpus", "TEXT"]
 PAIRED = ["train.py", "--preset", "mini", "--corpus", "TEXT", "--next-sentence",
           "--mlm-probability", "0.25", "--batch-tokens", "2048"]
-IN_TURN = [(name, seed) for seed in range(5) for name in ("full", "none")]  # in turn
+IN_TURN = [(name, seed) for seed in range(5) for name in ("full", "none")]
 
 
 def jobs():
@@ -257,15 +257,14 @@ def losses_of(runs):
 
 def compare(group, reference, kinds=ARCHITECTURES):
     """A table of a group's kinds, each against `reference`, results of others."""
-    base = losses_of(reference)
-    rows = []
+    base, rows = losses_of(reference), []
+    paired = any("pair_accuracy" in run for run in reference)
     for name, (text, _) in kinds.items():
         runs = results(group, name)
         if not runs:
             continue
         losses = losses_of(runs)
         gap = "–" if losses == base else gap_of(losses, base)
-        paired = "pair_accuracy" in runs[0]
         rows.append([text, f"{runs[0]['parameters']:,}", f"{runs[0]['flops_per_token'] / 1e6:.2f}",
                      f"{np.mean([run['tokens'] for run in runs]) / 1e6:.2f}", str(len(runs)),
                      plus_minus(*mean_and_std(losses).values(), 3),

@@ -263,7 +263,8 @@ def minutes_to(loss, points):
 
 def plot_quality(curves):
     """Loss against minutes, as docs/quality.svg."""
-    from mini_undivided.report.figures import figure, legend_below  # late: workers measure their memory
+    # late: workers measure their memory
+    from mini_undivided.report.figures import figure, legend_below
 
     title = "Minutes to a validation loss: this recipe and the usual one"
     lines = {"0.001": "--", "0.002": ":", "0.0005": "-."}  # by learning rate

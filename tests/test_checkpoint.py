@@ -14,9 +14,9 @@ from mini_undivided.model import Encoder, MaskedLM, SequenceClassifier
 from mini_undivided.report.training import fill
 from mini_undivided.support import checkpoint
 from mini_undivided.support.errors import UserError
+from mini_undivided.support.files import read_json, write_json
 from mini_undivided.support.glue_files import read_tsv
 from mini_undivided.support.text_files import read_pieces
-from mini_undivided.support.files import read_json, write_json
 from mini_undivided.tokenizer import load_tokenizer
 
 CLASSES = {Encoder: "BertModel", MaskedLM: "BertForMaskedLM",

@@ -23,8 +23,8 @@ from mini_undivided import glue
 from mini_undivided.course import grade as grading
 from mini_undivided.course.__main__ import main
 from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, equal, run
-from mini_undivided.course.homework import FILES, find_functions, make_copy, replace_bodies
 from mini_undivided.course.grade import handed_in
+from mini_undivided.course.homework import FILES, find_functions, make_copy, replace_bodies
 from mini_undivided.support.errors import UserError
 
 SEEDS = range(int(os.environ.get("COURSE_SEEDS", 1)))
@@ -540,8 +540,8 @@ def test_what_hangs_is_stopped(tmp_path, course, capsys):
     course("grade", tmp_path, "--assignments", "6,10", "--timeout", "1")
     said = capsys.readouterr().out
     assert "0 of  20" in said, said
-    assert "6.1, 6.2\n    it was stopped after 1 seconds: is there an endless loop" in said, said
-    assert "\n    it was stopped after 0.5 seconds: is there an endless loop" in said, said
+    assert "6.1, 6.2\n    it was stopped after 1 seconds: is there an endless loop?" in said, said
+    assert "\n    it was stopped after 0.5 seconds: is there an endless loop?" in said, said
 
 
 def test_a_class_has_a_table_and_feedback(class_of_many):

@@ -111,8 +111,8 @@ def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monk
     own.pop("vocab_size", None)
     assert training.train_seeds({**own, "seeds": 1})
     other = shutil.copytree(tmp_path / "run", tmp_path / "other")
-    text = (other / "tokenizer.json").read_text()
-    (tmp_path / "run/tokenizer.json").write_text(text.replace('"lowercase": true', '"lowercase": false'))
+    text = (other / "tokenizer.json").read_text().replace('"lowercase": true', '"lowercase": false')
+    (tmp_path / "run/tokenizer.json").write_text(text)
     with pytest.raises(UserError, match="own was trained with another tokenizer than that of"):
         training.train_seeds({**own, "seeds": 2})
     shutil.copy(other / "tokenizer.json", tmp_path / "run")

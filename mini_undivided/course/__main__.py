@@ -10,14 +10,12 @@ from pathlib import Path
 
 from mini_undivided.support.errors import UserError, command_line
 from mini_undivided.support.files import check_writable, from_user, write_json
-from mini_undivided.support.options import HelpFormatter
+from mini_undivided.support.options import Parser
 
 
 def parser():
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m mini_undivided.course", description=__doc__,
-        formatter_class=HelpFormatter)
+    made = Parser(prog="python -m mini_undivided.course", description=__doc__)
     commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
     copy = commands.add_parser("copy", help="write a student's copy of the project")
     copy.add_argument("folder", type=from_user, metavar="FOLDER", help="a new folder")

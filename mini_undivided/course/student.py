@@ -184,12 +184,12 @@ def bound(seconds, own):
     with suppress(ImportError, OSError):  # some systems lack these limits
         import resource
 
+        time = math.ceil(process_time() + seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (time, time + 1))  # a signal, then the end
         size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         for kind, most in {resource.RLIMIT_AS: size + MEMORY, resource.RLIMIT_FSIZE: 0,
                            resource.RLIMIT_NPROC: 0}.items():
             resource.setrlimit(kind, (most, most))
-        time = math.ceil(process_time() + seconds)
-        resource.setrlimit(resource.RLIMIT_CPU, (time, time + 1))  # a signal, then the end
     readable = tuple(os.path.realpath(folder) + os.sep for folder in (*own, os.getcwd(), "/sys"))
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 

@@ -284,14 +284,19 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def _fill_text(self, text, width, indent):
         paragraphs = text.strip().split("\n\n")
-        return "\n\n".join("\n".join(self._split_lines(text, width)) for text in paragraphs)
+        return "\n\n".join("\n".join(self._split_lines(paragraph, width)) for paragraph in paragraphs)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with such help, its own and that of its commands."""
+
+    def __init__(self, **kwargs):
+        super().__init__(formatter_class=HelpFormatter, **kwargs)
 
 
 def make_parser(description, *classes, groups=(), **kwargs):
     """A command line of all the options of some classes; groups: {title of the help: names}."""
-    parser = argparse.ArgumentParser(
-        description=description, argument_default=argparse.SUPPRESS, formatter_class=HelpFormatter,
-        **kwargs)
+    parser = Parser(description=description, argument_default=argparse.SUPPRESS, **kwargs)
     titles = {title: parser.add_argument_group(title) for title in groups}
     for field in (field for options in classes for field in fields(options)):
         title = next((title for title in groups if field.name in groups[title].split()), None)
