@@ -517,7 +517,8 @@ def test_a_hostile_submission_costs_its_own_points_alone(class_of_many):
     """
     folder, _, rows = class_of_many
     for name, (_, parts) in HOSTILE.items():
-        said = (folder / f"lecturer/points/{name}.txt").read_text()
+        written = (folder / f"lecturer/points/{name}.txt").read_text()
+        said = " ".join(written.split())  # where its lines break depends on where the tests are
         assert rows[name]["all"] == ("6" if name == "leave" else "0")  # as was earned before
         assert all(part in said for part in parts), (name, said)
         assert "Traceback" not in said and "done" not in said and len(said) < 3000
