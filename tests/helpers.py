@@ -17,6 +17,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import train
+from mini_undivided.data import IGNORE_INDEX
 from mini_undivided.model import BertConfig
 from mini_undivided.support import options
 from mini_undivided.support.run_directory import read_log
@@ -96,9 +97,11 @@ def losses(out):
     return {row["step"]: row["loss"] for row in read_log(out) if "loss" in row}
 
 
-def unchanged(*_, **__):
-    """Instead of `clip_grad_norm_`: gradients stay as they are."""
-    return torch.zeros(())
+def unmasked(batch):
+    """The sequences of a batch as they were before masking."""
+    shown = batch.input_ids.gather(1, batch.positions)
+    original = torch.where(batch.labels == IGNORE_INDEX, shown, batch.labels)
+    return batch.input_ids.scatter(1, batch.positions, original)
 
 
 def torchrun(*arguments):

@@ -1,9 +1,12 @@
 """From token files to masked batches."""
 
+from itertools import combinations, pairwise
+
 import numpy as np
 import pytest
 import scipy.stats
 import torch
+from helpers import unmasked
 
 from mini_undivided import data
 from mini_undivided.tokenizer import special_ids
@@ -64,6 +67,59 @@ def test_masking_shares_and_special_tokens(greek, probability):
     assert not set(drawn) & set(special) and len(set(drawn)) == words  # every one may come
 
 
+@pytest.fixture(scope="module")
+def visits(greek):
+    """{seed: (sequences, their masked positions)} of every visit in four epochs, in order."""
+    _, tokenizer, tokens = greek
+    sequences, seen = data.Sequences(tokens.train[: 41 * 17], 19, tokenizer, 0.4), {}
+    for seed in (0, 1):
+        batches = data.TrainingBatches(sequences, 6, seed)
+        batch = data.MaskedBatch(
+            *map(torch.cat, zip(*map(batches.batch, range(29)), strict=True)))
+        masked = [set(row[labels != data.IGNORE_INDEX].tolist())
+                  for row, labels in zip(batch.positions, batch.labels, strict=True)]
+        seen[seed] = [tuple(row) for row in unmasked(batch).tolist()], masked
+    return seen
+
+
+def test_each_epoch_has_an_order_of_its_own(visits):
+    """Every epoch visits each sequence once, in an order that depends on epoch and seed.
+
+    Two random orders of N sequences agree in one place on average, whatever N.
+    """
+    orders = [sequences[first : first + 41]
+              for sequences, _ in visits.values() for first in (0, 41, 82, 123)]
+    assert all(set(order) == set(orders[0]) and len(set(order)) == 41 for order in orders)
+    for a, b in combinations(orders, 2):
+        assert sum(x == y for x, y in zip(a, b, strict=True)) < 8
+
+
+def agreement(pairs):
+    """The masked positions that the two of each pair share, relative to what chance gives."""
+    width = 17  # the tokens between [CLS] and [SEP]
+    shared = sum(len(a & b) for a, b in pairs)
+    return shared / sum(len(a) * len(b) / width for a, b in pairs)
+
+
+def test_masks_are_drawn_at_each_visit(visits):
+    """Masks are drawn at each visit: no two visits have more positions in common than by chance.
+
+    That holds for two visits of one sequence, for the same row of two batches, for neighbours in a
+    batch, and for the same visit under another seed.
+    """
+    of_sequence = {}
+    for sequence, masked in zip(*visits[0], strict=True):
+        of_sequence.setdefault(sequence, []).append(masked)
+    positions, others = visits[0][1], visits[1][1]
+    kinds = {
+        "sequence": [pair for each in of_sequence.values() for pair in pairwise(each)],
+        "row": list(zip(positions, positions[6:], strict=False)),
+        "batch": list(pairwise(positions)),
+        "seed": list(zip(positions, others, strict=True))}
+    for kind, pairs in kinds.items():
+        assert len(pairs) > 100 and 0.6 < agreement(pairs) < 1.4, kind
+
+
 def test_processes_share_the_batch_of_one(greek):
     """The rows of 3 processes, put together, are the batch of one process, masks included."""
     _, tokenizer, tokens = greek
@@ -87,9 +143,7 @@ def test_validation_masks_never_change(greek, limit):
     N, batches = len(sequences), list(data.validation_batches(sequences, limit))
     count = min(limit, N)
     assert 301 < N < 10_000
-    ids, positions, labels = map(torch.cat, zip(*batches, strict=True))
-    ids.scatter_(
-        1, positions, torch.where(labels == data.IGNORE_INDEX, ids.gather(1, positions), labels))
+    ids = torch.cat([unmasked(batch) for batch in batches])
     assert ids.tolist() == sequences.read([i * N // count for i in range(count)]).tolist()
     training = data.TrainingBatches(sequences, data.VALIDATION_BATCH, 0).batch(0)
     assert (batches[0].positions == training.positions).float().mean() < 0.3

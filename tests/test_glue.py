@@ -3,13 +3,16 @@
 import json
 import shutil
 import zipfile
-from dataclasses import replace
+from dataclasses import fields, replace
+from itertools import combinations, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
 from helpers import BEASTS, COLOURS
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mini_undivided import glue
 from mini_undivided.model import BertConfig, MaskedLM, SequenceClassifier
@@ -29,7 +32,7 @@ CPU = Machine(torch.device("cpu"), torch.float32)
 def run_dir(tmp_path_factory):
     """An encoder with two layers, an FFN in the first only, and a tokenizer of these tests' words.
     """
-    folder = tmp_path_factory.mktemp("run")
+    folder = tmp_path_factory.mktemp("runs") / "not" / "there"
     tokenizer = train_tokenizer([" ".join([*COLOURS, *BEASTS, "the a is not , . \" '"])] * 5, 150)
     torch.manual_seed(1)
     config = BertConfig(tokenizer.get_vocab_size(), 24, 2, 3, 41, 64, ffn_layers=[0])
@@ -144,6 +147,74 @@ def test_predictions_come_in_the_order_of_the_examples(run_dir):
 
 # The loop.
 
+@pytest.mark.parametrize("lr", [None, 0.0077])
+def test_a_step_is_clipped_and_follows_the_schedule(run_dir, glue_dir, monkeypatch, lr):
+    """The rate follows pretraining's schedule over all epochs, up to --lr or 3e-4 if small.
+
+    Each gradient, here of 50 times the loss, is clipped to a norm of 1 before its step.
+    """
+    steps, task_loss = [], glue.task_loss
+    monkeypatch.setattr(glue, "task_loss", lambda *each: 50 * task_loss(*each))
+
+    def spy(optimizer, *_):
+        gradients = [p.grad.flatten() for g in optimizer.param_groups for p in g["params"]]
+        steps.append((torch.cat(gradients).norm(), *(g["lr"] for g in optimizer.param_groups)))
+
+    with register_optimizer_step_pre_hook(spy):
+        (result,), _ = finetuning.finetune(options(run_dir, glue_dir, lr=lr))
+    middles, peak = [(step + 0.5) / 42 for step in range(42)], lr or 3e-4
+    wanted = [peak * min(middle / 0.1, (1 - middle) / 0.9) for middle in middles]
+    norms, decayed, others = map(list, zip(*steps, strict=True))
+    assert norms == pytest.approx([1] * 42) and decayed == others == pytest.approx(wanted)
+    assert result["options"]["lr"] == peak
+
+
+def test_the_default_rate_falls_with_the_width():
+    """As --help says: 3e-4 up to a width of 256, 1e-4 up to 512, 3e-5 above."""
+    widths = {128: 3e-4, 256: 3e-4, 257: 1e-4, 512: 1e-4, 513: 3e-5, 768: 3e-5}
+    assert {width: glue.default_lr(width) for width in widths} == widths
+    (lr,) = (field for field in fields(FinetuneOptions) if field.name == "lr")
+    assert lr.metadata["option"].unset == "3e-4 up to a width of 256, 1e-4 up to 512, 3e-5 above"
+
+
+def test_examples_are_shuffled_in_each_epoch(run_dir, glue_dir, monkeypatch):
+    """Every epoch has each example once, in other batches, which do not come by their lengths."""
+    epochs, length_batches = [], glue.length_batches
+    monkeypatch.setattr(
+        glue, "length_batches", lambda *each: epochs.append(length_batches(*each)) or epochs[-1])
+    tuner, encoded, splits = tuner_and_data(run_dir, glue_dir, epochs=7)
+    tuner.train("sst2", encoded, splits, seed=1)
+    assert len(epochs) == 7
+    assert all(sorted(np.concatenate(batches)) == [*range(211)] for batches in epochs)
+    for a, b in combinations(epochs, 2):
+        assert {frozenset(batch) for batch in a} != {frozenset(batch) for batch in b}
+    longest = [[max(len(encoded["train"][i][0]) for i in batch) for batch in batches]
+               for batches in epochs]
+    rises = [after > before for each in longest for before, after in pairwise(each)]
+    assert 0.25 < np.mean(rises) < 0.75
+
+
+def test_the_result_is_that_of_the_last_epoch(run_dir, glue_dir, monkeypatch):
+    """Scores and saved weights are those after the last epoch, though an earlier one was better.
+
+    The dev split is what the scores are of: it chooses nothing.
+    """
+    labels, weights = glue.read_task("sst2", str(glue_dir))["dev"].labels, []
+
+    def scripted(model, rows, machine):
+        assert len(rows) == len(labels) == 53
+        weights.append(model.classifier.weight.detach().clone())
+        wrong = (7, 0, 5)[len(weights) - 1]  # in the three epochs
+        return np.where(np.arange(len(labels)) < wrong, 1 - labels, labels)
+
+    monkeypatch.setattr(glue, "predict", scripted)
+    (result,), out = finetuning.finetune(options(run_dir, glue_dir, save=True))
+    assert len(weights) == 3 and not torch.equal(weights[1], weights[2])
+    assert result["scores"]["accuracy"]["values"] == [pytest.approx(48 / 53)]
+    saved = SequenceClassifier.from_pretrained(out / "sst2-seed0", num_labels=2)
+    assert torch.equal(saved.classifier.weight, weights[2])
+
+
 def test_a_planted_task_is_learned_and_written(run_dir, glue_dir, capsys):
     """Whether the beast is red or blue is learned.
 
@@ -190,6 +261,7 @@ def test_the_first_step_goes_down_the_gradient_of_the_loss(run_dir, glue_dir, mo
     monkeypatch.setattr(glue, "task_loss", spy)
     torch.manual_seed(3)
     start = SequenceClassifier(model.encoder.config, 2)
+    assert start.dropout.p == start.encoder.layers[1].attention.attention_dropout == 0.1
     start.load_state_dict(model.state_dict())
     glue.fine_tune(model, find_task("sst2"), splits, encoded, CPU, 1, 11, 0.01, seed=5)
     (logits, labels, loss), = seen
@@ -273,6 +345,14 @@ def test_predictions_are_laid_out_for_the_server(run_dir, glue_dir, monkeypatch)
     assert set(answers["SST-2.tsv"]) == {"0", "1"}
     assert set(answers["MNLI-m.tsv"]) <= set(GLUE["mnli"].labels)
     assert answers["STS-B.tsv"] == ["0.000", "5.000"]
+
+
+def test_scores_of_a_model_of_the_hub_go_to_runs(run_dir, glue_dir, tmp_path, monkeypatch):
+    """A model that has no folder here gets a new one, runs/NAME."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(run_dir))
+    finetuning.finetune(options("somebody/a-model", glue_dir, epochs=1))
+    assert [path.name for path in Path("runs/a-model/glue").iterdir()] == ["sst2.json"]
 
 
 def test_a_saved_model_opens_in_transformers(run_dir, glue_dir, tmp_path):

@@ -1,11 +1,13 @@
 """The model against `transformers`: the same numbers at every layer, and FFNs really gone."""
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
+import transformers
 from helpers import (
-    LENGTHS, B, C, H, L, T, V, assert_close, config, saved_by_them, scatter, theirs)
+    LENGTHS, SIZES, B, C, H, L, T, V, assert_close, config, saved_by_them, scatter, theirs)
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -104,6 +106,50 @@ def test_a_sequence_longer_than_the_positions_is_an_error():
     assert encoder(torch.zeros(1, T, dtype=torch.long)).shape == (1, T, C)
     with pytest.raises(UserError, match=f"{T + 1} tokens .* {T} positions"):
         encoder(torch.zeros(1, T + 1, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(MaskedLM, "BertForMaskedLM"), (SequenceClassifier, "BertForSequenceClassification")])
+def test_dropout_acts_where_transformers_has_it(inputs, monkeypatch, ours, theirs):
+    """In training the same dropouts act in the same order, and none in evaluation.
+
+    They follow the embeddings, the attention weights, the attention's output, the FFN, and in a
+    classifier the pooler, each with the config's probability.
+    """
+    seen, dropout = [], F.dropout
+
+    def spy(input, p=0.5, training=True, inplace=False):
+        if training and p > 0:
+            seen.append((tuple(input.shape), p))
+        return dropout(input, p, training, inplace)
+
+    monkeypatch.setattr(F, "dropout", spy)
+    rates = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
+    reference = transformers.BertConfig(**SIZES, **rates, attn_implementation="eager")
+    input_ids, mask, segments = inputs
+    getattr(transformers, theirs)(reference).train()(input_ids, mask, segments)
+    wanted = seen.copy()
+    assert len(wanted) == 1 + 3 * L + (ours is SequenceClassifier)
+    for ffn_layers, count in ((None, len(wanted)), ([2], len(wanted) - (L - 1))):
+        seen.clear()
+        model = ours(config(**rates, ffn_layers=ffn_layers)).train()
+        model(input_ids, mask, segments)
+        assert len(seen) == count and (ffn_layers or seen == wanted)
+    seen.clear()
+    model.eval()(input_ids, mask, segments)
+    assert seen == []
+
+
+def test_the_default_config_is_transformers():
+    """A BertConfig without arguments is BERT-Base: every field has transformers' default."""
+    ours, theirs = BertConfig(), transformers.BertConfig()
+    names = {field.name for field in fields(BertConfig)} - {"ffn_layers"}
+    assert {name: getattr(ours, name) for name in names} == {
+        name: getattr(theirs, name) for name in names}
+    assert ours.ffn_layers == list(range(theirs.num_hidden_layers))
+    saved = ours.to_hugging_face("BertForMaskedLM")
+    assert saved["hidden_act"] == theirs.hidden_act and saved["model_type"] == theirs.model_type
 
 
 # Without FFNs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import B, T, V, assert_close, config, saved_by_them
+from helpers import B, T, V, assert_close, config, saved_by_them, unmasked
 from torch.nn import functional as F
 
 from mini_undivided import data
@@ -33,8 +33,7 @@ def test_pairs_are_of_neighbours_or_of_two_sequences(greek):
     before = np.concatenate([sequences.read(np.arange(400))] * 30)
     batch = mask_pairs(sequences, before.copy(), np.random.default_rng(0))
     counted = batch.labels != data.IGNORE_INDEX
-    shown = batch.input_ids.gather(1, batch.positions)
-    ids = batch.input_ids.scatter(1, batch.positions, torch.where(counted, batch.labels, shown))
+    ids = unmasked(batch)
     cuts = 20 - batch.token_type_ids.sum(1)
     assert set(cuts.tolist()) == set(range(5, 16))
     assert abs(batch.is_random.float().mean() - 0.5) < 0.02  # of 12,000

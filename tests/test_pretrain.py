@@ -9,15 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import B, T, V, losses, names, torchrun
+from helpers import B, T, V, config, losses, names, torchrun
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from mini_undivided import data
+from mini_undivided.corpus import open_corpus
 from mini_undivided.costs import flops_per_token
 from mini_undivided.model import MaskedLM
-from mini_undivided.pretrain import masked_loss
+from mini_undivided.pretrain import WithLoss, masked_loss, train_step
 from mini_undivided.report.training import fill, train
 from mini_undivided.run import pretrain
 from mini_undivided.support import run_directory
@@ -26,6 +27,7 @@ from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json
 from mini_undivided.support.machine import Machine
 from mini_undivided.tokenizer import load_tokenizer
+from mini_undivided.tokens import tokenize
 
 
 def identical(a, b):
@@ -33,10 +35,13 @@ def identical(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_writes_a_whole_run_directory(options):
-    """A run leaves all the files of a run directory; with all its FFNs, Hugging Face opens it."""
-    train(replace(options, ffn_layers=None))
-    out = Path(options.out)
+def test_a_run_writes_a_whole_run_directory(options, tmp_path):
+    """A run leaves all the files of a run directory; with all its FFNs, Hugging Face opens it.
+
+    The folder of all runs is made with the first.
+    """
+    out = tmp_path / "runs" / "first"
+    train(replace(options, ffn_layers=None, out=str(out)))
     record = read_json(out / "train.json")
     assert names(out) == [
         ".lock", "config.json", "log.jsonl", "loss.png", "model.safetensors", "tokenizer.json",
@@ -86,6 +91,83 @@ def test_the_loss_is_taken_in_float32():
     assert loss.item() != F.cross_entropy(rows, labels, reduction="sum").item()
 
 
+# The step.
+
+
+@pytest.mark.parametrize("micro_batch", [2, 6])
+def test_the_gradient_is_that_of_the_mean_loss(
+        options, monkeypatch, before_train_step, micro_batch):
+    """Before clipping a step's gradient is d(mean loss)/dw over all its masked positions.
+
+    So the loss that is logged is the mean, and one batch is three micro-batches, though these do
+    not have equally many positions.
+    """
+    wanted, means, uneven, seen = [], [], [], []
+
+    def reference(model, optimizers, batches, *_):
+        batch = data.MaskedBatch(*map(torch.cat, zip(*batches, strict=True)))
+        logits = model.model(batch.input_ids)  # (B, T, V), of which the masked ones are gathered
+        gathered = logits[torch.arange(len(logits))[:, None], batch.positions].flatten(0, 1)
+        counted = batch.labels.flatten() != data.IGNORE_INDEX
+        mean = F.cross_entropy(gathered[counted], batch.labels.flatten()[counted])
+        wanted.append([*torch.autograd.grad(mean, [*model.parameters()])])
+        means.append(mean.item())
+        uneven.append(len({int((b.labels != data.IGNORE_INDEX).sum()) for b in batches}) > 1)
+
+    def read_gradients(parameters, max_norm):
+        seen.append([p.grad.clone() for p in parameters])
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", read_gradients)
+    before_train_step(reference)
+    pretrain(replace(options, micro_batch=micro_batch, optimizer="adamw", steps=5))
+    assert list(losses(options.out).values()) == pytest.approx(means, rel=1e-5)
+    assert len(seen) == 5 and any(uneven) == (micro_batch == 2)
+    torch.testing.assert_close(seen, wanted, atol=1e-6, rtol=1e-3)
+
+
+def step_of(batches, scale, world_size=1):
+    """How a step of plain gradient descent moves a model whose loss is `scale` times the usual."""
+    torch.manual_seed(0)
+    model = WithLoss(MaskedLM(config()).eval(), lambda *each: scale * masked_loss(*each))
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    optimizers = [torch.optim.SGD(model.parameters(), lr=1.0)]
+    train_step(model, optimizers, batches, 4, Machine(torch.device("cpu"), world_size=world_size))
+    assert all(p.grad is None for p in model.parameters())
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before
+
+
+def test_a_step_is_clipped_as_a_whole_and_shared_by_processes():
+    """A gradient is clipped to a norm of 1 once, after the last micro-batch.
+
+    The mean over two processes' gradients, which DDP takes, is the gradient of one process.
+    """
+    labels = torch.tensor([[7, data.IGNORE_INDEX, data.IGNORE_INDEX], [8, 9, 11]])
+    positions = torch.tensor([[1, 2, 4], [2, 5, 6]])
+    whole = data.MaskedBatch(torch.randint(5, V, (2, T)), positions, labels)
+    halves = [*data.split(whole, 1)]
+    small = step_of([whole], 0.05)
+    assert small.norm() < 0.7
+    for batches in ([whole], halves):
+        large = step_of(batches, 50)
+        torch.testing.assert_close(large, small / small.norm(), atol=1e-5, rtol=1e-3)
+    one, other = (step_of([half], 0.05, world_size=2) for half in halves)
+    torch.testing.assert_close((one + other) / 2, small, atol=1e-6, rtol=1e-3)
+
+
+def test_the_learning_rate_follows_its_schedule(options, before_train_step):
+    """The rate of each step is the schedule's in its middle: in the log, and in the optimizer."""
+    used = []
+    before_train_step(lambda model, optimizers, *_: used.append(
+        [group["lr"] for group in optimizers[-1].param_groups]))
+    pretrain(replace(options, steps=23, lr=0.0123))
+    middles = [(step - 0.5) / 23 for step in range(1, 24)]
+    wanted = [0.0123 * min(middle / 0.1, (1 - middle) / 0.9) for middle in middles]
+    rows = [row for row in run_directory.read_log(options.out) if "lr" in row]
+    assert [row["step"] for row in rows] == list(range(1, 24))
+    assert [row["lr"] for row in rows] == pytest.approx(wanted)
+    assert [first for first, _ in used] == [last for _, last in used] == pytest.approx(wanted)
+
+
 def test_a_step_moves_each_tensor_once(options, monkeypatch, before_train_step):
     """Three copies to the device a step, however many micro-batches it has."""
     moved, counts, to_device = [], [], Machine.to_device
@@ -96,6 +178,65 @@ def test_a_step_moves_each_tensor_once(options, monkeypatch, before_train_step):
         (len(batches), len(moved))))
     pretrain(replace(options, micro_batch=2, steps=5))
     assert counts == [(3, 3 * step) for step in range(1, 6)]
+
+
+def test_berts_own_recipe_is_a_matter_of_options(options, tmp_path):
+    """AdamW for all weights, 15 % masked and dropout 0.1, each by its option.
+
+    Without the last nothing is dropped. Validation masks 15 % whatever training does, and the
+    config that is saved has BERT's dropout, for fine-tuning.
+    """
+    assert options.dropout == 0
+    berts = replace(options, optimizer="adamw", mlm_probability=0.15, dropout=0.1, seed=3,
+                    seq_len=42, batch_tokens=42 * 5, steps=1)
+    ours = replace(berts, optimizer="muon", mlm_probability=0.3, dropout=0.0,
+                   out=str(tmp_path / "ours"))
+    for each, masked, kinds in ((berts, 6, ["AdamW"]), (ours, 12, ["Muon", "AdamW"])):
+        runs = []
+        pretrain(each, announce=lambda record, run, tokenizer, runs=runs: runs.append(run))
+        (run,) = runs
+        assert [type(optimizer).__name__ for optimizer in run.optimizers] == kinds
+        assert (run.batches.sequences.num_masked, run.valid_set.num_masked) == (masked, 6)  # of 40
+        assert run.batches.seed == 3
+        dropped = {m.p for m in run.model.modules() if isinstance(m, torch.nn.Dropout)}
+        dropped |= {layer.attention.attention_dropout for layer in run.model.encoder.layers}
+        assert dropped == {each.dropout}
+        saved = read_json(Path(each.out) / "config.json")
+        assert saved["hidden_dropout_prob"] == saved["attention_probs_dropout_prob"] == 0.1
+
+
+def test_validation_is_without_dropout_and_training_with_it(options, monkeypatch):
+    """Validation runs in evaluation mode without gradients, and training goes on in its own mode.
+
+    So the result of a run with dropout is what its saved model says in evaluation mode. What it is
+    compared with is computed from the same held-out words.
+    """
+    modes, forward = [], MaskedLM.forward
+
+    def spy(self, *args, **kwargs):
+        modes.append((self.training, torch.is_grad_enabled()))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(MaskedLM, "forward", spy)
+    result = pretrain(replace(options, dropout=0.5))["result"]
+    assert modes.count((True, True)) == 12 and set(modes) == {(True, True), (False, False)}
+    assert modes.index((False, False)) < 4  # some training comes after a validation
+
+    model, tokenizer = MaskedLM.from_pretrained(options.out), load_tokenizer(options.out)
+    valid = tokenize(open_corpus(options.corpus), tokenizer).valid
+    sequences = data.Sequences(valid, options.seq_len, tokenizer)
+    assert result["baseline"] == data.context_free_baseline(valid, sequences.is_special)
+    batches = data.validation_batches(sequences, len(sequences))
+    batch = data.MaskedBatch(*map(torch.cat, zip(*batches, strict=True)))
+    counted = batch.labels != data.IGNORE_INDEX
+    with torch.no_grad():
+        logits = model(batch.input_ids, positions=batch.positions)[counted]
+    labels = batch.labels[counted]
+    loss, correct = F.cross_entropy(logits, labels).item(), logits.argmax(-1) == labels
+    at_mask = batch.input_ids.gather(1, batch.positions)[counted] == sequences.mask_id
+    assert result["validation_loss"] == pytest.approx(loss, rel=1e-4)
+    assert result["validation_accuracy"] == pytest.approx(correct.float().mean().item())
+    assert result["accuracy_at_mask"] == pytest.approx(correct[at_mask].float().mean().item())
 
 
 @pytest.fixture

@@ -136,6 +136,29 @@ def test_features_are_standardised():
     assert probe.probe(features, labels, 3)["test"] == pytest.approx([always] * 3)
 
 
+def test_a_probe_standardises_by_the_training_split():
+    """The training split's mean and deviation standardise every split.
+
+    So a validation or test split with one class alone is not moved to the middle between two, and a
+    feature that varies more in them than in training is not made as small as there.
+    """
+    rng, counts = np.random.default_rng(0), {"train": 211, "valid": 83, "test": 97}
+    labels = {split: np.ones(count, dtype=int) for split, count in counts.items()}
+    labels["train"] = rng.integers(0, 2, 211)
+    features, scaled, values = {}, {}, {}
+    for split, count in counts.items():
+        noise = 0.1 * rng.normal(size=(2, count, 5))
+        noise[:, :, 1] += 3 * labels[split] - 1
+        features[split] = torch.tensor(noise, dtype=torch.float32)
+        x = rng.normal(size=(count, 3)) * ([1, 1, 1] if split == "train" else [7, 1, 1])
+        values[split] = x[:, 0] - 2 * x[:, 1]
+        scaled[split] = torch.tensor(x[None], dtype=torch.float32)
+    scores = probe.probe(features, labels, 2)
+    assert scores["valid"] == scores["test"] == [1.0, 1.0]
+    scores = probe.probe(scaled, values, 0, "pearson")
+    assert min(scores["valid"] + scores["test"]) > 0.999
+
+
 def test_a_seed_draws_its_training_examples():
     """A seed draws four fifths of the training split, another seed others; labels stay with them.
     """

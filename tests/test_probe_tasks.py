@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import sentences, write_lines, write_treebank
 
-from mini_undivided import probe_tasks
+from mini_undivided import probe, probe_tasks
 from mini_undivided.support.errors import UserError
 
 
@@ -76,6 +76,24 @@ def test_the_treebank_task_and_its_control(tmp_path):
             assert tags.setdefault(word, label) == label
     assert any((control[split] != other[split]).any() for split in control)
     assert all((control[split] == again[split]).all() for split in control)
+
+
+def test_control_tags_are_as_frequent_as_in_training():
+    """The control task draws a word's tag with the training split's frequencies.
+
+    What is tagged in the validation or test split plays no part in it.
+    """
+    counts, words = {"train": 2003, "valid": 301, "test": 401}, iter(range(10**6))
+    texts = {split: [[f"w{next(words)}" for _ in range(n)]] for split, n in counts.items()}
+    labels = {split: np.full(n, 3) for split, n in counts.items()}
+    labels["train"] = np.random.default_rng(0).choice(4, 2003, p=[0.62, 0.27, 0.11, 0.0])
+    task = probe.ProbeTask("tags", texts, labels, per_word=True)
+    for seed in (0, 1):
+        tags = task.control(seed)
+        assert {split: len(drawn) for split, drawn in tags.items()} == counts
+        drawn, wanted = (np.bincount(each, minlength=4) / len(each)
+                         for each in (np.concatenate([*tags.values()]), labels["train"]))
+        assert abs(drawn - wanted).max() < 0.04 and drawn[3] == 0
 
 
 def test_glue_on_frozen_features(tmp_path):

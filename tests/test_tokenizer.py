@@ -330,10 +330,11 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     No other file is left over.
     """
     tokenizer = train_tokenizer(prose(), 80)
-    save_tokenizer(tokenizer, tmp_path / "run")
-    assert same_tokenizer(load_tokenizer(tmp_path / "run"), tokenizer)
-    assert same_tokenizer(load_tokenizer(tmp_path / "run" / "tokenizer.json"), tokenizer)
-    assert names(tmp_path / "run") == ["tokenizer.json", "tokenizer_config.json"]
+    run = tmp_path / "runs" / "first"
+    save_tokenizer(tokenizer, run)
+    assert same_tokenizer(load_tokenizer(run), tokenizer)
+    assert same_tokenizer(load_tokenizer(run / "tokenizer.json"), tokenizer)
+    assert names(run) == ["tokenizer.json", "tokenizer_config.json"]
 
 
 def test_the_lines_of_a_vocabulary(vocabulary, tmp_path):
