@@ -14,7 +14,7 @@ rank collapse (Dong et al. 2021, 2103.03404), which residual connections and FFN
 import torch
 from torch.nn import functional as F
 
-from mini_undivided.model import attention
+from mini_undivided.model import attention, key_mask
 
 STATISTICS = {
     "entropy": "entropy of a token's weights (nats)",
@@ -32,12 +32,12 @@ def attention_weights(encoder, input_ids, attention_mask=None, token_type_ids=No
     values is the weights themselves.
     """
     _, states = encoder(input_ids, attention_mask, token_type_ids, output_hidden_states=True)
-    mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
-    eye, weights = torch.eye(input_ids.size(1), device=input_ids.device), []
+    mask, weights = key_mask(attention_mask), []
+    eye = torch.eye(input_ids.size(1), dtype=states[0].dtype, device=input_ids.device)
     for x, block in zip(states[:-1], encoder.layers, strict=True):  # each layer's input (B, T, C)
         sublayer = block.attention
         q, k = (sublayer.split_heads(linear(x)) for linear in (sublayer.query, sublayer.key))
-        weights.append(attention(q, k, eye.to(x.dtype), mask))  # (B, H, T, T)
+        weights.append(attention(q, k, eye, mask))  # (B, H, T, T)
     return torch.stack(weights)
 
 

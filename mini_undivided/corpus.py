@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from mini_undivided.support.docs import docs_file, split_sentences
@@ -47,9 +47,8 @@ class Corpus:
         """Yield each Piece in a fixed order, `held_out` decided. UserError names a broken file."""
         number, begins = -1, False  # number of documents, or of pieces if there are few documents
         ours = self.names == ("docs",)
-        sources = (read_pieces(path, ours) for path in self.files)
-        sources = sources if self.files else [read_hub(self.names[0])]
-        for piece in (piece for source in sources for piece in source):
+        sources = [read_pieces(path, ours) for path in self.files] or [read_hub(self.names[0])]
+        for piece in chain.from_iterable(sources):
             begins |= piece.begins
             if not piece.text or piece.text.isspace():
                 continue

@@ -43,6 +43,11 @@ def attention(q, k, v, mask=None, dropout=0.0):
     return F.dropout(weights, dropout) @ v  # in evaluation the caller passes 0
 
 
+def key_mask(attention_mask):
+    """A mask of tokens (B, T), True or 1 where they are real, or None → `attention`'s mask."""
+    return None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+
+
 class Attention(nn.Module):
     """The attention sublayer: LayerNorm(x + Dropout(W_o · attention(x)))."""
 
@@ -50,7 +55,7 @@ class Attention(nn.Module):
         super().__init__()
         C = config.hidden_size
         self.heads = config.num_attention_heads
-        self.attention_dropout = config.attention_probs_dropout_prob
+        self.attention_dropout = nn.Dropout(config.attention_probs_dropout_prob)
         self.query, self.key, self.value = nn.Linear(C, C), nn.Linear(C, C), nn.Linear(C, C)
         self.output = nn.Linear(C, C)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -67,7 +72,7 @@ class Attention(nn.Module):
             queries = x.gather(1, positions[:, :, None].expand(-1, -1, x.size(-1)))
         q = self.split_heads(self.query(queries))  # (B, H, M, D)
         k, v = self.split_heads(self.key(x)), self.split_heads(self.value(x))  # (B, H, T, D)
-        dropout = self.attention_dropout if self.training else 0.0
+        dropout = self.attention_dropout.p if self.training else 0.0
         # PyTorch's fused kernel computes the same and never stores the (M, T) weights. On a CPU it
         # is slow with dropout or in bfloat16; on Apple's GPUs, in some versions, it gives wrong
         # results for few queries (https://github.com/pytorch/pytorch/issues/181133).
@@ -133,14 +138,14 @@ class Embeddings(nn.Module):
 
 @torch.no_grad()
 def initialise(model):
-    """Normal weights of standard deviation `initializer_range`; biases 0.
+    """Normal weights of standard deviation `initializer_range`, and biases 0, but for two things.
 
-    In two things we depart from BERT. Position embeddings begin as sines and cosines, 2.5 times as
-    large as those of words: waves of C / 2 lengths from 2π to 2π · 10,000 positions, so that near
-    ones have similar vectors (Vaswani et al. 2017, section 3.5). Keys begin equal to queries, both
-    of variance 1 (in the spirit of Trockman & Kolter 2023, 2305.09828): a token's score with itself
-    is about √D then, it attends most to itself and to those with similar vectors, its neighbours,
-    and need not learn first, position by position, where they are.
+    Position embeddings begin as sines and cosines, 2.5 times as large as those of words: waves of
+    C / 2 lengths from 2π to 2π · 10,000 positions, so that near ones have similar vectors (Vaswani
+    et al. 2017, section 3.5). Keys begin equal to queries, both of variance 1 (in the spirit of
+    Trockman & Kolter 2023, 2305.09828): a token's score with itself is about √D then, it attends
+    most to itself and to its neighbours, and need not learn first, position by position, where they
+    are.
     """
     std = model.config.initializer_range
     for module in model.modules():
@@ -179,10 +184,7 @@ class Encoder(Pretrained):
         output_hidden_states: also a list, the embeddings' output and each layer's, (B, T, C) each.
         positions (B, M): the last layer's states there only, (B, M, C); it computes no others.
         """
-        mask = None
-        if attention_mask is not None:
-            mask = attention_mask.bool()[:, None, None, :]  # (B, T) → (B, 1, 1, T)
-        x = self.embeddings(input_ids, token_type_ids)
+        x, mask = self.embeddings(input_ids, token_type_ids), key_mask(attention_mask)
         states = [x]
         for i, layer in enumerate(self.layers):
             x = layer(x, mask, positions if i == len(self.layers) - 1 else None)

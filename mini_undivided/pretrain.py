@@ -118,12 +118,12 @@ def train(run):
             batch = run.batches.batch(state.step, machine.rank, machine.world_size)
             num_masked, stop, save = sync_processes(run, batch, caught, last_save)
             over = stop or state.progress >= 1
-            # The last validation, on more text, is run.result's.
-            validation_is_due = int(state.progress * VALIDATIONS) > state.validated and not over
+            passed = int(state.progress * VALIDATIONS)
+            validation_is_due = passed > state.validated and not over  # the last is run.result's
             if over or validation_is_due or save:
                 log_losses(run, bar)
                 if validation_is_due:
-                    state.validated = int(state.progress * VALIDATIONS)
+                    state.validated = passed
                     scores = validate(run, QUICK_TOKENS)
                     if machine.is_main:
                         bar.write(f"step {state.step:,}: validation loss "
@@ -133,13 +133,11 @@ def train(run):
                 last_save = run.since = time.perf_counter()
             if over:
                 return "finished" if state.progress >= 1 else "interrupted"
-            loss = take_step(run, batch, num_masked)
-            run.losses.append((loss, num_masked))
+            run.losses.append((take_step(run, batch, num_masked), num_masked))
+            if run.started is None or state.step % log_every == 0:
+                log_losses(run, bar)
             if run.started is None:  # a process's first step may compile: the clock starts after it
-                log_losses(run, bar)
                 run.started = time.perf_counter() - state.seconds
-            elif state.step % log_every == 0:
-                log_losses(run, bar)
 
 
 def sync_processes(run, batch, caught, last_save):
@@ -153,10 +151,9 @@ def sync_processes(run, batch, caught, last_save):
         state.seconds = now - run.started
     if run.options.minutes is not None:
         state.progress = min(1.0, state.seconds / (60 * run.options.minutes))
-    num_masked, is_main = (batch.labels != IGNORE_INDEX).sum(), run.machine.is_main
-    save_is_due = is_main and now - last_save > SAVE_SECONDS
-    progress = state.progress if is_main else 0.0
-    numbers = [num_masked, bool(caught), save_is_due, progress]
+    is_main = run.machine.is_main
+    numbers = [(batch.labels != IGNORE_INDEX).sum(), bool(caught),
+               is_main and now - last_save > SAVE_SECONDS, state.progress if is_main else 0.0]
     shared = run.machine.all_reduce(torch.tensor(numbers, dtype=torch.float64))
     num_masked, stop, save, state.progress = shared.tolist()
     return max(1, int(num_masked)), bool(stop), bool(save)  # never a division by 0
@@ -223,11 +220,10 @@ def log_losses(run, bar):
     total = run.machine.all_reduce(torch.stack([loss for loss, _ in run.losses]).sum().cpu())
     loss, now = total.item() / sum(count for _, count in run.losses), time.perf_counter()
     if not math.isfinite(loss):
-        checkpoint = f"; the last checkpoint stays in {run.out}"
+        kept = f"; the last checkpoint stays in {run.out}" * run_directory.has_checkpoint(run.out)
         raise UserError(
             f"the loss became {loss} at step {state.step:,} with a learning rate of {lr:.2e}: "
-            "try a lower --lr or --dtype float32"
-            + (checkpoint if run_directory.has_checkpoint(run.out) else ""))
+            f"try a lower --lr or --dtype float32{kept}")
     row, text = {"loss": loss, "lr": lr}, ""
     if run.started is not None:
         state.timed_steps += len(run.losses)

@@ -226,8 +226,6 @@ def make_model(options, objective, tokenizer):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = options.dropout
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = options.dropout
     return model
 
 
@@ -256,8 +254,7 @@ def claimed(out, resume, machine):
     """Context: the run directory is this run's alone. UserError if it is taken."""
     lock = machine.in_main(lambda: run_directory.claim(out))
     try:
-        # once more: another process may have finished there
-        machine.in_main(lambda: check_free(out, resume))
+        machine.in_main(lambda: check_free(out, resume))  # a run may just have finished there
         yield
     finally:
         if machine.is_main:
