@@ -156,8 +156,7 @@ def test_validation_masks_never_change(greek, limit):
 def test_the_baseline_without_context_is_exact():
     """Loss and accuracy are those of the joint distribution of what is shown and what was there.
 
-    The entropy of the ordinary tokens, special ones left out, is what scipy says; and a simulation
-    of the masking agrees.
+    The entropy of the ordinary tokens, special ones left out, is what scipy says.
     """
     is_special = np.zeros(13, dtype=bool)
     is_special[:5] = True
@@ -175,12 +174,6 @@ def test_the_baseline_without_context_is_exact():
     assert baseline["loss"] == pytest.approx(loss) and loss < baseline["unigram_entropy"]
     assert baseline["accuracy"] == pytest.approx(joint.max(1).sum())
     assert baseline["accuracy_at_mask"] == pytest.approx(p.max())
-    rng = np.random.default_rng(1)
-    original, draws = rng.choice(V, p=p, size=200_000), rng.random(200_000)
-    shown = np.where(draws < 0.8, V, np.where(draws < 0.9, rng.integers(V, size=200_000), original))
-    assert -np.log(posterior[shown, original]).mean() == pytest.approx(loss, abs=0.02)
-    correct = (joint.argmax(1)[shown] == original).mean()
-    assert correct == pytest.approx(baseline["accuracy"], abs=0.01)
 
 
 def test_no_two_random_streams_meet():

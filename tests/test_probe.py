@@ -64,17 +64,20 @@ def test_planted_labels_are_found_and_noise_is_not():
     assert abs(noise - majority) < 0.12 and noise < weak < knows == 1.0
 
 
-@pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
-def test_the_fit_equals_scikit_learn(strength):
-    """All layers are fitted at once, each as scikit-learn does, with no penalty on the bias."""
+def test_the_fit_equals_scikit_learn():
+    """All layers are fitted at once, each as scikit-learn does, with no penalty on the bias.
+
+    So they are at each strength, though each fit starts from the one before.
+    """
     features, labels = planted()
     x, y = features["train"], labels["train"]
-    ((W, b),) = probe.fit(x, torch.from_numpy(y), 3, strengths=[strength], steps=1000)
-    for layer in range(3):
-        theirs = sklearn.linear_model.LogisticRegression(
-            C=1 / (strength * len(y)), tol=1e-8, max_iter=10000).fit(x[layer].numpy(), y)
-        p = (x[layer] @ W[layer] + b[layer]).softmax(-1).numpy()
-        assert np.abs(p - theirs.predict_proba(x[layer].numpy())).max() < 5e-3
+    fits = probe.fit(x, torch.from_numpy(y), 3)
+    for strength, (W, b) in zip(probe.L2_PENALTIES, fits, strict=True):
+        for layer in range(3):
+            theirs = sklearn.linear_model.LogisticRegression(
+                C=1 / (strength * len(y)), tol=1e-8, max_iter=10000).fit(x[layer].numpy(), y)
+            p = (x[layer] @ W[layer] + b[layer]).softmax(-1).detach().numpy()
+            assert np.abs(p - theirs.predict_proba(x[layer].numpy())).max() < 5e-3
 
 
 def test_a_regression_equals_ridge():
@@ -90,17 +93,6 @@ def test_a_regression_equals_ridge():
               for split, z in features.items()}
     scores = probe.probe(features, labels, 0, "pearson")["test"]
     assert scores[0] > 0.999 and abs(scores[1]) < 0.4
-
-
-def test_fits_have_converged():
-    """The gradient is almost 0 at each strength, though each fit starts from the one before."""
-    features, labels = planted()
-    x, y = features["train"], torch.from_numpy(labels["train"])
-    for strength, (W, b) in zip(probe.L2_PENALTIES, probe.fit(x, y, 3), strict=True):
-        W, b = W.requires_grad_(), b.requires_grad_()
-        loss = probe.losses(torch.baddbmm(b, x, W), y, 3).sum() + strength / 2 * W.square().sum()
-        gradients = torch.autograd.grad(loss, (W, b))
-        assert max(g.abs().max() for g in gradients) < 1e-2 * max(1, strength)
 
 
 def test_the_penalty_is_chosen_by_validation_for_each_layer():

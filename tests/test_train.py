@@ -9,7 +9,6 @@ import time
 from functools import partial
 
 import pytest
-import torch
 from helpers import ROOT, losses, run_script, small_run, train_options
 
 from mini_undivided.report.training import train
@@ -74,16 +73,6 @@ def test_every_option_changes_the_run(tale, tmp_path):
         key = tuple(losses(out).values())
         assert key not in seen, f"{arguments} gave the same run as {seen[key]}"
         seen[key] = arguments
-
-
-@pytest.mark.parametrize(
-    ("flags", "compiled"), [([], False), (["--no-compile"], False), (["--compile"], True)])
-def test_compile_is_asked_for(tale, tmp_path, monkeypatch, flags, compiled):
-    """--compile trains torch.compile's version of the model: on a CPU it is not the default."""
-    calls = []
-    monkeypatch.setattr(torch, "compile", lambda model, dynamic: calls.append(model) or model)
-    pretrain(train_options(*small_run(tale, tmp_path / "run", "--steps", 1, *flags)))
-    assert len(calls) == compiled
 
 
 def test_ctrl_c_saves_and_resume_goes_on(tale, tmp_path, capsys):
