@@ -4,8 +4,7 @@
 
 Contenders run in turn (A B A B …), each round of each in a process of its own, on equal work: the
 same sizes, batch, text and precision. Tables show the median, with the lowest and the highest in
-brackets; ratios are of the medians. With a GPU, the training step is in bfloat16 and compiled on
-both sides, at sequences of 128 and of 512.
+brackets; ratios are of the medians. All is measured on the CPU; gpu_check.py measures a GPU.
 
 quality is run on request only (three quarters of an hour): the minutes to a given loss, with
 `transformers`' usual recipe and with ours. Its curves go to docs/results/quality.json, contender by
@@ -45,13 +44,9 @@ from mini_undivided.tokenizer import (
     SPECIAL, assemble, finish, load_tokenizer, save_tokenizer, train_tokenizer, word_pieces)
 from mini_undivided.tokens import batches, cached_tokenizer, tokenize
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if ON_GPU else "cpu"
 # layers, width, heads, vocabulary, batch, tokens of a sequence: the training step
-CPU_SIZES = {"4 × 128": (4, 128, 4, 8192, 32, 128), "4 × 256": (4, 256, 4, 8192, 32, 128),
-             "12 × 768": (12, 768, 12, 30528, 8, 128)}
-GPU_SIZES = {"12 × 768, T 128": (12, 768, 12, 30528, 128, 128),
-             "12 × 768, T 512": (12, 768, 12, 30528, 32, 512)}
+SIZES = {"4 × 128": (4, 128, 4, 8192, 32, 128), "4 × 256": (4, 256, 4, 8192, 32, 128),
+         "12 × 768": (12, 768, 12, 30528, 8, 128)}
 # tokens of a sentence: log mean, deviation, least, most
 FINETUNE = {"SST-2": (2.4, 0.65, 3, 64), "MRPC": (3.95, 0.27, 25, 100)}
 
@@ -95,11 +90,10 @@ def print_table(title, header, rows):
 
 def step_section(args):
     """A whole training step: batch and masking, forward, backward, clipping, AdamW."""
-    sizes = GPU_SIZES if ON_GPU else CPU_SIZES
-    if args.quick and not ON_GPU:
-        sizes = {name: size for name, size in sizes.items() if size[0] < 12}
     speeds, rates = [], []
-    for name, size in sizes.items():
+    for name, size in SIZES.items():
+        if args.quick and size[0] == 12:
+            continue
         spec = {"size": size, "seconds": 2 if args.quick else 6}
         contenders = {
             "ours": ("our_step", {**spec, "products": True}),
@@ -328,7 +322,7 @@ def their_quality(steps, lr):
 
     for step in range(1, steps + 1):
         started = time.perf_counter()
-        their_update(model, optimizer, next(batches), device="cpu")
+        their_update(model, optimizer, next(batches))
         schedule.step()
         seconds += time.perf_counter() - started
         if step % (steps // 20) == 0:
@@ -343,20 +337,17 @@ def their_quality(steps, lr):
 def our_step(size, seconds, ffn_layers=None, products=False):
     """Our training step; with `products` also the time of its matrix multiplications alone."""
     *_, vocabulary, batch_size, T = size
-    machine = Machine.start(DEVICE)
+    machine = Machine.start("cpu")
     batches = random_batches(vocabulary, batch_size, T)
     config = models.BertConfig(**step_config(size), ffn_layers=ffn_layers)
     torch.manual_seed(0)
-    model = MaskedLM(config).to(machine.device).train()
+    model, loading = pretrain.WithLoss(MaskedLM(config).train()), []
     optimizers = [optim.adamw(model.parameters(), 1e-4)]
-    model = pretrain.WithLoss(model)
-    model, loading = machine.compile(model) if ON_GPU else model, []
 
     def step(number):
         started = time.perf_counter()
         batch = batches.batch(number)
         num_masked = int((batch.labels != data.IGNORE_INDEX).sum())
-        batch = machine.batch_to_device(batch)
         loading.append(time.perf_counter() - started)
         pretrain.train_step(model, optimizers, [batch], num_masked, machine)
 
@@ -378,16 +369,14 @@ def their_step(size, seconds):
     from transformers import BertConfig, BertForMaskedLM
 
     *_, vocabulary, batch_size, T = size
-    torch.set_float32_matmul_precision("high")
     tokenizer, tokens = random_text(vocabulary)
     batches = their_batches(data.Sequences(tokens, T, tokenizer), batch_size, tokenizer)
     torch.manual_seed(0)
-    model = BertForMaskedLM(BertConfig(**step_config(size))).to(DEVICE).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=ON_GPU or None)
-    model = torch.compile(model) if ON_GPU else model
+    model = BertForMaskedLM(BertConfig(**step_config(size))).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     times = time_steps(lambda _: their_update(model, optimizer, next(batches)), seconds)
     return {"tokens_per_second": batch_size * T / median(times),
-            "peak_bytes": Machine(torch.device(DEVICE)).peak_memory()}
+            "peak_bytes": Machine(torch.device("cpu")).peak_memory()}
 
 
 def their_batches(sequences, size, tokenizer):
@@ -401,12 +390,12 @@ def their_batches(sequences, size, tokenizer):
         yield {name: batch[name] for name in ("input_ids", "labels")}
 
 
-def their_update(model, optimizer, *parts, device=DEVICE):
-    """Step on a batch, in one or more micro-batches of equal size."""
+def their_update(model, optimizer, *parts):
+    """Step on a batch, in one or more micro-batches of equal size; on a GPU in bfloat16."""
+    device = model.device.type
     for part in parts:
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in part.items()}
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = model(**moved).loss
+            loss = model(**part).loss
         (loss / len(parts)).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -444,22 +433,13 @@ def random_batches(vocabulary, batch_size, T, mlm_probability=data.MLM_PROBABILI
 
 
 def time_steps(step, seconds):
-    """Seconds of each step, at least three, after two that compile and take their memory."""
-    group = 10 if ON_GPU else 1  # a GPU is waited for once in ten steps, as in training
-
-    def timed(start, count):
-        before = time.perf_counter()
-        for number in range(start, start + count):
-            step(number)
-        if ON_GPU:
-            torch.cuda.synchronize()
-        return (time.perf_counter() - before) / count
-
-    timed(0, 2)
+    """Seconds of each step, at least three, after two that take their memory."""
     times = []
-    while len(times) < 3 or sum(times) * group < seconds:
-        times.append(timed(2 + len(times) * group, group))
-    return times
+    while len(times) < 5 or sum(times[2:]) < seconds:
+        before = time.perf_counter()
+        step(len(times))
+        times.append(time.perf_counter() - before)
+    return times[2:]
 
 
 def matrix_products(config, B, T, M):
@@ -535,7 +515,7 @@ def our_finetune(size, lengths, count):
         config = models.BertConfig(**step_config(size, dropout=0.1))
         models.Encoder(config).save_pretrained(folder)
         save_tokenizer(random_text(vocabulary)[0], folder)
-        options = FinetuneOptions(folder, "sst2", epochs=1, batch_size=size[-1], device=DEVICE)
+        options = FinetuneOptions(folder, "sst2", epochs=1, batch_size=size[-1], device="cpu")
         tuner = finetuning.Finetuner(options)
     train = [(ids, [0] * len(ids)) for ids in random_examples(lengths, count, vocabulary)]
     splits = {"train": Split([], np.arange(count) % 2)}
@@ -560,8 +540,8 @@ def their_finetune(size, lengths, count):
     loader = DataLoader(examples, batch_size, shuffle=True, collate_fn=collate)
     torch.manual_seed(0)
     config = BertConfig(**step_config(size, dropout=0.1))
-    model = BertForSequenceClassification(config).to(DEVICE).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=ON_GPU or None)
+    model = BertForSequenceClassification(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     positions = real = 0
     started = time.perf_counter()
     for batch in loader:

@@ -50,7 +50,10 @@ def test_a_run_writes_a_whole_run_directory(options, tmp_path):
     assert record["options"]["seq_len"] == 19 and record["corpus"]["documents"] == 160
     state = torch.load(out / "training_state.pt", weights_only=True)
     assert state["step"] == 12 and {"optimizer", "random", "model"} <= state.keys()
-    rows = [row for row in run_directory.read_log(out) if "loss" in row]
+    rows = run_directory.read_log(out)
+    validated = [row["step"] for row in rows if "validation_loss" in row]
+    assert validated == [2, 3, 4, 5, 6, 8, 9, 10, 11, 12]  # ten times, the last at the end
+    rows = [row for row in rows if "loss" in row]
     assert {"step", "tokens", "loss", "lr", "tokens_per_second"} <= rows[1].keys()
     assert [row["tokens"] for row in rows] == [6 * 19 * step for step in range(1, 13)]
 
