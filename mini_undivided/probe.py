@@ -150,13 +150,10 @@ def text_features(encoder, texts, tokenizer, machine, length):
     order = sorted(range(len(texts)), key=lambda i: -len(examples[i][0]))  # the longest must fit
     L, C = encoder.config.num_hidden_layers + 1, encoder.config.hidden_size
     features = torch.empty(L, len(texts), C)
-    for i in batch_starts(texts):
-        chosen = order[i : i + BATCH]
-        inputs = input_ids, mask, _ = collate([examples[j] for j in chosen], machine)
-        _, layers = encoder(*inputs, output_hidden_states=True)
-        mask = torch.ones_like(input_ids) if mask is None else mask
+    for i, layers, mask in layers_of(encoder, [examples[j] for j in order], machine):
         weights = mask / mask.sum(1, keepdim=True)  # (B, T)
-        features[:, chosen] = torch.einsum("lbtc,bt->lbc", torch.stack(layers), weights).cpu()
+        means = torch.einsum("lbtc,bt->lbc", torch.stack(layers), weights)
+        features[:, order[i : i + BATCH]] = means.cpu()
     return features
 
 
@@ -172,9 +169,8 @@ def word_features(encoder, texts, labels, tokenizer, machine, length):
              for word in range(len(texts[row]))]  # a word's tokens: None, or from and to
     kept = [i for i, (_, span) in enumerate(spans) if span and span[0] < length]
     rows, columns = np.array([(spans[i][0], spans[i][1][0]) for i in kept]).T
-    for i in batch_starts(texts):
-        batch = [(e.ids[:length], e.type_ids[:length]) for e in encodings[i : i + BATCH]]
-        _, layers = encoder(*collate(batch, machine), output_hidden_states=True)
+    examples = [(encoding.ids[:length], encoding.type_ids[:length]) for encoding in encodings]
+    for i, layers, _ in layers_of(encoder, examples, machine):
         in_batch = (i <= rows) & (rows < i + BATCH)
         first = rows[in_batch] - i, columns[in_batch]  # of each word's tokens
         features.append(torch.stack([layer[first] for layer in layers]).cpu())
@@ -183,9 +179,12 @@ def word_features(encoder, texts, labels, tokenizer, machine, length):
 
 # Not needed at first reading: features read once, examples drawn, scores summed up.
 
-def batch_starts(texts):
-    """Where batches of texts begin, with a progress bar."""
-    return progress(range(0, len(texts), BATCH), desc="features", unit=" batches")
+def layers_of(encoder, examples, machine):
+    """Yield for each batch of encoded examples its start, layers (B, T, C), and mask (B, T)."""
+    for i in progress(range(0, len(examples), BATCH), desc="features", unit=" batches"):
+        input_ids, mask, token_type_ids = collate(examples[i : i + BATCH], machine)
+        _, layers = encoder(input_ids, mask, token_type_ids, output_hidden_states=True)
+        yield i, layers, torch.ones_like(input_ids) if mask is None else mask
 
 
 def task_features(encoder, tasks, tokenizer, machine, length):
