@@ -70,7 +70,8 @@ TEXT, PAIR = "sentence\tlabel", "sentence1\tsentence2\tscore"
 @pytest.mark.parametrize(("key", "lines", "sentence"), [
     ("sst2", [TEXT, "red\t1", "blue"], ", line 3: 1 columns, but there should be 2"),
     ("sst2", [TEXT, "red\t2"], ', line 2: the label "2" is not one of 0, 1'),
-    ("sst2", ["phrase\tlabel", "red\t1"], ' has no column "sentence"; its columns are phrase, label'),
+    ("sst2", ["phrase\tlabel", "red\t1"],
+     ' has no column "sentence"; its columns are phrase, label'),
     ("sst2", [TEXT], " holds no examples"),
     ("sst2", [TEXT, "red\t1", "r\udce9d\t1"], ", line 3, is not UTF-8"),
     ("stsb", [PAIR, "a\tb\thigh"], ', line 2: the label "high" is not a number'),

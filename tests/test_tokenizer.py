@@ -1,4 +1,4 @@
-"""The tokenizer against the two of `transformers`: the fast one, and the plain one after Google's."""
+"""The tokenizer against those of `transformers`: the fast one, and the plain one after Google's."""
 
 import json
 import unicodedata
