@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from dataclasses import replace
 from urllib.parse import unquote
 
@@ -175,11 +174,3 @@ def test_names_of_runs():
     assert short_names(["x/a", "y/a"]) == ["x/a", "y/a"]
     with pytest.raises(UserError, match="a run is given twice"):
         short_names(["x/a", "x/a"])
-
-
-def test_without_matplotlib_the_numbers_are_still_written(three, tmp_path, monkeypatch, capsys):
-    """A machine without matplotlib gets the numbers, and a line that says what is missing."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    analyse("cka", options(three, out=str(tmp_path)))
-    assert {path.name for path in tmp_path.iterdir()} == {"results.csv", "report.md"}
-    assert "matplotlib is not installed: no figure was drawn" in capsys.readouterr().out

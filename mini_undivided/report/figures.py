@@ -4,7 +4,6 @@ Colours have one meaning: blue is with FFNs, orange without; further kinds have 
 dotted line is an untrained model, a dashed one what a kind is held against.
 """
 
-import functools
 import textwrap
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,39 +43,23 @@ MEASURES = {  # what measures begin with: file, title, y label, what a band is o
 
 # What all figures share.
 
-def needs_matplotlib(function):
-    """Decorator: without matplotlib the function only prints a line that says so."""
-
-    @functools.wraps(function)
-    def wrapper(*args):
-        try:
-            import matplotlib  # late: slow, and a machine without it can train
-        except ImportError:
-            print("matplotlib is not installed: no figure was drawn")
-            return
-        matplotlib.use("Agg")  # into files
-        function(*args)
-
-    return wrapper
-
-
 @contextmanager
-def figure(path, rows, columns, size, title=None, **kwargs):
+def figure(path, rows, columns, size, title, **kwargs):
     """Context: yields a figure and an array of its panels, and writes it by its suffix.
 
-    Text is shown as it is: a $ in the name of a run begins no formula.
+    Text is shown as it is: a $ in the name of a run begins no formula. Of the same data comes the
+    same file.
     """
-    from matplotlib import pyplot, rc_context
+    from matplotlib import rc_context  # late: slow
+    from matplotlib.figure import Figure
 
-    kwargs |= {"figsize": size, "layout": "constrained", "squeeze": False}
-    with rc_context({"text.parse_math": False}):
-        drawn, panels = pyplot.subplots(rows, columns, **kwargs)
-        if title:
-            drawn.suptitle(textwrap.fill(title, int(11 * size[0])))
-        yield drawn, panels.ravel()
+    with rc_context({"text.parse_math": False, "svg.hashsalt": "figure"}):
+        drawn = Figure(size, layout="constrained")
+        drawn.suptitle(textwrap.fill(title, int(11 * size[0])))
+        yield drawn, drawn.subplots(rows, columns, squeeze=False, **kwargs).ravel()
         with atomic(path) as temporary:
-            drawn.savefig(temporary, dpi=120, format=Path(path).suffix[1:])
-        pyplot.close(drawn)
+            drawn.savefig(temporary, dpi=120, format=Path(path).suffix[1:],
+                          metadata={"Date": None})
 
 
 def legend_below(axes, columns=4):
@@ -119,7 +102,6 @@ def curves(axes, results, style, over, names=None):
 
 # Training.
 
-@needs_matplotlib
 def plot_losses(record, usual=None):
     """Draw a run's log.jsonl as loss.png, with the loss of the best model without context.
 
@@ -175,7 +157,6 @@ def cka_file(kind):
     return f"cka-{kind.replace('/', '-')}.png"
 
 
-@needs_matplotlib
 def plot_cka(results, style, out):
     """For each kind but the first: heat maps of attention and block outputs, and equal depth."""
     first, *others = (kind for kind in results.kind.unique() if kind + UNTRAINED in style)
@@ -220,7 +201,6 @@ def heat_map(axes, matrix, output):
     return image
 
 
-@needs_matplotlib
 def plot_measures(results, style, path, title, ylabel, over, top):
     """A panel for each measure, by layer: kinds as curves, heads as dots, the majority as a line.
 
@@ -251,7 +231,6 @@ def plot_measures(results, style, path, title, ylabel, over, top):
         legend_below(max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
 
 
-@needs_matplotlib
 def plot_heads(weights, tokens, title, path):
     """The attention of one sentence: weights (L, H, T, T), a row per query; layers by heads."""
     L, H, T, _ = weights.shape
