@@ -330,7 +330,7 @@ def analyse(command, options):
     out = analysis.out
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "results.csv", results.to_csv(index=False))
-    figures.plot_results(results, out)
+    figures.plot_results(results, out, analysis.one_kind)
     literal = results.assign(kind=results.kind.map(tables.escape),
                              run=results.run.map(tables.escape, na_action="ignore"))
     write_text(out / "report.md", "\n\n".join(filter(None, analysis.texts(literal))) + "\n")

@@ -14,7 +14,7 @@ from mini_undivided.metrics import mean_and_std
 from mini_undivided.model import MaskedLM
 from mini_undivided.report.figures import plot_losses
 from mini_undivided.report.replicates import OWN
-from mini_undivided.report.tables import count, plus_minus, wrap
+from mini_undivided.report.tables import beside, count, plus_minus, wrap
 from mini_undivided.run import pretrain
 from mini_undivided.support.errors import UserError, is_first_process
 from mini_undivided.support.files import read_json, remove_temporaries
@@ -185,12 +185,11 @@ def ending(record):
         right = f"{result['pair_accuracy']:.1%} are classified correctly"
         lines.append(f"of the pairs, half of them random, {right}")
     if baseline:
-        gap = baseline["loss"] - result["validation_loss"]
-        side = "under" if gap >= 0 else "over"
+        gap = beside(result["validation_loss"], baseline["loss"])
         lines[0] += f", at [MASK] alone {result['accuracy_at_mask']:.1%}"
         lines.append(f"without context the best model has {baseline['loss']:.3f} and "
                      f"{baseline['accuracy']:.1%}, at [MASK] {baseline['accuracy_at_mask']:.1%}: "
-                     f"this one is {abs(gap):.2f} nats {side} it")
+                     f"this one is {gap} it")
     peak = result["peak_memory_bytes"]
     memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""
     lines += [f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, "
