@@ -1,16 +1,13 @@
 """finetune.py, typed as a person types it."""
 
-from dataclasses import fields
 from functools import partial
 
 import pytest
 import torch
 from helpers import run_script, write_lines
 
-import finetune
 from mini_undivided.model import BertConfig, MaskedLM
 from mini_undivided.support.files import read_json
-from mini_undivided.support.options import FinetuneOptions
 from mini_undivided.tokenizer import save_tokenizer, train_tokenizer
 
 run = partial(run_script, "finetune.py")
@@ -70,9 +67,3 @@ def test_all_takes_what_is_there(encoder, data_dir):
     assert "left out: MRPC, STS-B, QQP, MNLI, QNLI, RTE, WNLI" in done.stdout
     assert "average" not in done.stdout
     assert (encoder / "glue" / "cola-from-scratch.json").exists()
-
-
-def test_every_option_reaches_the_loop():
-    """The flags are exactly the fields of FinetuneOptions."""
-    flags = {action.dest for action in finetune.parser()._actions} - {"help"}
-    assert flags == {field.name for field in fields(FinetuneOptions)}
