@@ -144,13 +144,12 @@ class Analysis:
         if options.data_dir and not options.task:
             reason = "which names the GLUE tasks to probe"
             raise UserError(f"--data-dir does nothing without --task, {reason}")
-        for key in options.task:
-            find_task(key)
+        tasks = [find_task(key) for key in options.task]
         self.options, self.machine = options, Machine.start(options.device, "float32")
         torch.set_float32_matmul_precision("highest")  # TF32 is too coarse for a probe's search
         names = short_names(options.runs)
         self.runs = [Run(path, name) for path, name in zip(options.runs, names, strict=True)]
-        if any(len(find_task(key).texts) > 1 for key in options.task):
+        if any(len(task.texts) > 1 for task in tasks):
             for run in self.runs:
                 run.config.check_pairs(run.name)
         self.first, *others = self.runs
@@ -164,7 +163,9 @@ class Analysis:
         for kind, runs in self.groups.items():
             for run in runs:
                 run.kind = kind
-        self.starts = {run.name: run.start for run in self.runs}
+        untrained = [kind + UNTRAINED for kind in self.groups]  # which have no seed
+        self.starts = {name: {"kind": name, "run": name} for name in untrained}
+        self.starts |= {run.name: run.start for run in self.runs}
         self.one_kind = len(self.runs) > 1 == len({run.replicates for run in self.runs})
         self.tokenizer = self.first.tokenizer
         positions = (run.config.max_position_embeddings for run in self.runs)
@@ -199,10 +200,6 @@ class Analysis:
         encoders |= {kind + UNTRAINED: runs[0].untrained(0) for kind, runs in self.groups.items()}
         return {name: encoder.to(self.machine.device) for name, encoder in encoders.items()}
 
-    def start(self, name):
-        """The first columns of the rows of results of an encoder of that name."""
-        return self.starts.get(name, {"kind": name, "run": name})  # an untrained one has no seed
-
     def facts(self):
         """Yield rows of each run, and of the best model without context on the first one's text."""
         for run in self.runs:
@@ -235,7 +232,7 @@ class Analysis:
         for i, what in enumerate(COLLAPSE):
             for name, curves in collapse.items():
                 yield from layer_rows(
-                    self.start(name), f"rank collapse: {what}", curves[:, i].tolist())
+                    self.starts[name], f"rank collapse: {what}", curves[:, i].tolist())
 
     def attention(self):
         """Yield rows of what the heads of runs and of untrained encoders attend to."""
@@ -250,7 +247,7 @@ class Analysis:
         for i, what in enumerate(STATISTICS.values()):
             for name, total in sums.items():
                 for head, values in enumerate((total[i] / count).T.tolist(), 1):
-                    start = {**self.start(name), "head": head}
+                    start = {**self.starts[name], "head": head}
                     yield from layer_rows(start, f"attention: {what}", values, first=1)
 
     def probe(self):
@@ -267,7 +264,7 @@ class Analysis:
                 options.seeds)
             variants = {"trained": run.start, "control": {**run.start, "kind": run.kind + CONTROL}}
             if run is self.groups[run.kind][0]:  # all of a kind have the same untrained ones
-                variants["untrained"] = self.start(run.kind + UNTRAINED)
+                variants["untrained"] = self.starts[run.kind + UNTRAINED]
             for task, result in scores.items():
                 measure = f"probe: {task} ({result['metric']})"
                 for variant, start in variants.items():
