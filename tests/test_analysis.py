@@ -135,7 +135,7 @@ def drawn(monkeypatch):
 
 
 def test_panels_say_which_differences_are_significant(tmp_path, drawn):
-    """Below what is measured stands how kinds of several seeds differ in it; of one seed nothing."""
+    """Below a measure stands how kinds of several seeds differ in it; of one seed, nothing."""
     def rows(kind, values):
         for seed, (first, last) in enumerate(values):
             start = {"kind": kind, "run": f"{kind}{seed}"}
