@@ -12,7 +12,7 @@ from helpers import NOUNS, write_corpus, write_lines
 from mini_undivided.model import BertConfig, MaskedLM
 from mini_undivided.report import figures, tables
 from mini_undivided.report.analysis import Analysis, Run, analyse, short_names
-from mini_undivided.report.results import OUTPUTS, PAIRS, make_results, summarise
+from mini_undivided.report.results import OUTPUTS, PAIRS, layer_rows, make_results, summarise
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.support.options import AnalyzeOptions
@@ -135,19 +135,21 @@ def drawn(monkeypatch):
 
 
 def test_panels_say_which_differences_are_significant(tmp_path, drawn):
-    """Below a measure stands how kinds of several seeds differ in it; of one seed, nothing."""
+    """Below a measure stands how kinds of several seeds differ in it, or where its curves end."""
     def rows(kind, values):
         for seed, (first, last) in enumerate(values):
             start = {"kind": kind, "run": f"{kind}{seed}"}
             yield {**start, "measure": "FFNs", "value": 1.0}
             for measure, value in (("attention: weight on [CLS]", first), ("attention: x", last)):
                 yield {**start, "measure": measure, "layer": 1, "value": value}
+            yield from layer_rows(start, "rank collapse: y", [0.2, last])
 
     results = make_results([
         *rows("full", [(0.1, 0.3), (0.11, 0.4)]), *rows("none", [(0.51, 0.3), (0.52, 0.42)]),
         *rows("single", [(0.9, 0.9)])])
     figures.plot_results(results, tmp_path, one_kind=False)
-    assert drawn[0][1:] == [
+    assert drawn[0][1] == "y last layer: full 0.35, none 0.36, single 0.90"
+    assert drawn[0][3:] == [
         "weight on [CLS] on average, none is higher than full by 0.41",
         "x on average, no significant difference between none and full with 2 and 2 seeds"]
 

@@ -217,7 +217,8 @@ def heat_map(axes, matrix, output):
 def plot_measures(results, style, found, path, title, ylabel, over, top, where):
     """A panel for each measure, by layer: kinds as curves, heads as dots, the majority as a line.
 
-    found: the verdicts, of which each panel's title has those on its measure, without intervals.
+    found: the verdicts, of which each panel's title has those on its measure, without intervals;
+    if there are none, it has the values at the last layer.
     top: of the y axes; None: of those of attention weights the same, of others what fits.
     """
     measures = results.measure.unique()
@@ -240,8 +241,11 @@ def plot_measures(results, style, found, path, title, ylabel, over, top, where):
             high = highest if "weight on" in measure else shown.value.max()
             lines = [f"{where}, {sentence.split(': ')[0]}" for (name, _), (sentence, _)
                      in found.items() if name == measure and ": " in sentence]
-            lines = [textwrap.fill(line, 56) for line in [measure.split(": ")[1], *lines]]
-            axes.set_title("\n".join(lines), fontsize=10)
+            last = summarise(by_layer, "layer")["mean"].groupby("kind", sort=False).last()
+            ends = (f"{kind} {value:.2f}" for kind, value in last.items()
+                    if style[kind][1] == LINES[""])
+            lines = [measure.split(": ")[1], *(lines or [f"last layer: {', '.join(ends)}"])]
+            axes.set_title("\n".join(textwrap.fill(line, 52) for line in lines), fontsize=10)
             axes.set(ylim=(1.05 * min(0, shown.value.min()), top or 1.05 * high),
                      xlabel="layer" if by_layer.layer.min() else "layer (0: embeddings)")
         drawn.supylabel(ylabel)
