@@ -241,15 +241,19 @@ def plot_measures(results, style, found, path, title, ylabel, over, top, where):
             high = highest if "weight on" in measure else shown.value.max()
             lines = [f"{where}, {sentence.split(': ')[0]}" for (name, _), (sentence, _)
                      in found.items() if name == measure and ": " in sentence]
-            last = summarise(by_layer, "layer")["mean"].groupby("kind", sort=False).last()
-            ends = (f"{kind} {value:.2f}" for kind, value in last.items()
-                    if style[kind][1] == LINES[""])
-            lines = [measure.split(": ")[1], *(lines or [f"last layer: {', '.join(ends)}"])]
+            lines = [measure.split(": ")[1], *(lines or [last_layers(by_layer, style)])]
             axes.set_title("\n".join(textwrap.fill(line, 52) for line in lines), fontsize=10)
             axes.set(ylim=(1.05 * min(0, shown.value.min()), top or 1.05 * high),
                      xlabel="layer" if by_layer.layer.min() else "layer (0: embeddings)")
         drawn.supylabel(ylabel)
         legend_below(max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
+
+
+def last_layers(results, style):
+    """Where the curves of trained models end, as text."""
+    means = summarise(results, "layer")["mean"].groupby("kind", sort=False).last()
+    ends = (f"{kind} {mean:.2f}" for kind, mean in means.items() if style[kind][1] == LINES[""])
+    return f"last layer: {', '.join(ends)}"
 
 
 def plot_heads(weights, tokens, title, path):
