@@ -68,13 +68,12 @@ ARCHITECTURES = {  # name: (what it is, options)
 SIZES = {"2x32": (2, 32), "2x64": (2, 64), "3x96": (3, 96), "4x128": (4, 128),
          "6x192": (6, 192)}  # layers, width
 OLD = "-0.2"  # the end of the groups that have the results of version 0.2
-KINDS = {"full": "with FFNs", "none": "no FFN"}
 BUDGETS = (1.5e12, 5e12, 1.5e13, 4.5e13)  # FLOPs
-OTHERS = [*ARCHITECTURES][2:]  # than the two main ones
 TASKS = ("stsb", "qnli", "rte", "mrpc", "sst2", "cola")
 TUNED_KINDS = {  # name: (what it is, options)
     "full": ("with FFNs", []), "none": ("no FFN", NO_FFN), "every2": ARCHITECTURES["every2"],
     "flops": ("no FFN, equal FLOPs", [*NO_FFN, "--flops", "FULL"])}
+KINDS = {name: TUNED_KINDS[name][0] for name in ("full", "none")}
 AS_IT_IS = ["--steps", "1", "--lr", "1e-12", "--muon-lr", "1e-12"]  # a step that changes nothing
 MORE = ["--steps", "300"]
 CUT_KINDS = {  # of the runs with FFNs
@@ -90,7 +89,7 @@ CUT_KINDS = {  # of the runs with FFNs
 LAPTOP = ["train.py", "--preset", "laptop", "--corpus", "TEXT"]
 PAIRED = ["train.py", "--preset", "mini", "--corpus", "TEXT", "--next-sentence",
           "--mlm-probability", "0.25", "--batch-tokens", "2048"]
-IN_TURN = [(name, seed) for seed in range(5) for name in ("full", "none")]
+IN_TURN = [(name, seed) for seed in range(5) for name in KINDS]
 
 
 def jobs():
@@ -99,7 +98,8 @@ def jobs():
         for seed in range(5):
             end = f"-seed{seed}" * (seed > 0)
             yield "docs", name + end, ["train.py", *options, "--seed", str(seed)]
-    for name, seed in IN_TURN + [(name, seed) for seed in range(3) for name in OTHERS]:
+    others = [(name, seed) for seed in range(3) for name in ARCHITECTURES if name not in KINDS]
+    for name, seed in IN_TURN + others:
         start = ["--init", run_of(f"full-seed{seed}")] if name in ("more", "cut") else []
         yield "tokens", f"{name}-seed{seed}", [*pretrain(name, seed), *start]
     for name, seeds in {"none": 5, "every2": 3, "wide": 3, "deep": 3}.items():
@@ -292,8 +292,10 @@ def draw_gaps():
     """docs/gaps.svg: each architecture's loss minus that of full, with 95 % intervals."""
     groups = {"tokens": "at equal tokens", "flops": "at equal FLOPs"}
     names = [*ARCHITECTURES][1:]
-    title = ("Validation loss minus that with an FFN in every layer: left of 0 is better. Blue: "
-             "with FFNs, orange: without, hollow: version 0.2. Bars are 95 % intervals")
+    leads = [f"{gap_of(*found[:2])} nats {label}" for group, label in groups.items()
+             if (found := latest(group, "none"))]
+    title = (f"Without FFNs the validation loss differs by {', '.join(leads)}. Blue: with FFNs, "
+             "orange: without, hollow: version 0.2; bars: 95 % intervals")
     with figure(ROOT / "docs/gaps.svg", 1, 1, (8, 5), title) as (_, (axes,)):
         axes.axvline(0, color="gray", linewidth=1, label="an FFN in every layer")
         for i, (group, label) in enumerate(groups.items()):
@@ -307,7 +309,7 @@ def draw_gaps():
                                   capsize=3, fillstyle=fill)
         axes.set_yticks(range(len(names)), [ARCHITECTURES[name][0] for name in names])
         axes.invert_yaxis()
-        axes.set(xlabel="difference of the validation loss (nats per masked token)")
+        axes.set(xlabel="difference of the validation loss (nats; left is better)")
         legend_below(axes)
 
 
@@ -326,8 +328,8 @@ def speed_table():
 def glue_table():
     """Dev scores × 100, what pretraining is worth, and what it loses without FFNs, by task."""
     kinds = {name: text for name, (text, _) in TUNED_KINDS.items() if results("glue", name)}
-    tuned = {name: glue_scores(name, "seed") for name in kinds}
-    fresh = {name: glue_scores("none" if name == "flops" else name, "scratch") for name in kinds}
+    tuned, fresh = ({name: glue_scores(name, which) for name in kinds}
+                    for which in ("seed", "scratch"))
     rows = {}
     for name, text in kinds.items():
         for what, scores in {"pretrained": tuned[name], "from scratch": fresh[name]}.items():
@@ -367,6 +369,8 @@ def glue_scores(name, which):
 
     which: "seed", a row a pretraining seed, or "scratch", a row a fine-tuning seed.
     """
+    if (name, which) == ("flops", "scratch"):
+        name = "none"  # which is the same model
     columns = [scores_of(name, task, which) for task in finished_tasks()]
     columns = [scores if len(scores) == 3 else [np.nan] * 3 for scores in columns]
     return np.array([*columns, np.mean(columns, axis=0)]).T
@@ -386,25 +390,23 @@ def scores_of(name, task, which):
 
 def draw_accuracy():
     """docs/accuracy.svg: what pretraining is worth on each task, by kind, with 95 % intervals."""
-    title = ("Points that pretraining is worth on GLUE's dev parts, over the same model from "
-             "scratch, with 95 % intervals")
     colors = {"full": WITH_FFNS, "none": WITHOUT_FFNS, "every2": "gray", "flops": WITHOUT_FFNS}
+    worth = {}  # kind: (differences, half widths of their intervals)
+    for name in (name for name in TUNED_KINDS if results("glue", name)):
+        columns = zip(glue_scores(name, "seed").T, glue_scores(name, "scratch").T, strict=True)
+        worth[name] = np.transpose([difference(*each) for each in columns])
+    means = (f"{TUNED_KINDS[name][0]} {gaps[-1]:+.1f}" for name, (gaps, _) in worth.items())
+    title = f"Points that pretraining adds, on average: {'; '.join(means)} (bars: 95 % intervals)"
     with figure(ROOT / "docs/accuracy.svg", 1, 1, (8, 4), title) as (_, (axes,)):
         axes.axhline(0, color="gray", linewidth=1)
-        drawn = [name for name in TUNED_KINDS if results("glue", name)]
-        for i, name in enumerate(drawn):
-            fresh = glue_scores("none" if name == "flops" else name, "scratch")
-            worth = [difference(*each) for each in
-                     zip(glue_scores(name, "seed").T, fresh.T, strict=True)]
-            means, halves = zip(*worth, strict=True)
-            if np.isfinite(means).any():
-                middle = np.arange(len(means)) + 0.15 * (i - (len(drawn) - 1) / 2)
-                axes.errorbar(middle, means, yerr=halves, fmt="osD^"[i], color=colors[name],
-                              capsize=3, label=TUNED_KINDS[name][0],
-                              fillstyle="none" if name == "flops" else "full")
+        for i, (name, (gaps, halves)) in enumerate(worth.items()):
+            middle = np.arange(len(gaps)) + 0.15 * (i - (len(worth) - 1) / 2)
+            axes.errorbar(middle, gaps, yerr=halves, fmt="osD^"[i], color=colors[name], capsize=3,
+                          label=TUNED_KINDS[name][0],
+                          fillstyle="none" if name == "flops" else "full")
         tasks = finished_tasks()
         axes.set_xticks(range(len(tasks) + 1), [*(GLUE[task].name for task in tasks), "mean"])
-        axes.set(ylabel="points", xlim=(-0.5, len(tasks) + 0.5))
+        axes.set(ylabel="dev score less that from scratch", xlim=(-0.5, len(tasks) + 0.5))
         legend_below(axes)
 
 
@@ -432,15 +434,10 @@ def scale_table(losses):
     for kind, sizes in losses.items():
         for size, each in sizes.items():
             cells = [f"{each[b]:.3f}" if b in each else "–" for b in BUDGETS]
-            rows.append([in_words(size, kind), *cells])
+            rows.append([f"{size.replace('x', ' × ')}, {KINDS[kind]}", *cells])
         best = [f"{loss:.3f}" for _, loss in frontier(sizes)]
         rows.append([f"**best, {KINDS[kind]}**", *best, *["–"] * (len(BUDGETS) - len(best))])
     return table(["layers × width", *(f"{budget:.1e}" for budget in BUDGETS)], rows)
-
-
-def in_words(size, kind):
-    """A size and a kind as people read them."""
-    return f"{size.replace('x', ' × ')}, {KINDS[kind]}"
 
 
 def frontier(sizes):
@@ -456,7 +453,10 @@ def slope(points):
 
 def draw_scale(losses):
     """docs/scale.svg: loss against training FLOPs, with and without FFNs."""
-    title = "Loss by budget and size (layers × width): with FFNs blue, without orange"
+    best = [dict(frontier(losses[kind])) for kind in KINDS]
+    leads = (f"{best[1][b] - best[0][b]:+.2f} at {b / 1e12:g}" for b in best[0] if b in best[1])
+    title = (f"At the best size (layers × width) of each budget, without FFNs (orange) the loss "
+             f"differs by {', '.join(leads)} trillion FLOPs (nats)")
     with figure(ROOT / "docs/scale.svg", 1, 1, (8, 5.5), title) as (_, (axes,)):
         for kind, sizes in losses.items():
             color = WITHOUT_FFNS if kind == "none" else WITH_FFNS
@@ -496,28 +496,26 @@ def default_runs():
 
 
 def write_up():
-    """Fill the tables of docs/study.md, and draw docs/scale.svg."""
+    """Fill the tables of docs/study.md, and draw its figures."""
     curves = default_runs()
     if len(curves) == 2:
         write_json(DEFAULTS, curves)
     full, path = results("tokens", "full"), ROOT / "docs/study.md"
-    text = fill(path.read_text(encoding="utf-8"), "tokens", compare("tokens", full))
-    tables = {"flops": lambda: compare("flops", full),
-              "minutes": lambda: compare("minutes", results("minutes", "full")),
-              "accuracy": lambda: compare("accuracy", results("accuracy", "full"), TUNED_KINDS),
-              "speed": speed_table, "glue": glue_table}
-    for group, make in tables.items():
-        if results(group, "") and (group != "glue" or finished_tasks()):
-            text = fill(text, group, make())
-    if scores_of("cut0", "stsb", "seed"):
-        text = fill(text, "cuts", cuts_table())
+    tables = {"tokens": compare("tokens", full), "flops": compare("flops", full),
+              "minutes": compare("minutes", results("minutes", "full")),
+              "accuracy": compare("accuracy", results("accuracy", "full"), TUNED_KINDS),
+              "speed": speed_table(), "cuts": cuts_table()}
     draw_gaps()
     if finished_tasks():
+        tables["glue"] = glue_table()
         draw_accuracy()
     losses = scale()
     if all(len(frontier(sizes)) > 2 for sizes in losses.values()):
-        text = fill(text, "scale", scale_table(losses))
+        tables["scale"] = scale_table(losses)
         draw_scale(losses)
+    text = path.read_text(encoding="utf-8")
+    for name, content in tables.items():
+        text = fill(text, name, content)
     write_text(path, text)
 
 

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from dataclasses import replace
 from urllib.parse import unquote
 
@@ -13,7 +12,7 @@ from helpers import NOUNS, write_corpus, write_lines
 from mini_undivided.model import BertConfig, MaskedLM
 from mini_undivided.report import figures, tables
 from mini_undivided.report.analysis import Analysis, Run, analyse, short_names
-from mini_undivided.report.results import OUTPUTS, PAIRS, make_results, summarise
+from mini_undivided.report.results import OUTPUTS, PAIRS, layer_rows, make_results, summarise
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.support.options import AnalyzeOptions
@@ -120,21 +119,56 @@ def test_precision_makes_another_kind(three, tmp_path):
         assert (runs[0].replicates == runs[1].replicates) == same
 
 
-def test_figures_show_names_as_they_are(three, tmp_path, monkeypatch):
+@pytest.fixture
+def drawn(monkeypatch):
+    """(titles, labels) of the figures drawn: of each and of its panels, and of its curves."""
+    titles, labels, legend = [], [], figures.legend_below
+
+    def spied(axes, *columns):
+        labels.extend(axes.get_legend_handles_labels()[1])
+        titles.append(" ".join(axes.figure.get_suptitle().split()))
+        titles.extend(" ".join(panel.get_title().split()) for panel in axes.figure.axes)
+        legend(axes, *columns)
+
+    monkeypatch.setattr(figures, "legend_below", spied)
+    return titles, labels
+
+
+def test_panels_say_which_differences_are_significant(tmp_path, drawn):
+    """Below a measure stands how kinds of several seeds differ in it, or where its curves end."""
+    def rows(kind, values):
+        for seed, (first, last) in enumerate(values):
+            start = {"kind": kind, "run": f"{kind}{seed}"}
+            yield {**start, "measure": "FFNs", "value": 1.0}
+            for measure, value in (("attention: weight on [CLS]", first), ("attention: x", last)):
+                yield {**start, "measure": measure, "layer": 1, "value": value}
+            yield from layer_rows(start, "rank collapse: y", [0.2, last])
+
+    results = make_results([
+        *rows("full", [(0.1, 0.3), (0.11, 0.4)]), *rows("none", [(0.51, 0.3), (0.52, 0.42)]),
+        *rows("single", [(0.9, 0.9)])])
+    figures.plot_results(results, tmp_path, one_kind=False)
+    assert drawn[0][1] == "y last layer: full 0.35, none 0.36, single 0.90"
+    assert drawn[0][3:] == [
+        "weight on [CLS] on average, none is higher than full by 0.41",
+        "x on average, no significant difference between none and full with 2 and 2 seeds"]
+
+
+def test_figures_show_names_as_they_are(three, tmp_path, drawn):
     """Names with $, _ and | break neither figures nor tables, and are shown literally.
 
-    The legend says which curve is whose CKA, and which is the floor.
+    The legend says which curve is whose CKA, and which is the floor; the title says how alike the
+    runs are, as the report does.
     With FFNs is blue and without orange, whatever comes first; a further kind has a third colour.
     """
-    drawn, legend = [], figures.legend_below
-    monkeypatch.setattr(figures, "legend_below", lambda axes, *columns: (
-        drawn.extend(axes.get_legend_handles_labels()[1]), legend(axes, *columns)))
     for name, copy in {"noffn": "_n$_{$|*x*", "full": "full"}.items():
         shutil.copytree(three / name, tmp_path / copy)
     runs = [str(tmp_path / "full"), str(tmp_path / "_n$_{$|*x*")]
     shown = analyse("cka", options(three, runs=runs, out=str(tmp_path / "out")))
     name = " _n$_{$|*x*"
-    assert {name, f"{name} with full", f"{name}, untrained, with full (floor)"} <= {*drawn}
+    titles, labels = drawn
+    assert {name, f"{name} with full", f"{name}, untrained, with full (floor)"} <= {*labels}
+    assert titles[0] in " ".join(shown.split()) and "outputs with full's is" in titles[0]
     assert "_n$_{$|*x* has" in shown
     text = (tmp_path / "out" / "report.md").read_text()
     assert "\\_n\\$\\_{\\$\\|\\*x\\*" in text and " _n$" not in text
@@ -175,11 +209,3 @@ def test_names_of_runs():
     assert short_names(["x/a", "y/a"]) == ["x/a", "y/a"]
     with pytest.raises(UserError, match="a run is given twice"):
         short_names(["x/a", "x/a"])
-
-
-def test_without_matplotlib_the_numbers_are_still_written(three, tmp_path, monkeypatch, capsys):
-    """A machine without matplotlib gets the numbers, and a line that says what is missing."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    analyse("cka", options(three, out=str(tmp_path)))
-    assert {path.name for path in tmp_path.iterdir()} == {"results.csv", "report.md"}
-    assert "matplotlib is not installed: no figure was drawn" in capsys.readouterr().out

@@ -41,31 +41,39 @@ def test_the_band_is_that_of_default_runs_alone(tmp_path, monkeypatch):
 def test_the_loss_curve(tmp_path, monkeypatch):
     """loss.png has pale grey where the band lies; without a step it is not drawn.
 
-    Its curves are blue with FFNs and orange without, and it says what is masked.
+    Its curves are blue with FFNs and orange without, and it says what is masked. Its title has the
+    last validation loss, if there is one, beside that of the best model without context.
     """
     (tmp_path / "log.jsonl").write_text("")
     write_json(tmp_path / "config.json", {"ffn_layers": []})
-    record = {"options": {"out": str(tmp_path), "mlm_probability": 0.4}}
+    record = {"options": {"out": str(tmp_path), "mlm_probability": 0.4}, "baseline": {"loss": 5.5}}
     figures.plot_losses(record)
     assert not (tmp_path / "loss.png").exists()
-    (tmp_path / "log.jsonl").write_text("".join(
-        json.dumps({"step": i, "tokens": i, "loss": 5.0 - i / 9}) + "\n" for i in range(1, 9)))
+    rows = [{"step": i, "tokens": i, "loss": 5.0 - i / 9} for i in range(1, 9)]
+    valid = [{"step": i, "tokens": i, "validation_loss": 6.0 - i / 16} for i in (4, 8)]
     band = {"seeds": 5, "tokens": [2, 8], "mean": [4, 3], "std": [1, 1]}
-    labels, legend = [], figures.legend_below
+    labels, titles, legend = [], [], figures.legend_below
     monkeypatch.setattr(figures, "legend_below", lambda axes, *columns: (
-        labels.append(axes.get_legend_handles_labels()[1]), legend(axes, *columns)))
+        labels.append(axes.get_legend_handles_labels()[1]),
+        titles.append(" ".join(axes.figure.get_suptitle().split())), legend(axes, *columns)))
 
     def pixels(color, alpha):
         mixed = 1 - alpha + alpha * np.array(colors.to_rgb(color))
         drawn = image.imread(tmp_path / "loss.png")[..., :3]
         return (np.abs(drawn - mixed) < 0.01).all(-1).sum()
 
-    for usual, ffns, color in ((None, [], "tab:orange"), (band, [0], "tab:blue")):
+    for usual, ffns, color, more in (
+            (None, [], "tab:orange", []), (band, [0], "tab:blue", valid)):
+        log = (json.dumps(row) + "\n" for row in rows + more)
+        (tmp_path / "log.jsonl").write_text("".join(log))
         write_json(tmp_path / "config.json", {"ffn_layers": ffns})
         figures.plot_losses(record, usual)
         assert pixels(color, 0.45) > 100
         assert (pixels("gray", 0.35) > 10_000) == (usual is not None)
-    assert labels[0] == ["training, 40% of the tokens masked"]
+    assert labels[0][0] == "training, 40% of the tokens masked"
+    assert titles[0].endswith("loss on masked tokens (lower is better)")
+    assert titles[1].endswith(
+        "validation loss 5.500 nats, 0.00 nats under the best model without context")
 
 
 def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monkeypatch):
@@ -99,14 +107,12 @@ def test_replicates_are_trained_skipped_and_resumed(farm, tmp_path, capsys, monk
     assert f"3 seeds: validation loss {mean(losses):.3f} ± {stdev(losses):.3f} nats" in shown
     alone = run_options.train_options({**typed, "seed": 1, "out": str(tmp_path / "alone")})
     assert run_module.pretrain(alone)["result"]["validation_loss"] == losses[1]
-    with pytest.raises(UserError, match="run was started with lr 0.002, not 0.5, and is no rep"):
-        training.train_seeds({**typed, "lr": 0.5, "seeds": 3})
-    other = {name: value for name, value in typed.items() if name != "steps"}
-    with pytest.raises(UserError, match="run was started with steps 11, not 3000, and is no rep"):
-        training.train_seeds({**other, "seeds": 3})
-    half = {**typed, "dtype": "bfloat16"}
-    with pytest.raises(UserError, match="was started with dtype auto, not bfloat16"):
-        training.train_seeds({**half, "seeds": 3})
+    default = {name: value for name, value in typed.items() if name != "steps"}
+    for changed, message in ((typed | {"lr": 0.5}, "lr 0.002, not 0.5, and is no replicate"),
+                             (default, "steps 11, not 3000"),
+                             (typed | {"dtype": "bfloat16"}, "dtype auto, not bfloat16")):
+        with pytest.raises(UserError, match=f"run was started with {message}"):
+            training.train_seeds({**changed, "seeds": 3})
     own = {**typed, "out": str(tmp_path / "own"), "tokenizer": str(tmp_path / "run")}
     own.pop("vocab_size", None)
     assert training.train_seeds({**own, "seeds": 1})

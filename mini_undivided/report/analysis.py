@@ -14,12 +14,11 @@ import torch
 from mini_undivided.attention import STATISTICS, attention_sums, attention_weights
 from mini_undivided.cka import compare
 from mini_undivided.corpus import held_out, open_corpus, sentences
-from mini_undivided.costs import count_parameters
 from mini_undivided.glue import collate, length_batches
-from mini_undivided.model import BertConfig, Encoder
 from mini_undivided.probe import run_probes
 from mini_undivided.probe_tasks import glue_task, text_tasks, treebank_task
 from mini_undivided.report import figures, replicates, tables
+from mini_undivided.report.opened import Run, short_names
 from mini_undivided.report.results import (
     CONTROL,
     TOKENS_COMPARED,
@@ -34,107 +33,17 @@ from mini_undivided.report.results import (
     rows_of,
 )
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import (
-    check_form,
-    check_writable,
-    read_json,
-    write_text,
-)
+from mini_undivided.support.files import check_writable, write_text
 from mini_undivided.support.machine import Machine
-from mini_undivided.support.run_directory import (
-    check_finished,
-    read_record,
-    resolve,
-    results_folder,
-)
+from mini_undivided.support.run_directory import results_folder
 from mini_undivided.support.tasks import find_task
 from mini_undivided.support.terminal import progress
-from mini_undivided.tokenizer import (
-    check_fits,
-    encode,
-    load_tokenizer,
-    same_tokenizer,
-    special_ids,
-)
+from mini_undivided.tokenizer import encode, same_tokenizer, special_ids
 
 BATCH = 32  # sentences in a forward pass
-RESULT = {"task?": str, "name": str, "from_scratch": bool, "scores": dict, "majority": dict}
 LONGEST = 128  # tokens of a sentence that are used
 LONGEST_DRAWN = 40
 COLLAPSE = ("distance from the mean, relative to the norm", "mean cosine of two tokens")
-
-
-class Run:
-    """A run directory or Hugging Face checkpoint, read: config, encoder, tokenizer, records.
-
-    kind: the name of the replicates that it is one of.
-    """
-
-    def __init__(self, directory, name):
-        check_finished(directory)
-        self.folder, self.name, self.kind = resolve(directory), name, name
-        self.config = BertConfig.from_hugging_face(self.folder)
-        self.tokenizer = load_tokenizer(self.folder)
-        check_fits(self.tokenizer, self.config.vocab_size, directory)
-        known = (self.folder / "train.json").exists()
-        self.record = read_record(self.folder) if known else {}
-        self.fingerprint = self.record["corpus"]["fingerprint"] if known else None
-        self.options = self.record.get("options", {})
-
-    @cached_property
-    def encoder(self):
-        """The trained encoder."""
-        return Encoder.from_pretrained(self.folder)
-
-    def untrained(self, seed):
-        """The same architecture with fresh weights."""
-        torch.manual_seed(seed)
-        return Encoder(self.config).eval()
-
-    @property
-    def longest(self):
-        """The most tokens of a sequence that the run was trained on."""
-        return self.options.get("seq_len", self.config.max_position_embeddings)
-
-    @property
-    def replicates(self):
-        """What it shares with its replicates, as text; with nothing, if it has no record."""
-        if not self.options:
-            return self.name
-        half = "bfloat16" in str(self.record.get("machine"))  # the option may say "auto"
-        return replicates.what_replicates_share(self.options, self.fingerprint, half)
-
-    @property
-    def start(self):
-        """The first columns of its rows of results."""
-        return {"kind": self.kind, "run": self.name, "seed": self.options.get("seed")}
-
-    def facts(self):
-        """Rows of what training gave, and of what finetune.py left."""
-        result, flops = self.record.get("result", {}), self.record.get("flops_per_token")
-        numbers = {
-            "layers": self.config.num_hidden_layers, "FFNs": len(self.config.ffn_layers),
-            "parameters": count_parameters(self.config), "MFLOPs per token": flops and flops / 1e6,
-            "tokens seen": result.get("tokens"), "tokens/s": result.get("tokens_per_second"),
-            "validation loss": result.get("validation_loss"),
-            "masked accuracy": result.get("validation_accuracy")}
-        for measure, value in numbers.items():
-            if value is not None:
-                yield {**self.start, "measure": measure, "value": value}
-        for path in sorted((self.folder / "glue").glob("*.json")):
-            yield from fine_tuned(path, self.start)
-
-
-def fine_tuned(path, start):
-    """Rows of what finetune.py wrote of a task; start: the first columns of the run's rows."""
-    result = read_json(path, RESULT)
-    for metric, score in result["scores"].items():
-        check_form(score, {"mean": float, "std": float | None}, path, f'"{metric}"')
-        check_form(result["majority"], {metric: float}, path)
-        scratch = " from scratch" if result["from_scratch"] else ""
-        measure = f"fine-tuned{scratch}: {result['name']} {metric}"
-        yield {**start, "measure": measure, "value": score["mean"], "spread": score["std"]}
-        yield {"kind": "majority", "measure": measure, "value": result["majority"][metric]}
 
 
 class Analysis:
@@ -144,13 +53,12 @@ class Analysis:
         if options.data_dir and not options.task:
             reason = "which names the GLUE tasks to probe"
             raise UserError(f"--data-dir does nothing without --task, {reason}")
-        for key in options.task:
-            find_task(key)
+        tasks = [find_task(key) for key in options.task]
         self.options, self.machine = options, Machine.start(options.device, "float32")
         torch.set_float32_matmul_precision("highest")  # TF32 is too coarse for a probe's search
         names = short_names(options.runs)
         self.runs = [Run(path, name) for path, name in zip(options.runs, names, strict=True)]
-        if any(len(find_task(key).texts) > 1 for key in options.task):
+        if any(len(task.texts) > 1 for task in tasks):
             for run in self.runs:
                 run.config.check_pairs(run.name)
         self.first, *others = self.runs
@@ -164,11 +72,12 @@ class Analysis:
         for kind, runs in self.groups.items():
             for run in runs:
                 run.kind = kind
-        self.starts = {run.name: run.start for run in self.runs}
+        untrained = [kind + UNTRAINED for kind in self.groups]  # which have no seed
+        self.starts = {name: {"kind": name, "run": name} for name in untrained}
+        self.starts |= {run.name: run.start for run in self.runs}
         self.one_kind = len(self.runs) > 1 == len({run.replicates for run in self.runs})
         self.tokenizer = self.first.tokenizer
-        positions = (run.config.max_position_embeddings for run in self.runs)
-        self.length = min(LONGEST, *(run.longest for run in self.runs), *positions)
+        self.length = min(LONGEST, *(run.longest for run in self.runs))
         self.corpus = options.corpus or self.first.options.get("corpus", ["docs"])
         default = "-vs-".join(name.replace("/", "-") for name in self.groups)
         self.out = Path(options.out or f"runs/report-{default}")
@@ -198,10 +107,6 @@ class Analysis:
         encoders = {run.name: run.encoder for run in self.runs}
         encoders |= {kind + UNTRAINED: runs[0].untrained(0) for kind, runs in self.groups.items()}
         return {name: encoder.to(self.machine.device) for name, encoder in encoders.items()}
-
-    def start(self, name):
-        """The first columns of the rows of results of an encoder of that name."""
-        return self.starts.get(name, {"kind": name, "run": name})  # an untrained one has no seed
 
     def facts(self):
         """Yield rows of each run, and of the best model without context on the first one's text."""
@@ -235,7 +140,7 @@ class Analysis:
         for i, what in enumerate(COLLAPSE):
             for name, curves in collapse.items():
                 yield from layer_rows(
-                    self.start(name), f"rank collapse: {what}", curves[:, i].tolist())
+                    self.starts[name], f"rank collapse: {what}", curves[:, i].tolist())
 
     def attention(self):
         """Yield rows of what the heads of runs and of untrained encoders attend to."""
@@ -250,7 +155,7 @@ class Analysis:
         for i, what in enumerate(STATISTICS.values()):
             for name, total in sums.items():
                 for head, values in enumerate((total[i] / count).T.tolist(), 1):
-                    start = {**self.start(name), "head": head}
+                    start = {**self.starts[name], "head": head}
                     yield from layer_rows(start, f"attention: {what}", values, first=1)
 
     def probe(self):
@@ -267,7 +172,7 @@ class Analysis:
                 options.seeds)
             variants = {"trained": run.start, "control": {**run.start, "kind": run.kind + CONTROL}}
             if run is self.groups[run.kind][0]:  # all of a kind have the same untrained ones
-                variants["untrained"] = self.start(run.kind + UNTRAINED)
+                variants["untrained"] = self.starts[run.kind + UNTRAINED]
             for task, result in scores.items():
                 measure = f"probe: {task} ({result['metric']})"
                 for variant, start in variants.items():
@@ -308,15 +213,6 @@ class Analysis:
             yield "![Rank collapse](collapse.png)"
 
 
-def short_names(paths):
-    """The runs' folder names, or if these are not all different, their paths."""
-    if len({Path(path).resolve() for path in paths}) < len(paths):
-        raise UserError(f"a run is given twice: {' '.join(map(str, paths))}")
-    names = [Path(path).resolve().name if Path(path).is_dir() else Path(path).name
-             for path in paths]
-    return names if len(set(names)) == len(names) else [str(Path(path)) for path in paths]
-
-
 def analyse(command, options):
     """Do one of report, cka and probe, and write results.csv, figures and report.md → a summary."""
     if command != "probe" and len(options.runs) < 2:
@@ -330,7 +226,7 @@ def analyse(command, options):
     out = analysis.out
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "results.csv", results.to_csv(index=False))
-    figures.plot_results(results, out)
+    figures.plot_results(results, out, analysis.one_kind)
     literal = results.assign(kind=results.kind.map(tables.escape),
                              run=results.run.map(tables.escape, na_action="ignore"))
     write_text(out / "report.md", "\n\n".join(filter(None, analysis.texts(literal))) + "\n")
@@ -342,7 +238,7 @@ def analyse(command, options):
 def draw_attention(run, sentence):
     """Draw the attention weights of a sentence → the path of the figure."""
     path = results_folder(run) / "attention.png"
-    run = Run(run, Path(run).name)
+    run = Run(run)
     check_writable(path.parent)
     encoding = run.tokenizer.encode(sentence)
     most = min(LONGEST_DRAWN, run.longest)

@@ -4,7 +4,6 @@ Colours have one meaning: blue is with FFNs, orange without; further kinds have 
 dotted line is an untrained model, a dashed one what a kind is held against.
 """
 
-import functools
 import textwrap
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,71 +11,60 @@ from pathlib import Path
 import numpy as np
 
 from mini_undivided.data import MLM_PROBABILITY
+from mini_undivided.report.replicates import verdicts
 from mini_undivided.report.results import (
     CONTROL,
     OUTPUTS,
     PAIRS,
     TWO_SEEDS,
     UNTRAINED,
+    compared,
     equal_depth,
     kinds_of,
     rows_of,
     summarise,
 )
-from mini_undivided.report.tables import tokens_compared
+from mini_undivided.report.tables import beside, cka_sentence, tokens_compared
 from mini_undivided.support.files import atomic, read_json
 from mini_undivided.support.run_directory import read_log
 
 WITH_FFNS, WITHOUT_FFNS = "tab:blue", "tab:orange"
 FURTHER = ("tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
 LINES = {"": "o-", UNTRAINED: "x:", TWO_SEEDS: "--", CONTROL: "s--"}
-MEASURES = {  # what measures begin with: file, title, y label, what a band is over, top of y
+# What measures begin with: file, title, y label, what a band is over, top of y, what of its layers
+# is compared.
+MEASURES = {
     "rank collapse: ": (
         "collapse.png", "Do the tokens of a sentence become alike? All alike: distance 0, cosine 1",
-        "mean over sentences", "runs", 1.02),
+        "mean over sentences", "runs", 1.02, None),
     "attention: ": (
-        "attention.png", "What heads attend to in held-out sentences: a dot or cross is a head of "
-        "a run, a line the mean of all", "mean over tokens", "runs", None),
+        "attention.png", "What heads attend to in held-out sentences",
+        "mean over tokens (dots and crosses: single heads)", "runs", None,
+        "on average"),
     "probe: ": (
         "probes.png", "What a linear probe reads off each layer", "score on the test part",
-        "runs (of one run: over draws of its training examples)", 1.02)}
+        "runs (of one run: over draws of its training examples)", 1.02, "at the best layer")}
 
 
 # What all figures share.
 
-def needs_matplotlib(function):
-    """Decorator: without matplotlib the function only prints a line that says so."""
-
-    @functools.wraps(function)
-    def wrapper(*args):
-        try:
-            import matplotlib  # late: slow, and a machine without it can train
-        except ImportError:
-            print("matplotlib is not installed: no figure was drawn")
-            return
-        matplotlib.use("Agg")  # into files
-        function(*args)
-
-    return wrapper
-
-
 @contextmanager
-def figure(path, rows, columns, size, title=None, **kwargs):
+def figure(path, rows, columns, size, title, **kwargs):
     """Context: yields a figure and an array of its panels, and writes it by its suffix.
 
-    Text is shown as it is: a $ in the name of a run begins no formula.
+    Text is shown as it is: a $ in the name of a run begins no formula. Of the same data comes the
+    same file.
     """
-    from matplotlib import pyplot, rc_context
+    from matplotlib import rc_context  # late: slow
+    from matplotlib.figure import Figure
 
-    kwargs |= {"figsize": size, "layout": "constrained", "squeeze": False}
-    with rc_context({"text.parse_math": False}):
-        drawn, panels = pyplot.subplots(rows, columns, **kwargs)
-        if title:
-            drawn.suptitle(textwrap.fill(title, int(11 * size[0])))
-        yield drawn, panels.ravel()
+    with rc_context({"text.parse_math": False, "svg.hashsalt": "figure"}):
+        drawn = Figure(size, layout="constrained")
+        drawn.suptitle(textwrap.fill(title, int(11 * size[0])))
+        yield drawn, drawn.subplots(rows, columns, squeeze=False, **kwargs).ravel()
         with atomic(path) as temporary:
-            drawn.savefig(temporary, dpi=120, format=Path(path).suffix[1:])
-        pyplot.close(drawn)
+            drawn.savefig(temporary, dpi=120, format=Path(path).suffix[1:],
+                          metadata={"Date": None})
 
 
 def legend_below(axes, columns=4):
@@ -119,7 +107,6 @@ def curves(axes, results, style, over, names=None):
 
 # Training.
 
-@needs_matplotlib
 def plot_losses(record, usual=None):
     """Draw a run's log.jsonl as loss.png, with the loss of the best model without context.
 
@@ -138,6 +125,10 @@ def plot_losses(record, usual=None):
     has_ffns = read_json(out / "config.json", {"ffn_layers": list})["ffn_layers"]
     color = WITH_FFNS if has_ffns else WITHOUT_FFNS
     title = f"{out}: loss on masked tokens (lower is better)"
+    if valid and baseline:
+        last = valid[-1][1]
+        title = (f"{out}: validation loss {last:.3f} nats, {beside(last, baseline['loss'])} the "
+                 "best model without context")
     with figure(out / "loss.png", 1, 1, (7, 5), title) as (_, (axes,)):
         label = f"training, {options['mlm_probability']:.0%} of the tokens masked"
         if options.get("next_sentence"):
@@ -160,14 +151,17 @@ def plot_losses(record, usual=None):
 
 # Analysis.
 
-def plot_results(results, out):
-    """Draw what was measured: cka-KIND.png, collapse.png, attention.png, probes.png."""
-    style = styles(kinds_of(results))
+def plot_results(results, out, one_kind):
+    """Draw what was measured: cka-KIND.png, collapse.png, attention.png, probes.png.
+
+    one_kind: whether the runs differ in their seed alone.
+    """
+    style, found = styles(kinds_of(results)), verdicts(compared(results))
     if not (cka := rows_of(results, "CKA: ")).empty:
-        plot_cka(cka, style, out)
+        plot_cka(cka, style, out, one_kind)
     for prefix, (file, *texts) in MEASURES.items():
         if not (rows := rows_of(results, prefix)).empty:
-            plot_measures(rows, style, out / file, *texts)
+            plot_measures(rows, style, found, out / file, *texts)
 
 
 def cka_file(kind):
@@ -175,13 +169,11 @@ def cka_file(kind):
     return f"cka-{kind.replace('/', '-')}.png"
 
 
-@needs_matplotlib
-def plot_cka(results, style, out):
+def plot_cka(results, style, out, one_kind):
     """For each kind but the first: heat maps of attention and block outputs, and equal depth."""
     first, *others = (kind for kind in results.kind.unique() if kind + UNTRAINED in style)
     for kind in others:
-        title = (f"Debiased linear CKA of {kind} and {first}, {tokens_compared(results)}; framed "
-                 "cells and curves: layers at equal depth")
+        title = cka_sentence(results, first, kind, one_kind)
         names = {kind: f"{kind} with {first}"}
         names |= {name: f"{name} (ceiling)" for name in style if name.endswith(TWO_SEEDS)}
         names |= {kind + UNTRAINED: f"{kind + UNTRAINED}, with {first} (floor)"}
@@ -192,11 +184,13 @@ def plot_cka(results, style, out):
                 matrix = rows.pivot_table("value", "layer", "other_layer", dropna=False).to_numpy()
                 image = heat_map(axes, matrix, output)
                 axes.set(xlabel=f"layer of {kind}", ylabel=f"layer of {first}",
-                         title=measure.removeprefix("CKA: "))
+                         title=measure.removeprefix("CKA: ") + " (framed: at equal depth)")
                 rows = results[(results.measure == measure) & results.kind.isin(names)]
                 curves(below, rows, style, "pairs of runs", names)
-                below.set(xlabel=f"layer of {first}", ylabel="CKA", ylim=(-0.05, 1.05))
-            drawn.colorbar(image, ax=panels[:2], label="CKA")
+                below.set(xlabel=f"layer of {first}", ylabel="CKA at equal depth",
+                          ylim=(-0.05, 1.05))
+            label = f"debiased linear CKA, {tokens_compared(results)}"
+            drawn.colorbar(image, ax=panels[:2], label=label)
             legend_below(below, 3)
 
 
@@ -220,10 +214,11 @@ def heat_map(axes, matrix, output):
     return image
 
 
-@needs_matplotlib
-def plot_measures(results, style, path, title, ylabel, over, top):
+def plot_measures(results, style, found, path, title, ylabel, over, top, where):
     """A panel for each measure, by layer: kinds as curves, heads as dots, the majority as a line.
 
+    found: the verdicts, of which each panel's title has those on its measure, without intervals;
+    if there are none, it has the values at the last layer.
     top: of the y axes; None: of those of attention weights the same, of others what fits.
     """
     measures = results.measure.unique()
@@ -244,14 +239,23 @@ def plot_measures(results, style, path, title, ylabel, over, top):
             for score in majority.value[:1]:  # of each run the same
                 axes.axhline(score, color="gray", linewidth=1, label="majority")
             high = highest if "weight on" in measure else shown.value.max()
-            axes.set(title=measure.split(": ")[1],
-                     ylim=(1.05 * min(0, shown.value.min()), top or 1.05 * high),
+            lines = [f"{where}, {sentence.split(': ')[0]}" for (name, _), (sentence, _)
+                     in found.items() if name == measure and ": " in sentence]
+            lines = [measure.split(": ")[1], *(lines or [last_layers(by_layer, style)])]
+            axes.set_title("\n".join(textwrap.fill(line, 52) for line in lines), fontsize=10)
+            axes.set(ylim=(1.05 * min(0, shown.value.min()), top or 1.05 * high),
                      xlabel="layer" if by_layer.layer.min() else "layer (0: embeddings)")
         drawn.supylabel(ylabel)
         legend_below(max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
 
 
-@needs_matplotlib
+def last_layers(results, style):
+    """Where the curves of trained models end, as text."""
+    means = summarise(results, "layer")["mean"].groupby("kind", sort=False).last()
+    ends = (f"{kind} {mean:.2f}" for kind, mean in means.items() if style[kind][1] == LINES[""])
+    return f"last layer: {', '.join(ends)}"
+
+
 def plot_heads(weights, tokens, title, path):
     """The attention of one sentence: weights (L, H, T, T), a row per query; layers by heads."""
     L, H, T, _ = weights.shape

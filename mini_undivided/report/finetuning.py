@@ -7,21 +7,17 @@ import torch
 
 from mini_undivided import glue
 from mini_undivided.metrics import in_words, majority, mean_and_std
-from mini_undivided.model import BertConfig, Encoder, SequenceClassifier
+from mini_undivided.model import SequenceClassifier
+from mini_undivided.report.opened import Run
 from mini_undivided.report.tables import count, wrap
 from mini_undivided.support.checkpoint import label_names, read_pooler
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import check_writable, read_json, write_json
 from mini_undivided.support.glue_files import tasks_in, write_predictions
 from mini_undivided.support.machine import Machine
-from mini_undivided.support.run_directory import (
-    check_finished,
-    resolve,
-    results_folder,
-    trained_length,
-)
+from mini_undivided.support.run_directory import results_folder
 from mini_undivided.support.tasks import BUILT_IN, GLUE, find_task
-from mini_undivided.tokenizer import check_fits, encode, load_tokenizer, save_tokenizer
+from mini_undivided.tokenizer import encode, save_tokenizer
 
 
 def finetune(options):
@@ -36,17 +32,14 @@ def finetune(options):
 
 
 class Finetuner:
-    """A run's encoder and tokenizer, read once, and fine-tuned on task after task."""
+    """A run, read once, and fine-tuned on task after task."""
 
     def __init__(self, options):
-        check_finished(options.run)
-        self.options, self.folder = options, resolve(options.run)
-        self.config = BertConfig.from_hugging_face(self.folder)
+        self.options, self.source = options, Run(options.run)
+        self.config, self.tokenizer = self.source.config, self.source.tokenizer
         self.machine = Machine.start(options.device, options.dtype, self.config.hidden_size)
-        self.encoder = Encoder.from_pretrained(self.folder)
-        self.pooler = read_pooler(self.folder, self.config)  # None: the run has none
-        self.tokenizer = load_tokenizer(self.folder)
-        check_fits(self.tokenizer, self.config.vocab_size, options.run)
+        self.encoder = self.source.encoder
+        self.pooler = read_pooler(self.source.folder, self.config)  # None: the run has none
         self.lr = options.lr or glue.default_lr(self.config.hidden_size)
         self.max_length = self.choose_length()
         self.out = results_folder(options.run) / "glue"
@@ -54,8 +47,7 @@ class Finetuner:
 
     def choose_length(self):
         """The tokens after which a text is cut: --max-length, or what the run was trained on."""
-        limit = self.config.max_position_embeddings
-        trained = min(limit, trained_length(self.folder) or limit)
+        limit, trained = self.config.max_position_embeddings, self.source.longest
         length = self.options.max_length or min(128, trained)
         if length > limit:
             where = f"the {limit} positions of {self.options.run}"

@@ -203,6 +203,11 @@ def probe_table(results):
 
 # What it says.
 
+def beside(loss, other):
+    """How far a loss is from another one, as text: "0.21 nats under"."""
+    return f"{abs(loss - other):.2f} nats {'over' if loss > other else 'under'}"
+
+
 def findings(results, one_kind):
     """Yield what the numbers of the first kind say, and two or three sentences for each other."""
     first, *others = kinds_of(results).index
@@ -220,7 +225,7 @@ def findings(results, one_kind):
             gaps = probes[other] - probes[first]
             gaps = ", ".join(f"{task} {gaps[task]:+.1f}" for task in probes[first].index)
             yield f"Best-layer probe scores of {other} less those of {first}, in points: {gaps}."
-    runs = results[results.measure == "FFNs"].groupby("kind").size()
+    runs = results[results.measure == "FFNs"].value_counts("kind")
     if one_kind:
         yield "These runs differ in nothing but their seed: this is how far apart two seeds are."
     elif others and min(runs) < 2:

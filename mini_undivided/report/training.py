@@ -14,7 +14,7 @@ from mini_undivided.metrics import mean_and_std
 from mini_undivided.model import MaskedLM
 from mini_undivided.report.figures import plot_losses
 from mini_undivided.report.replicates import OWN
-from mini_undivided.report.tables import count, plus_minus, wrap
+from mini_undivided.report.tables import beside, count, plus_minus, wrap
 from mini_undivided.run import pretrain
 from mini_undivided.support.errors import UserError, is_first_process
 from mini_undivided.support.files import read_json, remove_temporaries
@@ -56,8 +56,8 @@ def train(options, resume=False):
     return record["status"] == "finished"
 
 
-def check_replicate(found, wanted):
-    """Raise UserError if a run that is there was trained otherwise than is wanted.
+def differences(found, wanted):
+    """Yield how a run that is there was trained otherwise than is wanted, as text.
 
     Its options may differ in what replicates may differ in, its text and tokenizer not at all.
     """
@@ -66,17 +66,13 @@ def check_replicate(found, wanted):
         # `found` has the dtype that is typed, where a resumed run may change it
         shown = record["options"].get(name, getattr(found, name))
         if name not in OWN and value != shown:
-            raise UserError(
-                f"{found.out} was started with {name} {shown}, not {value}, and is no replicate "
-                "of these options: choose another folder with --out, or give the same options")
+            yield f"was started with {name} {shown}, not {value}"
     if record["corpus"]["fingerprint"] != open_corpus(wanted.corpus).fingerprint:
-        raise UserError(f"{found.out} was trained on another text than {' '.join(wanted.corpus)} "
-                        "is now, and is no replicate: choose another folder with --out")
+        yield f"was trained on another text than {' '.join(wanted.corpus)} is now"
     source = wanted.tokenizer or wanted.init
     if source and not same_tokenizer(load_tokenizer(found.out),
                                      load_tokenizer(source, wanted.cased)):
-        raise UserError(f"{found.out} was trained with another tokenizer than that of {source} now, "
-                        "and is no replicate: choose another folder with --out")
+        yield f"was trained with another tokenizer than that of {source} now"
 
 
 def usual_losses(options):
@@ -108,7 +104,9 @@ def train_seeds(typed):
         if resume:
             wanted = options
             options = resume_options({name: own[name] for name in MAY_CHANGE if name in own})
-            check_replicate(options, wanted)
+            if difference := next(differences(options, wanted), None):
+                raise UserError(f"{out} {difference}, and is no replicate of these options: choose "
+                                "another folder with --out, or give the same options")
         if not resume or read_record(out)["status"] != "finished":
             say(f"\nrun {seed + 1} of {number}, seed {seed}: {out}\n")
             if not train(options, resume):
@@ -185,12 +183,11 @@ def ending(record):
         right = f"{result['pair_accuracy']:.1%} are classified correctly"
         lines.append(f"of the pairs, half of them random, {right}")
     if baseline:
-        gap = baseline["loss"] - result["validation_loss"]
-        side = "under" if gap >= 0 else "over"
+        gap = beside(result["validation_loss"], baseline["loss"])
         lines[0] += f", at [MASK] alone {result['accuracy_at_mask']:.1%}"
         lines.append(f"without context the best model has {baseline['loss']:.3f} and "
                      f"{baseline['accuracy']:.1%}, at [MASK] {baseline['accuracy_at_mask']:.1%}: "
-                     f"this one is {abs(gap):.2f} nats {side} it")
+                     f"this one is {gap} it")
     peak = result["peak_memory_bytes"]
     memory = f", peak memory {peak / 1e6:,.0f} MB" if peak else ""
     lines += [f"{result['tokens']:,} tokens in {result['seconds']:.0f} s, "

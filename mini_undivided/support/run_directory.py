@@ -173,12 +173,6 @@ def check_finished(directory):
                         f"with `python train.py --resume --out {directory}`")
 
 
-def trained_length(directory):
-    """The tokens of a sequence that a run was trained on, or None if it does not say."""
-    known = (Path(directory) / "train.json").exists()
-    return read_record(directory)["options"].get("seq_len") if known else None
-
-
 def version_of(library):
     """The version of an installed library, or None."""
     try:
