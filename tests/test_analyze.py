@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import fields
 from functools import partial
 
 import pandas
@@ -11,6 +12,7 @@ from matplotlib import image
 
 import analyze
 from mini_undivided.support.files import read_json, write_json
+from mini_undivided.support.options import AnalyzeOptions
 
 run = partial(run_script, "analyze.py")
 
@@ -111,3 +113,13 @@ def test_fill(three, here):
     """fill prints the likeliest words, one line for each [MASK]."""
     shown = here("fill", three / "noffn", "the [MASK] and the [MASK] .")
     assert [line[:8] for line in shown.splitlines()] == ["[MASK] 1", "[MASK] 2"]
+
+
+def test_every_option_reaches_the_analysis():
+    """The flags of report, cka and probe together are the fields of AnalyzeOptions."""
+    commands = analyze.parser()._subparsers._group_actions[0].choices
+    flags = {name: {action.dest for action in parser._actions} - {"help"}
+             for name, parser in commands.items()}
+    every = {field.name for field in fields(AnalyzeOptions)}
+    assert flags["report"] == flags["cka"] | flags["probe"] == every
+    assert flags["cka"] != flags["probe"]
