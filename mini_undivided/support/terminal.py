@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -50,25 +49,3 @@ def catch_signals():
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-
-
-def interruptibly(function, *arguments):
-    """Call a function of a library that does not listen to Ctrl-C → its result.
-
-    It works in a thread that ends with the program, so that the main one can be interrupted.
-    """
-    outcome = {}
-
-    def work():
-        try:
-            outcome["result"] = function(*arguments)
-        except BaseException as error:  # handed on below
-            outcome["error"] = error
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.05)
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]
