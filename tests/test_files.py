@@ -94,7 +94,7 @@ def test_half_a_surrogate_pair_is_an_error_that_names_the_file(tmp_path):
     path.write_text('{"out": "\\ud83d\\ude00"}')
     assert read_json(path) == {"out": "\U0001f600"}
     path.write_text('{"out": "\\uD83D"}')
-    with pytest.raises(UserError, match=f"{path} cannot be read: .*surrogates"):
+    with pytest.raises(UserError, match=f"{path} cannot be read as JSON: .*surrogates"):
         read_json(path)
 
 

@@ -94,7 +94,7 @@ def test_other_broken_files(tmp_path):
         with pytest.raises(UserError, match=f's.tsv, line 2: the label "{score}" is not a number'):
             glue_files.read_split(path, GLUE["stsb"], True)
     path.write_bytes(b"sentence\tlabel\nred\t1\nr\xe9d\t1\n")
-    with pytest.raises(UserError, match=r"s\.tsv, line 3, is not UTF-8"):
+    with pytest.raises(UserError, match=r"s\.tsv is not UTF-8 in line 3"):
         glue_files.read_split(path, GLUE["sst2"], True)
 
 
