@@ -1,6 +1,9 @@
 """What a run runs on: the choices of "auto", errors that say what is missing, memory and speed."""
 
+import ctypes
 import os
+import platform
+import subprocess
 import sys
 import sysconfig
 from dataclasses import replace
@@ -94,27 +97,25 @@ def test_processes_of_torchrun_need_a_device_each(machine, monkeypatch):
         assert cuda or Machine.start().device.type == "cpu"
 
 
-@pytest.mark.parametrize("triton", [True, False])
-@pytest.mark.parametrize("capability", [(6, 1), (7, 0), (9, 0)])
-def test_torch_compile_needs_triton_and_a_gpu_that_it_knows(monkeypatch, triton, capability):
-    """By default models are compiled on a GPU if Triton is installed and supports it."""
-    monkeypatch.setattr(machine_module, "find_spec", lambda name: triton or None)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert Machine(torch.device("cuda:0")).compiles == (triton and capability > (7,))
-    assert not Machine(torch.device("cpu")).compiles
+@pytest.mark.parametrize(("change", "compiles"), [
+    ({}, True), ({"capability": (7, 0)}, True), ({"capability": (6, 1)}, False),
+    ({"triton": None}, False), ({"PATH": "", "CC": ""}, False), ({"PATH": "", "CC": "/cc"}, True),
+    ({"headers": "/nowhere"}, False)])
+def test_torch_compile_needs_triton_a_compiler_and_a_gpu_that_it_knows(
+        monkeypatch, change, compiles):
+    """By default models are compiled on a GPU of 2017 or later if Triton is there and can build.
 
-
-@pytest.mark.parametrize("change", [
-    {"PATH": "", "CC": ""}, {"CC": "/usr/bin/cc"}, {"headers": "/nowhere"}])
-def test_without_a_c_compiler_a_model_is_not_compiled(monkeypatch, change):
-    """Triton builds with $CC, gcc or clang, and Python's headers; without them a run goes on."""
-    monkeypatch.setattr(machine_module, "find_spec", lambda name: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    It builds with $CC, gcc or clang, and Python's headers. On a CPU nothing is compiled.
+    """
+    monkeypatch.setattr(machine_module, "find_spec", lambda name: change.get("triton", True))
+    monkeypatch.setattr(torch.cuda, "get_device_capability",
+                        lambda device: change.get("capability", (9, 0)))
     monkeypatch.setattr(machine_module.sysconfig, "get_path",
                         lambda name, path=sysconfig.get_path: change.get("headers") or path(name))
     for name in ("PATH", "CC"):
         monkeypatch.setenv(name, change.get(name, os.environ.get(name, "")))
-    assert Machine(torch.device("cuda:0")).compiles == (change == {"CC": "/usr/bin/cc"})
+    assert Machine(torch.device("cuda:0")).compiles == compiles
+    assert not Machine(torch.device("cpu")).compiles
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])
@@ -123,15 +124,6 @@ def test_muon_multiplies_in_bfloat16_where_a_gpu_does(machine, bfloat16):
     machine(cuda=True, bfloat16=bfloat16)
     quick = torch.bfloat16 if bfloat16 else torch.float32
     assert Machine(torch.device("cuda:0")).quick_dtype == quick
-
-
-def test_an_apple_gpu_is_pointed_out(machine):
-    """On a computer with an Apple GPU, the device line says how to use it."""
-    machine(mps=True)
-    assert "--device mps" in str(Machine.start())
-    assert "--device mps" not in str(Machine.start("mps"))
-    machine()
-    assert "mps" not in str(Machine.start())
 
 
 def test_autocast_is_of_the_dtype():
@@ -146,13 +138,50 @@ def test_autocast_is_of_the_dtype():
     assert (a @ a.T).dtype == torch.float32
 
 
-def test_a_machine_says_what_it_is():
-    """A machine names its device, precision, threads and number of processes."""
+def test_a_machine_says_what_it_is(machine):
+    """A machine names device, precision, threads and processes, and an Apple GPU to be used."""
     text = str(Machine(torch.device("cpu"), torch.bfloat16, rank=1, world_size=3))
     assert "cpu" in text and "bfloat16" in text and "3 processes" in text and "thread" in text
+    for apple in (False, True):
+        machine(mps=apple)
+        assert ("--device mps would use the Apple GPU" in str(Machine.start())) == apple
+    assert "--device mps" not in str(Machine.start("mps"))
 
 
 # Memory and speed
+
+
+def test_a_step_that_is_repeated_faults_no_memory_in():
+    """On a machine that has started, taking the same large block again touches no new page."""
+    program = """if True:
+        import platform, resource, sys, torch
+        from mini_undivided.support.machine import Machine
+        if "glibc" not in platform.libc_ver(): sys.exit(0)
+        Machine.start("cpu")
+        faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        work = lambda: [torch.ones(1 << 20) for _ in range(8)]
+        work(), work(); before = faults(); work(); work()
+        sys.exit(faults() - before > 1000)  # 64 MB are 16,384 pages
+    """
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_without_glibc_memory_is_not_kept(monkeypatch):
+    """On a system with another C library, a machine starts and calls nothing of glibc."""
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("a library is loaded"))
+    machine_module.keep_memory()
+
+
+@pytest.mark.parametrize("cpuinfo, has", [
+    ("flags\t: avx512f avx512_bf16 fma\n", True), ("flags\t: amx_bf16\n", True),
+    ("flags\t: avx512f fma\n", False), ("Features\t: asimd\n", False), (None, False)])
+def test_bfloat16_is_used_where_a_cpu_has_instructions_for_it(monkeypatch, tmp_path, cpuinfo, has):
+    """The flags in /proc/cpuinfo count; where there is no such file, a CPU has none."""
+    monkeypatch.setattr(machine_module, "CPU_INFO", tmp_path / "cpuinfo")
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert machine_module.multiplies_bfloat16("cpu") == has
 
 
 def test_peak_memory_is_in_bytes():

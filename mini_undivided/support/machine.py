@@ -1,6 +1,8 @@
 """The machine that a run computes on: its device, its precision, and torchrun's processes."""
 
+import ctypes
 import os
+import platform
 import re
 import shutil
 import sys
@@ -15,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from mini_undivided.support import cpu
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.launcher import launcher
 
@@ -25,6 +26,7 @@ PEAK_FLOPS = {
     "H100": 989e12, "A100": 312e12,
     "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12,
     "RTX 5090": 210e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+CPU_INFO = Path("/proc/cpuinfo")
 QUICK_WIDTH = 128  # hidden size from which bfloat16 is quicker on a CPU with instructions for it
 
 
@@ -64,7 +66,7 @@ class Machine:
             dtype = "bfloat16" if worth_it and multiplies_bfloat16(device) else "float32"
 
         if device == "cpu":
-            cpu.keep_memory()
+            keep_memory()
         if device == "cuda":
             count = torch.cuda.device_count()
             if local_rank >= count:
@@ -255,11 +257,26 @@ class Machine:
             dist.destroy_process_group()
 
 
+def keep_memory():
+    """Tell glibc, if there is one, to keep freed blocks for the next step.
+
+    A training step frees and takes the same large blocks over and over; each time they are returned
+    to the system, the kernel has to map and clear every page again. No result depends on it.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        trim_threshold, mmap_max = -1, -4  # the names' numbers in malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
 def multiplies_bfloat16(device):
     """Whether "cpu", "cuda" or "mps" has instructions for products of bfloat16 matrices."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and cpu.multiplies_bfloat16()
+    if device != "cpu" or not CPU_INFO.exists():
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16)\b", CPU_INFO.read_text()) is not None
 
 
 def in_float64(x):
