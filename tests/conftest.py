@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
-    GREEK, LENGTHS, NOUNS, SIZES, SMALL, B, T, V, coloured_sentences, write_corpus, write_lines)
+    GREEK, LENGTHS, NOUNS, SIZES, SMALL, WORDS, B, T, V, coloured_sentences, write_corpus,
+    write_lines)
 
 from mini_undivided.corpus import open_corpus
 from mini_undivided.pretrain import train_step
@@ -123,9 +124,8 @@ def three(farm, tmp_path_factory):
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory):
     """A corpus with something to learn at once: a document says one of 13 words again and again."""
-    words = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole".split()
     rng = np.random.default_rng(0)
-    rows = [" ".join([words[rng.integers(13)]] * 61) for _ in range(160)]
+    rows = [" ".join([WORDS[rng.integers(13)]] * 61) for _ in range(160)]
     return write_corpus(tmp_path_factory.mktemp("text"), "zoo.jsonl", rows)
 
 
