@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -42,6 +43,7 @@ NAMES = [
     ("head.bias", "cls.predictions.bias"),
     ("pooler.", "bert.pooler.dense."),
     ("next.", "cls.seq_relationship.")]
+FFN = re.compile(r"encoder\.layer\.\d+\.(intermediate|output)\.")
 HEADS = ("cls.predictions.", "cls.seq_relationship.", "pooler.", "classifier.", "qa_outputs.")
 TABLES = ("embeddings.position_ids", "embeddings.token_type_ids")  # any model can compute them
 TIED = {
@@ -118,7 +120,7 @@ def match_tensors(model, tensors, source, cut):
     new = [head for head in HEADS if not any(n.startswith(head) for n in saved)]
     known = (*names, *TIED, *TABLES)
     surplus = [n for n in saved if n not in known and not n.startswith(HEADS)]
-    surplus = [n for n in surplus if not (cut and is_ffn(n))]
+    surplus = [n for n in surplus if not (cut and FFN.match(n))]
     if surplus:
         where = f"has no place in the model ({len(surplus)} in all)"
         raise UserError(f"{source}: the tensor {surplus[0]} {where}")
@@ -165,12 +167,6 @@ def check_numbers(source, tensors):
             raise UserError(f"{source}: the tensor {name} is sparse or has no data: save it dense")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{source}: the tensor {name} has a value that is NaN or infinite")
-
-
-def is_ffn(name):
-    """Whether a checkpoint's tensor belongs to a feed-forward sublayer."""
-    part = f"{name}...".split(".")[3] if name.startswith("encoder.layer.") else None
-    return part in ("intermediate", "output")
 
 
 def read_weights(folder):

@@ -71,20 +71,12 @@ def checksum(path):
 def remove_temporaries(folder):
     """Remove the temporary files that killed processes left in a folder."""
     for path in Path(folder).glob(".*.tmp"):
-        pid = path.name.split(".")[-2]
-        if not (pid.isdigit() and is_running(int(pid))):
+        try:
+            os.kill(int(path.name.split(".")[-2]), 0)  # no signal, but an error without a process
+        except (ProcessLookupError, OverflowError, ValueError):
             path.unlink(missing_ok=True)
-
-
-def is_running(pid):
-    """Whether there is another process of this number."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # somebody else's
-        return True
-    return pid != os.getpid()
+        except PermissionError:  # there is one, of somebody else
+            pass
 
 
 def check_writable(folder):

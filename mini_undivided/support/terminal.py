@@ -24,10 +24,9 @@ def progress_bar(hidden=False):
 
 def show(bar, progress, text):
     """Move the bar to a progress from 0 to 1, with a text behind it."""
-    if not bar.disable:
-        bar.n = progress
-        bar.set_postfix_str(text, refresh=False)
-        bar.update(0)
+    bar.n = progress
+    bar.set_postfix_str(text, refresh=False)
+    bar.update(0)
 
 
 @contextmanager
