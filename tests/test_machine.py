@@ -57,10 +57,14 @@ def machine(monkeypatch):
 def test_auto_is_cuda_or_the_cpu_and_what_is_asked_for_counts(machine, has, asked, device, dtype):
     """CUDA comes before the CPU; an Apple GPU, where nothing was measured, is used on request.
 
-    bfloat16 is chosen only if a GPU supports it, and not if it is emulated.
+    bfloat16 is chosen only if a GPU supports it, and not if it is emulated; Muon multiplies in it
+    there whatever was asked for.
     """
     machine(**has)
     chosen = Machine.start(*asked)
+    if chosen.on_gpu:
+        quick = torch.bfloat16 if has.get("bfloat16") else torch.float32
+        assert chosen.quick_dtype == quick
     assert (chosen.device, chosen.dtype) == (torch.device(device), dtype)
     assert (chosen.rank, chosen.world_size) == (0, 1)
 
@@ -116,14 +120,6 @@ def test_torch_compile_needs_triton_a_compiler_and_a_gpu_that_it_knows(
         monkeypatch.setenv(name, change.get(name, os.environ.get(name, "")))
     assert Machine(torch.device("cuda:0")).compiles == compiles
     assert not Machine(torch.device("cpu")).compiles
-
-
-@pytest.mark.parametrize("bfloat16", [True, False])
-def test_muon_multiplies_in_bfloat16_where_a_gpu_does(machine, bfloat16):
-    """Muon's products are in bfloat16 on GPUs that have it, and in float32 on those before 2020."""
-    machine(cuda=True, bfloat16=bfloat16)
-    quick = torch.bfloat16 if bfloat16 else torch.float32
-    assert Machine(torch.device("cuda:0")).quick_dtype == quick
 
 
 def test_autocast_is_of_the_dtype():
