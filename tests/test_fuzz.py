@@ -105,8 +105,9 @@ def make_files(folder, run):
 
     rows = [json.dumps({"text": f"Line {i} of the text.", "held_out": i}) for i in range(30)]
     text = "\n".join(rows).encode()
-    for name, pack in (("a.jsonl", bytes), ("a.txt.gz", gzip.compress), ("a.jsonl.xz", lzma.compress)):
-        (folder / "text" / name).write_bytes(pack(text))
+    packed = {"a.jsonl": text, "a.txt.gz": gzip.compress(text), "a.jsonl.xz": lzma.compress(text)}
+    for name, content in packed.items():
+        (folder / "text" / name).write_bytes(content)
     write_treebank(folder / "text", 3)
     write_lines(folder, "glue/a.tsv", "sentence\tlabel", *(f"red {i}\t1" for i in range(9)))
 
