@@ -12,6 +12,7 @@ opens a sequence, [SEP] ends each of its texts, and [MASK] hides a token.
 """
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,12 @@ from tokenizers import (
 
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import atomic, reading, write_json
-from mini_undivided.support.terminal import interruptibly, progress
+from mini_undivided.support.terminal import progress
 from mini_undivided.support.tokenizer_files import (
     AS_IT_IS,
     SPECIAL_TOKENS,
-    SavedTokenizer,
     find_vocabulary,
+    read_settings,
     read_vocabulary,
 )
 
@@ -108,7 +109,8 @@ def train_tokenizer(documents, vocab_size, cased=False):
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, min_frequency=2, limit_alphabet=0,
                                         special_tokens=first, show_progress=False)
     bar = progress(documents, desc="vocabulary", unit=" documents")
-    interruptibly(tokenizer.train_from_iterator, bar, trainer)
+    # In a thread: the library does not listen to Ctrl-C.
+    ThreadPoolExecutor(1).submit(tokenizer.train_from_iterator, bar, trainer).result()
     return finish(assemble(word_pieces(tokenizer.get_vocab()), cased), "the trained tokenizer")
 
 
@@ -140,21 +142,21 @@ def load_tokenizer(path, cased=False):
     path = find_vocabulary(path)
     if path.suffix == ".json" and cased:
         raise UserError(f"--cased is for a vocab.txt: {path} says itself what it does")
-    saved = SavedTokenizer.read(path)
+    as_it_is, settings, tokens = read_settings(path)
     with reading(path):
-        if saved.as_it_is:
+        if as_it_is:
             tokenizer = Tokenizer.from_file(str(path))
             tokenizer.no_padding()
             tokenizer.no_truncation()
         else:
-            lower, *others = (saved.settings.get(name) for name in (
+            lower, *others = (settings.get(name) for name in (
                 "do_lower_case", "strip_accents", "tokenize_chinese_chars"))
             cased = cased if lower is None else not lower
             tokenizer = assemble(word_pieces(read_vocabulary(path)), cased, *others)
         check_special(tokenizer, path)
-        tokenizer.add_tokens([AddedToken(**token) for token in saved.tokens])
-        bare = not saved.settings and tokenizer.post_processor is None  # it gets BERT's
-        given = form(tokenizer) if saved.as_it_is and not bare else None
+        tokenizer.add_tokens([AddedToken(**token) for token in tokens])
+        bare = not settings and tokenizer.post_processor is None  # it gets BERT's
+        given = form(tokenizer) if as_it_is and not bare else None
         finish(tokenizer, path)
         if given not in (None, form(tokenizer)):
             raise UserError(f"{path}: its post_processor does not put [CLS] and [SEP] as BERT does")

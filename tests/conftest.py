@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
-    GREEK, LENGTHS, NOUNS, SIZES, SMALL, B, T, V, coloured_sentences, write_corpus, write_lines)
+    GREEK, LENGTHS, NOUNS, SIZES, SMALL, WORDS, B, T, V, coloured_sentences, write_corpus,
+    write_lines)
 
 from mini_undivided.corpus import open_corpus
 from mini_undivided.pretrain import train_step
@@ -123,9 +124,8 @@ def three(farm, tmp_path_factory):
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory):
     """A corpus with something to learn at once: a document says one of 13 words again and again."""
-    words = "ant bee cat dog eel fox gnu hen ibis jay kiwi lynx mole".split()
     rng = np.random.default_rng(0)
-    rows = [" ".join([words[rng.integers(13)]] * 61) for _ in range(160)]
+    rows = [" ".join([WORDS[rng.integers(13)]] * 61) for _ in range(160)]
     return write_corpus(tmp_path_factory.mktemp("text"), "zoo.jsonl", rows)
 
 
@@ -151,31 +151,28 @@ def options(zoo, tmp_path):
 def glue_dir(tmp_path_factory):
     """SST-2, STS-B and MNLI in the official layout, small and learnable."""
     folder = tmp_path_factory.mktemp("glue")
+
+    def write(name, columns, rows):
+        lines = ("\t".join(map(str, row)) for row in (columns.split(), *rows))
+        write_lines(folder, f"{name}.tsv", *lines)
+
     for part, count in (("train", 211), ("dev", 53)):
         rows = coloured_sentences(count, seed=count)
-        write_lines(
-            folder, f"SST-2/{part}.tsv", "sentence\tlabel",
-            *(f"{text}\t{label}" for text, label in rows))
-        write_lines(
-            folder, f"STS-B/{part}.tsv", "sentence1\tsentence2\tscore",
-            *(f"{text}\tthe fox\t{4.5 if label else 0.5}" for text, label in rows))
-    write_lines(
-        folder, "SST-2/test.tsv", "index\tsentence",
-        *(f"{i}\t{text}" for i, (text, _) in enumerate(coloured_sentences(31))))
-    write_lines(
-        folder, "STS-B/test.tsv", "index\tsentence1\tsentence2", "0\tred .\tthe fox",
-        "1\tblue .\tthe fox")
-    rows = [
-        f"{text}\tthe fox\t{('contradiction', 'entailment')[label]}"
-        for text, label in coloured_sentences(41)]
-    write_lines(folder, "MNLI/train.tsv", "sentence1\tsentence2\tgold_label", *rows)
+        write(f"SST-2/{part}", "sentence label", rows)
+        write(f"STS-B/{part}", "sentence1 sentence2 score",
+              ((text, "the fox", 4.5 if label else 0.5) for text, label in rows))
+    write("SST-2/test", "index sentence",
+          ((i, text) for i, (text, _) in enumerate(coloured_sentences(31))))
+    write("STS-B/test", "index sentence1 sentence2",
+          ((0, "red .", "the fox"), (1, "blue .", "the fox")))
+    rows = [(text, "the fox", ("contradiction", "entailment")[label])
+            for text, label in coloured_sentences(41)]
+    write("MNLI/train", "sentence1 sentence2 gold_label", rows)
+    filler = [f"c{i}" for i in range(13)]
     for variant, count in (("matched", 7), ("mismatched", 5)):
-        header = "\t".join([f"c{i}" for i in range(13)] + ["sentence1", "sentence2", "gold_label"])
-        filler = "\t".join(["-"] * 13)
-        write_lines(
-            folder, f"MNLI/dev_{variant}.tsv", header,
-            *(f"{filler}\t{row}" for row in rows[:count]))
-        tests = (f"{i}\t{row.rsplit(chr(9), 1)[0]}" for i, row in enumerate(rows[:count]))
-        write_lines(folder, f"MNLI/test_{variant}.tsv", "index\tsentence1\tsentence2", *tests)
-    write_lines(folder, "AX/diagnostic.tsv", "index\tsentence1\tsentence2", "0\tred .\tthe fox")
+        write(f"MNLI/dev_{variant}", " ".join([*filler, "sentence1", "sentence2", "gold_label"]),
+              ((*filler, *row) for row in rows[:count]))
+        write(f"MNLI/test_{variant}", "index sentence1 sentence2",
+              ((i, *row[:2]) for i, row in enumerate(rows[:count])))
+    write("AX/diagnostic", "index sentence1 sentence2", [(0, "red .", "the fox")])
     return folder

@@ -7,10 +7,8 @@ from mini_undivided.support.errors import UserError
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"num_attention_heads": 5}, "5 heads do not divide the hidden size 36"),
     ({"num_attention_heads": 0}, "num_attention_heads"),
     ({"num_hidden_layers": 0}, "num_hidden_layers"), ({"vocab_size": -1}, "vocab_size"),
-    ({"ffn_layers": [0, L]}, f"layer {L} is out of range.*0 to {L - 1}"),
     ({"ffn_layers": [-1]}, "layer -1 is out of range")])
 def test_sizes_that_do_not_fit_are_errors(change, said):
     """Sizes that do not fit together are an error that says which."""

@@ -10,7 +10,7 @@ from helpers import names
 
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
-    atomic, cache_dir, is_whole, read_json, sealed, write_json)
+    atomic, cache_dir, check_writable, is_whole, read_json, sealed, write_json)
 from mini_undivided.support.options import AnalyzeOptions, FinetuneOptions, PretrainOptions, kind
 from mini_undivided.support.terminal import progress, progress_bar, show
 
@@ -81,20 +81,18 @@ def test_a_kill_between_checksum_and_file_leaves_either_whole(tmp_path, monkeypa
 
 
 def test_json_comes_back(tmp_path):
-    """What was written as JSON comes back the same, and letters stay readable."""
-    value = {"name": "café", "sizes": [1, 2.5, None, True]}
-    write_json(tmp_path / "a.json", value)
-    assert read_json(tmp_path / "a.json") == value
-    assert "café" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    """What was written as JSON comes back the same, and letters stay readable.
 
-
-def test_half_a_surrogate_pair_is_an_error_that_names_the_file(tmp_path):
-    """Text that could be neither written nor printed is refused, whole pairs are not."""
+    Half a surrogate pair, which could be neither written nor printed, is an error.
+    """
     path = tmp_path / "a.json"
+    value = {"name": "café", "sizes": [1, 2.5, None, True]}
+    write_json(path, value)
+    assert read_json(path) == value and "café" in path.read_text(encoding="utf-8")
     path.write_text('{"out": "\\ud83d\\ude00"}')
     assert read_json(path) == {"out": "\U0001f600"}
     path.write_text('{"out": "\\uD83D"}')
-    with pytest.raises(UserError, match=f"{path} cannot be read: .*surrogates"):
+    with pytest.raises(UserError, match=f"{path} cannot be read as JSON: .*surrogates"):
         read_json(path)
 
 
@@ -131,6 +129,14 @@ def test_without_a_home_the_cache_has_to_be_named(tmp_path, monkeypatch):
         cache_dir()
     monkeypatch.setenv("MINI_UNDIVIDED_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
+
+
+def test_a_folder_without_permission_is_said_before_the_work(tmp_path, monkeypatch):
+    """A folder that is not there yet counts as the one that it would be in."""
+    check_writable(tmp_path / "new" / "run")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="no permission to write in"):
+        check_writable(tmp_path / "new" / "run")
 
 
 @pytest.mark.parametrize(("options", "given"), [
@@ -170,14 +176,20 @@ def test_bars_are_for_terminals(monkeypatch, capsys, is_terminal):
     assert is_terminal or captured.err == ""
 
 
-@pytest.mark.parametrize(("end", "said"), [
-    (">&-", ""), ("2>&-", ""), (">/dev/full", "<stdout> cannot be written: No space left")])
-def test_output_that_nobody_takes_costs_no_work(end, said):
-    """With stdout or stderr closed, or on a full disk, a program goes on to its end."""
+@pytest.mark.parametrize(("end", "stdout", "stderr"), [
+    (">&-", "", ""), ("2>&-", "?", ""), ("| head -c 1", "?", ""),
+    (">/dev/full", "", "<stdout> cannot be written: No space left")])
+def test_output_that_nobody_takes_costs_no_work(end, stdout, stderr):
+    """With stdout or stderr closed, a reader gone, or a full disk, a program goes on to its end.
+
+    Where a letter cannot be shown a question mark stands.
+    """
     code = ("from mini_undivided.support.errors import command_line\n"
-            "with command_line():\n    print('x' * 99999)\n    import sys\n"
+            "with command_line():\n    print('×' * 99999)\n    import sys\n"
             "    print('warning', file=sys.stderr)\n    sys.exit(7)")
-    done = subprocess.run(["bash", "-c", f'"$0" -c "$1" {end}', sys.executable, code],
-                          capture_output=True, text=True)
-    assert done.returncode == 7 and said in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$0" -c "$1" {end}', sys.executable, code],
+        capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 7 and done.stdout[:1] == stdout
+    assert stderr in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.count("\n") <= 2

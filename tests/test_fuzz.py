@@ -6,9 +6,7 @@
 import gzip
 import json
 import lzma
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,130 +74,107 @@ def mutate_json(content, rng):
     return json.dumps(value).encode()
 
 
-@pytest.fixture
-def run(tmp_path, three):
-    """A run directory, and more files of each kind that somebody else may have written."""
-    folder = tmp_path / "run"
-    shutil.copytree(three / "full", folder)
+def make_files(folder, run):
+    """Write files of each kind that somebody else may have written, those of a run among them."""
     scores = {"accuracy": {"mean": 0.5, "std": None, "values": [0.5]}}
-    write_json(folder / "rte.json", {"task": "rte", "name": "RTE", "from_scratch": False,
-                                     "scores": scores, "majority": {"accuracy": 0.5}})
-    tensors = read_weights(folder)
-    torch.save({"model": tensors}, folder / "pytorch_model.bin")
-    write_json(folder / "index.json", {"weight_map": {name: "part.bin" for name in tensors}})
-    words = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    (folder / "vocab.txt").write_text("\n".join(sorted(words, key=words.get)) + "\n")
+    result = {"task": "rte", "name": "RTE", "from_scratch": False, "scores": scores,
+              "majority": {"accuracy": 0.5}}
+    shutil.copytree(run, folder / "run")
+    for name in ("glue", "pickle", "shards", "words", "maps", "text"):
+        (folder / name).mkdir()
+    (folder / "run/glue").mkdir()
+    write_json(folder / "run/glue/rte.json", result)
+
+    tensors = read_weights(run)
+    for name in ("pickle/pytorch_model.bin", "shards/part.bin"):
+        shutil.copy(run / "config.json", (folder / name).parent)
+        torch.save(tensors, folder / name)
+    write_json(folder / "shards/pytorch_model.bin.index.json",
+               {"weight_map": dict.fromkeys(tensors, "part.bin")})
+
+    for name in ("tokenizer.json", "config.json"):
+        shutil.copy(run / name, folder / "maps")
+    words = json.loads((run / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "words/vocab.txt").write_text("\n".join(sorted(words, key=words.get)) + "\n")
     token = {"content": "[MASK]", "lstrip": True, "rstrip": False, "special": True}
-    write_json(folder / "settings.json", {
+    write_json(folder / "words/tokenizer_config.json", {
         "do_lower_case": True, "strip_accents": None, "mask_token": "[MASK]",
         "added_tokens_decoder": {"4": token}, "extra_special_tokens": ["[E1]"]})
-    write_json(folder / "map.json", {"mask_token": token, "bos_token": "[E0]"})
-    write_json(folder / "added.json", {"[E1]": len(words)})
+    write_json(folder / "maps/special_tokens_map.json", {"mask_token": token, "bos_token": "[E0]"})
+    write_json(folder / "maps/added_tokens.json", {"[E1]": len(words)})
+
     rows = [json.dumps({"text": f"Line {i} of the text.", "held_out": i}) for i in range(30)]
-    (folder / "text.jsonl").write_text("\n".join(rows))
-    (folder / "text.txt.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
-    (folder / "text.jsonl.xz").write_bytes(lzma.compress("\n".join(rows).encode()))
-    write_treebank(folder, 3)
-    write_lines(folder, "rows.tsv", "sentence\tlabel", *(f"red {i}\t1" for i in range(9)))
-    return folder
+    text = "\n".join(rows).encode()
+    packed = {"a.jsonl": text, "a.txt.gz": gzip.compress(text), "a.jsonl.xz": lzma.compress(text)}
+    for name, content in packed.items():
+        (folder / "text" / name).write_bytes(content)
+    write_treebank(folder / "text", 3)
+    write_lines(folder, "glue/a.tsv", "sentence\tlabel", *(f"red {i}\t1" for i in range(9)))
 
 
-def load_model(folder):
-    """Open the weights."""
-    MaskedLM.from_pretrained(folder)
+def read_tokenizer(path):
+    """Open the tokenizer of a file's folder and use it."""
+    load_tokenizer(path.parent).encode("The cat [MASK] the dog.")
 
 
-def load_pickle(folder):
-    """Open pytorch_model.bin."""
-    (folder / "model.safetensors").unlink()
-    MaskedLM.from_pretrained(folder)
-
-
-def load_shards(folder):
-    """Open pytorch_model.bin through an index."""
-    (folder / "pytorch_model.bin").rename(folder / "part.bin")
-    (folder / "index.json").rename(folder / "pytorch_model.bin.index.json")
-    load_pickle(folder)
-
-
-def load_words(folder):
-    """Open vocab.txt with settings beside it."""
-    (folder / "tokenizer.json").unlink()
-    (folder / "settings.json").rename(folder / "tokenizer_config.json")
-    load_tokenizer(folder).encode("The cat [MASK] the dog.")
-
-
-def load_maps(folder):
-    """Open tokenizer.json anew from its vocabulary, with the older files of tokens beside it."""
-    (folder / "tokenizer_config.json").unlink()
-    (folder / "map.json").rename(folder / "special_tokens_map.json")
-    (folder / "added.json").rename(folder / "added_tokens.json")
-    load_tokenizer(folder).encode("The cat [MASK] the dog.")
-
-
-def load_record(folder):
-    """Read what a report and --resume say of a run."""
-    load_results(folder)
-    resume_options({"out": str(folder)})
-
-
-def load_results(folder):
-    """Read what a report says of a run."""
-    (folder / "glue").mkdir()
-    shutil.copy(folder / "rte.json", folder / "glue")
-    rows = make_results(Run(folder, "run").facts())
+def read_results(path):
+    """Read what a report says of the run in "run"."""
+    rows = make_results(Run(path.parents[path.parent.name == "glue"], "run").facts())
     tables.runs_table(rows), tables.glue_table(rows), tables.cost_sentence(rows, "run", "run")
 
 
-def load_text(name):
-    """A function that reads all of a corpus file."""
-    return lambda folder: list(open_corpus(str(folder / name)).pieces())
+def read_record(path):
+    """Read what a report and --resume say of a run."""
+    read_results(path)
+    resume_options({"out": str(path.parent)})
+
+
+def read_model(path):
+    """Open the weights of a file's folder."""
+    MaskedLM.from_pretrained(path.parent)
+
+
+def read_text(path):
+    """Read all of a corpus file."""
+    list(open_corpus(str(path)).pieces())
 
 
 KINDS = {
-    "config.json": (mutate_json, load_model),
-    "model.safetensors": (mutate_bytes, load_model),
-    "pytorch_model.bin": (mutate_bytes, load_pickle),
-    "index.json": (mutate_json, load_shards),
-    "tokenizer.json": (
-        mutate_json, lambda folder: load_tokenizer(folder).encode("The cat [MASK] the dog.")),
-    "settings.json": (mutate_json, load_words),
-    "vocab.txt": (mutate_bytes, load_words),
-    "map.json": (mutate_json, load_maps),
-    "added.json": (mutate_json, load_maps),
-    "train.json": (mutate_json, load_record),
-    "log.jsonl": (mutate_bytes, run_directory.read_log),
-    "rte.json": (mutate_json, load_results),
-    "rows.tsv": (mutate_bytes, lambda folder: read_split(
-        folder / "rows.tsv", GLUE["sst2"], labelled=True)),
-    "xx-ud-dev.conllu": (mutate_bytes, read_treebank),
-    "text.txt.gz": (mutate_bytes, load_text("text.txt.gz")),
-    "text.jsonl.xz": (mutate_bytes, load_text("text.jsonl.xz")),
-    "text.jsonl": (mutate_bytes, load_text("text.jsonl"))}
+    "run/config.json": (mutate_json, read_model),
+    "run/model.safetensors": (mutate_bytes, read_model),
+    "pickle/pytorch_model.bin": (mutate_bytes, read_model),
+    "shards/pytorch_model.bin.index.json": (mutate_json, read_model),
+    "run/tokenizer.json": (mutate_json, read_tokenizer),
+    "words/tokenizer_config.json": (mutate_json, read_tokenizer),
+    "words/vocab.txt": (mutate_bytes, read_tokenizer),
+    "maps/special_tokens_map.json": (mutate_json, read_tokenizer),
+    "maps/added_tokens.json": (mutate_json, read_tokenizer),
+    "run/train.json": (mutate_json, read_record),
+    "run/log.jsonl": (mutate_bytes, lambda path: run_directory.read_log(path.parent)),
+    "run/glue/rte.json": (mutate_json, read_results),
+    "glue/a.tsv": (mutate_bytes, lambda path: read_split(path, GLUE["sst2"], labelled=True)),
+    "text/xx-ud-dev.conllu": (mutate_bytes, lambda path: read_treebank(path.parent)),
+    "text/a.txt.gz": (mutate_bytes, read_text),
+    "text/a.jsonl.xz": (mutate_bytes, read_text),
+    "text/a.jsonl": (mutate_bytes, read_text)}
 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.filterwarnings("ignore")
-def test_a_damaged_file_loads_or_is_an_error(run, name, request, tmp_path):
+def test_a_damaged_file_loads_or_is_an_error(three, name, request, tmp_path):
     """A mutated file of any kind is opened, or refused by a UserError; nothing else happens."""
-    mutate, load = KINDS[name]
-    whole = (run / name).read_bytes()
-    load(shutil.copytree(run, tmp_path / "whole"))  # undamaged, it loads
-    refused = 0
+    make_files(tmp_path, three / "full")
+    (mutate, read), path = KINDS[name], tmp_path / name
+    whole, refused = path.read_bytes(), 0
+    read(path)  # undamaged, it loads
     for seed in range(request.config.getoption("--fuzz")):
-        folder = tmp_path / "copy"
-        shutil.copytree(run, folder, copy_function=os.link)
         content = mutate(whole, np.random.default_rng(seed))
-        (folder / name).unlink()
-        (folder / name).write_bytes(content)
+        path.write_bytes(content)
         try:
-            load(folder)
+            read(path)
         except UserError as error:
             assert "\n" not in str(error) and len(str(error)) < 600, (seed, str(error))
             refused += 1
-        except Exception as error:
-            kept = tmp_path / f"damaged-{seed}-{Path(name).name}"
-            kept.write_bytes(content)
-            raise AssertionError(f"seed {seed}, kept as {kept}: {error!r}") from error
-        shutil.rmtree(folder)
+        except Exception as error:  # pytest keeps the damaged file
+            raise AssertionError(f"seed {seed}, {path}: {error!r}") from error
     assert refused > 0

@@ -73,7 +73,7 @@ TEXT, PAIR = "sentence\tlabel", "sentence1\tsentence2\tscore"
     ("sst2", ["phrase\tlabel", "red\t1"],
      ' has no column "sentence"; its columns are phrase, label'),
     ("sst2", [TEXT], " holds no examples"),
-    ("sst2", [TEXT, "red\t1", "r\udce9d\t1"], ", line 3, is not UTF-8"),
+    ("sst2", [TEXT, "red\t1", "r\udce9d\t1"], " is not UTF-8 in line 3"),
     ("stsb", [PAIR, "a\tb\thigh"], ', line 2: the label "high" is not a number'),
     ("stsb", [PAIR, "a\tb\tnan"], ', line 2: the label "nan" is not a number')])
 def test_broken_files_are_named_with_their_line(key, lines, sentence, tmp_path):

@@ -4,7 +4,6 @@
 """
 
 import errno
-import io
 import os
 import shutil
 import signal
@@ -19,8 +18,6 @@ import pytest
 import torch
 from helpers import ROOT, losses, small_run, train_options
 
-import train as train_script
-from mini_undivided.report.training import train
 from mini_undivided.run import pretrain
 from mini_undivided.support import files, run_directory
 from mini_undivided.support.checkpoint import read_weights
@@ -175,37 +172,3 @@ def test_ctrl_c_before_training_begins(tale, tmp_path, module):
     _, stderr = process.communicate()
     assert process.returncode == 130 and "Traceback" not in stderr, stderr
     assert stderr.splitlines()[-1] == "interrupted" and not list(tmp_path.rglob(".*.tmp"))
-
-
-def test_a_closed_pipe_costs_no_work(tale, tmp_path):
-    """`train.py … | head -1`: the run goes on to its end in silence."""
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, small_run(tale, tmp_path / "run"))]
-    script = 'set -o pipefail; "$@" | head -1'
-    done = subprocess.run(["bash", "-c", script, "bash", *command], capture_output=True, text=True)
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    assert done.stdout.startswith("corpus") and done.stdout.count("\n") == 1
-    assert read_json(tmp_path / "run" / "train.json")["status"] == "finished"
-
-
-def test_a_terminal_without_unicode_costs_no_work(tale, tmp_path, monkeypatch):
-    """Where "×" cannot be shown a question mark stands."""
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    arguments = small_run(tale, tmp_path / "run", "--steps", 1)
-    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-    monkeypatch.setattr(sys, "stdout", terminal)
-    with pytest.raises(SystemExit) as ended:
-        train_script.main()
-    terminal.flush()
-    assert ended.value.code == 0
-    shown = b" ".join(terminal.buffer.getvalue().split())  # lines are wrapped
-    assert b"at once ? 1 accumulated ? 1 process" in shown
-
-
-def test_places_that_cannot_be_written_are_said_before_the_work(tale, tmp_path, monkeypatch):
-    """A file where a folder should be, or a folder without permission: an error at the start."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to .*: .*file is a file"):
-        train(train_options(*small_run(tale, tmp_path / "file" / "run")))
-    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
-    with pytest.raises(UserError, match="no permission to write in"):
-        files.check_writable(tmp_path / "new" / "run")

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -42,12 +43,10 @@ NAMES = [
     ("head.bias", "cls.predictions.bias"),
     ("pooler.", "bert.pooler.dense."),
     ("next.", "cls.seq_relationship.")]
+FFN = re.compile(r"encoder\.layer\.\d+\.(intermediate|output)\.")
 HEADS = ("cls.predictions.", "cls.seq_relationship.", "pooler.", "classifier.", "qa_outputs.")
-WRAPPERS = ("model", "state_dict", "model_state_dict")  # under which trainers save the weights
-# Copies of other tensors, or tables that any model can compute: nothing is lost without them.
-COPIES = {
-    "embeddings.position_ids": None,
-    "embeddings.token_type_ids": None,
+TABLES = ("embeddings.position_ids", "embeddings.token_type_ids")  # any model can compute them
+TIED = {
     "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias"}
 
@@ -111,49 +110,37 @@ def plain_name(name):
     return name.replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def plain_names(tensors):
-    """A checkpoint's tensors by their plain names.
-
-    What stands before all of them ("module." of DDP, "_orig_mod." of torch.compile) is what stands
-    before the name of the word vectors, without "bert.".
-    """
-    words = "embeddings.word_embeddings.weight"
-    outer = next((name.removesuffix(words) for name in tensors if name.endswith(words)), "")
-    outer = outer.removesuffix("bert.")
-    return {plain_name(name.removeprefix(outer)): tensor for name, tensor in tensors.items()}
-
-
 def match_tensors(model, tensors, source, cut):
     """A checkpoint's tensors by the model's names, checked; `cut` allows FFNs that it lacks."""
-    saved = plain_names(tensors)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    names = {plain_name(hugging_face_name(name)): name for name in shapes}
+    saved = {plain_name(name): tensor for name, tensor in tensors.items()}
     if len(saved) < len(tensors):
         raise UserError(f"{source} holds a tensor twice, under two forms of its name")
-    for name, original in COPIES.items():
-        copy = saved.pop(name, None)
-        if copy is None or original is None:
-            continue
-        check_numbers(source, {name: copy, original: saved.setdefault(original, copy)})
-        if not torch.equal(copy, saved[original]):
-            raise UserError(f"{source}: {name} is not tied to {original}; "
-                            "only models with tied embeddings can be opened")
-    names = {plain_name(hugging_face_name(name)): name for name in model.state_dict()}
-    absent = [head for head in HEADS if not any(n.startswith(head) for n in saved)]
-    missing = [n for n in names if n not in saved and not n.startswith(tuple(absent))]
-    surplus = [n for n in saved if n not in names and not n.startswith(HEADS)]
-    surplus = [n for n in surplus if not (cut and is_ffn(n))]
-    if missing:
-        raise UserError(f"{source}: the tensor {missing[0]} is missing ({len(missing)} in all)")
+    new = [head for head in HEADS if not any(n.startswith(head) for n in saved)]
+    known = (*names, *TIED, *TABLES)
+    surplus = [n for n in saved if n not in known and not n.startswith(HEADS)]
+    surplus = [n for n in surplus if not (cut and FFN.match(n))]
     if surplus:
         where = f"has no place in the model ({len(surplus)} in all)"
         raise UserError(f"{source}: the tensor {surplus[0]} {where}")
-    check_numbers(source, {n: saved[n] for n in names if n in saved})
-    shapes = model.state_dict()
-    matched = {name: saved[n] for n, name in names.items() if n in saved}
+    saved = {n: tensor for n, tensor in saved.items() if n in names or n in TIED}
+    check_numbers(source, saved)
+    for copy, original in TIED.items():
+        if copy in saved and not torch.equal(saved[copy], saved.setdefault(original, saved[copy])):
+            raise UserError(f"{source}: {copy} is not tied to {original}; "
+                            "only models with tied embeddings can be opened")
+    missing = [n for n in names if n not in saved and not n.startswith(tuple(new))]
+    if missing:
+        raise UserError(f"{source}: the tensor {missing[0]} is missing ({len(missing)} in all)")
+    matched = {}
     for n, name in names.items():
-        if n in saved and saved[n].shape != shapes[name].shape:
-            both = f"{tuple(saved[n].shape)} but the model's is {tuple(shapes[name].shape)}"
+        if n in saved and saved[n].shape != shapes[name]:
+            both = f"{tuple(saved[n].shape)} but the model's is {tuple(shapes[name])}"
             raise UserError(f"{source}: the tensor {n} has the shape {both}")
-    new = [head.rstrip(".") for head in absent if any(n.startswith(head) for n in names)]
+        if n in saved:
+            matched[name] = saved[n]
+    new = [head.rstrip(".") for head in new if any(n.startswith(head) for n in names)]
     if new:
         log.warning("%s has no weights for %s: newly initialised.", source, " and ".join(new))
     return matched
@@ -161,8 +148,8 @@ def match_tensors(model, tensors, source, cut):
 
 def read_pooler(folder, config):
     """The weights of a checkpoint's pooler, {"weight", "bias"}, or None if it has none."""
-    named = plain_names(read_weights(folder))
-    pooler = {kind: named.get(f"pooler.dense.{kind}") for kind in ("weight", "bias")}
+    saved = {plain_name(name): tensor for name, tensor in read_weights(folder).items()}
+    pooler = {kind: saved.get(f"pooler.dense.{kind}") for kind in ("weight", "bias")}
     if any(tensor is None for tensor in pooler.values()):
         return None
     check_numbers(folder, pooler)
@@ -180,12 +167,6 @@ def check_numbers(source, tensors):
             raise UserError(f"{source}: the tensor {name} is sparse or has no data: save it dense")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{source}: the tensor {name} has a value that is NaN or infinite")
-
-
-def is_ffn(name):
-    """Whether a checkpoint's tensor belongs to a feed-forward sublayer."""
-    part = f"{name}...".split(".")[3] if name.startswith("encoder.layer.") else None
-    return part in ("intermediate", "output")
 
 
 def read_weights(folder):
@@ -223,9 +204,6 @@ def read_pickle(path):
     except pickle.UnpicklingError:  # its text advises to load it without this safety
         content = "something else than tensors"
         raise UserError(f"{path} holds {content}: it was not opened") from None
-    for name in WRAPPERS:
-        if isinstance(tensors, dict) and isinstance(tensors.get(name), dict):
-            tensors = tensors[name]
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise UserError(f"{path} holds no tensors by name")
     return tensors

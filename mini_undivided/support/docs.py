@@ -71,20 +71,20 @@ def separate(texts, is_held_out):
     row.
     """
     seen, kept = set(), {}
-    for out in (False, True):  # the training texts first: what they have, no held-out text keeps
-        for number, text in enumerate(texts):
-            if is_held_out(number) == out:
-                kept[number] = [[s for s in split_sentences(paragraph) if is_new(s, seen)]
-                                for paragraph in text.split("\n\n")]
+    # The training texts first (False < True): what they have, no held-out text keeps.
+    for number in sorted(range(len(texts)), key=is_held_out):
+        kept[number] = [[s for s in split_sentences(paragraph) if is_new(s, seen)]
+                        for paragraph in texts[number].split("\n\n")]
     training = [number for number in kept if not is_held_out(number)]
+    held_out = kept.keys() - training
     shared = None
     while shared != set():  # a gap brings words together that were apart
-        held_out, shared = set(), set()
-        for number in kept.keys() - training:
-            held_out.update(word_runs(locate_words(kept[number])[0]))
+        runs, shared = set(), set()
+        for number in held_out:
+            runs.update(word_runs(locate_words(kept[number])[0]))
         for number in training:
-            shared.update(held_out.intersection(word_runs(locate_words(kept[number])[0])))
-        for number in kept.keys() - training:
+            shared.update(runs.intersection(word_runs(locate_words(kept[number])[0])))
+        for number in held_out:
             words, origins = locate_words(kept[number])
             touched = set()
             for start, run in enumerate(word_runs(words)):

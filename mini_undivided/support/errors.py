@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from contextlib import contextmanager
+from functools import partial
 
 from mini_undivided.support.launcher import launcher
 
@@ -39,17 +40,13 @@ def command_line():
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except UserError as error:
-        fail(error)
-    except OSError as error:
-        if error.filename is None:
+    except Exception as error:
+        sentence = sentence_of(error)
+        if sentence is None:
             raise
-        fail(visible(f"{error.filename}: {error.strerror}"))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        fail("out of memory: a smaller model or smaller batches need less (train.py "
-             "--micro-batch, finetune.py --batch-size)")
+        if is_first_process():
+            print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.stdout.flush()
         print("interrupted", file=sys.stderr, flush=True)
@@ -61,17 +58,18 @@ def command_line():
             setattr(sys, name, stream)
 
 
-def is_out_of_memory(error):
-    """Whether an error says so: PyTorch's for a GPU, its plain RuntimeError for a CPU, Python's."""
-    gpu = type(error).__name__ == "OutOfMemoryError"  # an import of PyTorch would delay --help
-    return gpu or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def fail(sentence):
-    """Print one sentence on stderr, in the first process only, and exit with status 2."""
-    if is_first_process():
-        print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(2)
+def sentence_of(error):
+    """What a user needs to know of an error, or None if only the traceback says it."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return visible(f"{error.filename}: {error.strerror}")
+    # PyTorch's for a GPU, by its name: an import would delay --help; its plain one for a CPU.
+    gpu, cpu = type(error).__name__ == "OutOfMemoryError", "DefaultCPUAllocator" in str(error)
+    if gpu or cpu or isinstance(error, MemoryError):
+        return ("out of memory: a smaller model or smaller batches need less (train.py "
+                "--micro-batch, finetune.py --batch-size)")
+    return None
 
 
 def is_first_process():
@@ -86,15 +84,8 @@ class Patient:
         self.stream = stream
 
     def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-    def write(self, text):
-        """Write a text, or nothing."""
-        return self.patiently(self.stream.write, text)
-
-    def flush(self):
-        """Flush what was written."""
-        return self.patiently(self.stream.flush)
+        attribute = getattr(self.stream, name)
+        return partial(self.patiently, attribute) if name in ("write", "flush") else attribute
 
     def patiently(self, method, *arguments):
         """Call a method; after an error, as of a broken pipe, all goes to the null device."""

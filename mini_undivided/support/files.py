@@ -71,20 +71,12 @@ def checksum(path):
 def remove_temporaries(folder):
     """Remove the temporary files that killed processes left in a folder."""
     for path in Path(folder).glob(".*.tmp"):
-        pid = path.name.split(".")[-2]
-        if not (pid.isdigit() and is_running(int(pid))):
+        try:
+            os.kill(int(path.name.split(".")[-2]), 0)  # no signal, but an error without a process
+        except (ProcessLookupError, OverflowError, ValueError):
             path.unlink(missing_ok=True)
-
-
-def is_running(pid):
-    """Whether there is another process of this number."""
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # somebody else's
-        return True
-    return pid != os.getpid()
+        except PermissionError:  # there is one, of somebody else
+            pass
 
 
 def check_writable(folder):
@@ -137,26 +129,22 @@ def refuse_pointer(path):
                 raise UserError(f"{path} is a pointer of git-lfs: get the file with `git lfs pull`")
 
 
-def parse_json(text):
-    """The value of a JSON text. Raises ValueError for what is not JSON, as NaN and Infinity."""
-
-    def refuse(name):
-        raise ValueError(f"{name} is no JSON number")
-
-    try:
-        value = json.loads(text, parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if "\\ud" in text.lower():  # half a surrogate pair is no text: nothing could write or print it
-        json.dumps(value, ensure_ascii=False).encode()
-    return value
-
-
 def read_json(path, form=dict):
     """Read a JSON file of a form (see `check_form`). UserError, with its name, if it is another."""
     with reading(path):
-        value = parse_json(Path(path).read_text(encoding="utf-8"))
-    check_form(value, form, path)
+        text = Path(path).read_text(encoding="utf-8")
+    return parse_json(text, form, path)
+
+
+def parse_json(text, form, source):
+    """The value of a JSON text of a form. UserError, which names its source, if it is another."""
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half a surrogate pair: nothing could write or print it
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source} cannot be read as JSON: {error}") from None
+    check_form(value, form, source)
     return value
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import atomic, refuse_pointer, write_text
+from mini_undivided.support.files import atomic, write_text
 from mini_undivided.support.tasks import BUILT_IN, GLUE, TASKS, Split
+from mini_undivided.support.text_files import check_utf8, open_text
 
 # The GLUE server's names: (task, split) → file.
 SUBMISSION = {(key, "test"): task.name for key, task in GLUE.items() if key != "mnli"} | {
@@ -34,23 +35,19 @@ def read_tsv(path, columns=None, broken=0):
     and line.
     """
     skipped = 0
-    refuse_pointer(path)
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                cells = text.rstrip("\r\n").split("\t")
-                if columns is None:
-                    columns = cells
-                elif len(cells) == len(columns):
-                    yield number, dict(zip(columns, cells, strict=True))
-                elif skipped < broken:
-                    skipped += 1
-                else:
-                    wanted = f"there should be {len(columns)}"
-                    raise UserError(f"{path}, line {number}: {len(cells)} columns, but {wanted}")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number}, is not UTF-8 ({error})") from None
+    with open_text(path, newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            check_utf8(path, number, line)
+            cells = line.rstrip("\r\n").split("\t")
+            if columns is None:
+                columns = cells
+            elif len(cells) == len(columns):
+                yield number, dict(zip(columns, cells, strict=True))
+            elif skipped < broken:
+                skipped += 1
+            else:
+                wanted = f"there should be {len(columns)}"
+                raise UserError(f"{path}, line {number}: {len(cells)} columns, but {wanted}")
     if skipped:
         print(f"{path}: {skipped} broken rows left out")
 
@@ -156,18 +153,15 @@ def make_docs_task(key, documents):
 
 def read_ax(data_dir):
     """The diagnostic examples for MNLI's model; None, and a line that says so, if absent."""
-    if data_dir:
-        path = Path(data_dir) / "AX" / "diagnostic.tsv"
-        if path.exists():
-            return read_split(path, GLUE["mnli"], labelled=False)
-        print(f"AX is left out of the predictions: {path} does not exist")
-        return None
     try:
+        if data_dir:
+            path = Path(data_dir) / "AX" / "diagnostic.tsv"
+            return read_split(path, GLUE["mnli"], labelled=False)
         rows = download("ax", "test")
-    except UserError as error:
+        return Split(list(zip(rows["premise"], rows["hypothesis"], strict=True)), None)
+    except (UserError, FileNotFoundError) as error:
         print(f"AX is left out of the predictions: {error}")
         return None
-    return Split(list(zip(rows["premise"], rows["hypothesis"], strict=True)), None)
 
 
 def write_predictions(out, key, task, predict, data_dir):

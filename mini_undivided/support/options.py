@@ -381,13 +381,9 @@ def train_options(typed):
         changes["ffn_layers"] = []
     if "ffn_every" in typed:
         layers = changes.get("layers", PRESETS[preset]["layers"])
-        changes["ffn_layers"] = every_kth(layers, typed["ffn_every"])
+        last_first = range(layers - 1, -1, -typed["ffn_every"])  # 12 layers, 4: 11, 7, 3
+        changes["ffn_layers"] = sorted(last_first)
     return PretrainOptions.preset(preset, **changes)
-
-
-def every_kth(layers, k):
-    """The layers with an FFN for --ffn-every K, the last being one: 12, 4 → [3, 7, 11]."""
-    return list(range(layers - 1, -1, -k))[::-1]
 
 
 def resume_options(typed):

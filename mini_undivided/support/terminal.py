@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -25,10 +24,9 @@ def progress_bar(hidden=False):
 
 def show(bar, progress, text):
     """Move the bar to a progress from 0 to 1, with a text behind it."""
-    if not bar.disable:
-        bar.n = progress
-        bar.set_postfix_str(text, refresh=False)
-        bar.update(0)
+    bar.n = progress
+    bar.set_postfix_str(text, refresh=False)
+    bar.update(0)
 
 
 @contextmanager
@@ -50,25 +48,3 @@ def catch_signals():
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-
-
-def interruptibly(function, *arguments):
-    """Call a function of a library that does not listen to Ctrl-C → its result.
-
-    It works in a thread that ends with the program, so that the main one can be interrupted.
-    """
-    outcome = {}
-
-    def work():
-        try:
-            outcome["result"] = function(*arguments)
-        except BaseException as error:  # handed on below
-            outcome["error"] = error
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.05)
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]

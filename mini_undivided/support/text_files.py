@@ -2,7 +2,6 @@
 
 import glob
 import gzip
-import json
 import lzma
 import zlib
 from functools import cache
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mini_undivided.support.errors import UserError, is_first_process
-from mini_undivided.support.files import refuse_pointer
+from mini_undivided.support.files import parse_json, refuse_pointer
 
 PIECE = 4000  # characters: enough context, and short enough that one novel has a held-out part
 BLOCK = 1 << 20  # characters read at once
@@ -32,24 +31,30 @@ def find_files(name):
 
     Hidden files in a folder and what links to folders hold are left out; what is left out is said.
     """
-    path = Path(name)
+    path, files = Path(name), []
     if path.is_file():
         if not text_suffix(path):
             raise UserError(f"{name} is no corpus file: its name should end in {KNOWN}")
         return [path]
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(name, recursive=True))
-    found = sorted(found)
-    links = sum(folder.is_symlink() and folder.is_dir() for folder in found if path.is_dir())
-    found = [file for file in found if file.is_file()]
-    hidden = [file for file in found if path.is_dir() and is_hidden(file.relative_to(path))]
-    files = [file for file in found if text_suffix(file) and file not in hidden]
+    is_folder = path.is_dir()
+    found = path.rglob("*") if is_folder else map(Path, glob.glob(name, recursive=True))
+    left_out = {"hidden": 0, f"none of {KNOWN}": 0, "links to folders": 0}
+    hidden, other, links = left_out
+    for file in sorted(found):
+        inside = file.relative_to(path).parts if is_folder else ()
+        if not file.is_file():
+            left_out[links] += is_folder and file.is_symlink() and file.is_dir()
+        elif any(part.startswith(".") for part in inside):
+            left_out[hidden] += 1
+        elif not text_suffix(file):
+            left_out[other] += 1
+        else:
+            files.append(file)
     if not files:
         nothing = f"it holds none of {KNOWN}"
-        reason = nothing if found or path.is_dir() else "no such file or folder"
+        reason = nothing if is_folder or left_out[other] else "no such file or folder"
         raise UserError(f"nothing to read at {name}: {reason}")
-    others = len(found) - len(hidden) - len(files)
-    for count, kind in (
-            (len(hidden), "hidden"), (others, f"none of {KNOWN}"), (links, "links to folders")):
+    for kind, count in left_out.items():
         if count:
             say_once(f"files of {name} that are left out, being {kind}: {count:,}")
     return files
@@ -60,11 +65,6 @@ def say_once(text):
     """Print a line that was not printed yet, in the first process only."""
     if is_first_process():
         print(text, flush=True)
-
-
-def is_hidden(path):
-    """Whether a file, or a folder that it lies in, has a name that begins with a full stop."""
-    return any(part.startswith(".") for part in path.parts)
 
 
 def different_files(paths):
@@ -84,11 +84,11 @@ def text_suffix(path):
     return suffixes[-1] if suffixes and suffixes[-1] in SUFFIXES else ""
 
 
-def open_text(path):
+def open_text(path, newline=None):
     """Open a text file, packed or not; a byte that is not UTF-8 becomes half a surrogate pair."""
     refuse_pointer(path)
     opener = OPENERS.get(path.suffix.lower(), open)
-    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=None)
+    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
 def read_pieces(path, ours=False):
@@ -97,35 +97,25 @@ def read_pieces(path, ours=False):
     A .txt is one document, in pieces; each line of a .jsonl is one, in its field "text". ours: the
     file is one of ours, whose field "held_out" counts.
     """
-    line = 0  # lines read so far
     try:
         with open_text(path) as file:
             if text_suffix(path) == ".jsonl":
-                for text in file:
-                    line += 1
-                    check_utf8(path, line, text)
-                    if text.strip():
-                        row = json.loads(text)
-                        row["text"].encode()
+                form = {"text": str, "held_out": bool} if ours else {"text": str}
+                for number, line in enumerate(file, 1):
+                    check_utf8(path, number, line)
+                    if line.strip():
+                        row = parse_json(line, form, f"{path}, line {number:,}")
                         yield from pieces_of(row["text"], row["held_out"] if ours else None)
                 return
-            rest, begins = "", True
+            rest, begins, number = "", True, 1
             while block := file.read(BLOCK):
-                check_utf8(path, line + 1, block)
-                line += block.count("\n")
+                check_utf8(path, number, block)
+                number += block.count("\n")
                 *whole, rest = cut(rest + block)
                 for text in whole:
                     yield Piece(text, begins)
                     begins = False
             yield Piece(rest, begins)
-    except UserError:
-        raise
-    except UnicodeEncodeError:
-        raise UserError(f"{path}, line {line:,}: its text has half of a surrogate pair") from None
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(f'{path}, line {line:,}: not a JSON object with a "text" field') from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}, line {line:,}, cannot be read as JSON: {error}") from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path} cannot be read ({error})") from None
 

@@ -1,7 +1,6 @@
 """The files of a saved tokenizer, read as `transformers`' AutoTokenizer reads them."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from mini_undivided.support.errors import UserError
@@ -54,45 +53,36 @@ def read_vocabulary(path):
     return vocabulary
 
 
-@dataclass
-class SavedTokenizer:
-    """What stands beside a vocabulary.
+def read_settings(path):
+    """What stands in a vocabulary's file and beside it → as_it_is, settings, tokens.
 
     as_it_is: a tokenizer.json counts as it is, not its vocabulary alone. settings: those of
     tokenizer_config.json. tokens: what is added to the vocabulary, as arguments of AddedToken.
+    Raises UserError, which names file and setting, for what cannot be honoured.
     """
-
-    as_it_is: bool
-    settings: dict
-    tokens: list
-
-    @classmethod
-    def read(cls, path):
-        """Read it. Raises UserError, which names file and setting, for what cannot be honoured."""
-        files = [path.parent / name for name in BESIDE]
-        config, settings, named, added = (read_json(f) if f.exists() else {} for f in files)
-        if "added_tokens_decoder" in settings:  # AutoTokenizer does not open the map then
-            named = {}
-        for name in named:
-            if not name.endswith("_token") and name != "additional_special_tokens":
-                advice = "settings belong in tokenizer_config.json"
-                raise UserError(f"{files[2]}: {name} is not a special token; {advice}")
-        for file, values in zip(files[1:3], (settings, named), strict=True):
-            check_form(values, SETTINGS, file)
-            for name, only in {**SPECIAL_TOKENS, **OFF}.items():
-                value = values.get(name, only)
-                value = value.get("content") if isinstance(value, dict) else value
-                if value != only:
-                    value = str(value)[:40]
-                    raise UserError(f"{file}: {name} is {value}; only {only} is supported")
-        kind = settings.get("tokenizer_class") or config.get("tokenizer_class")
-        if kind not in (None, *REBUILT, *AS_IT_IS):
-            known = "only BERT's WordPiece is known"
-            raise UserError(f"{path.parent}: tokenizer_class is {str(kind)[:40]}; {known}")
-        as_it_is = path.suffix == ".json" and (kind in AS_IT_IS or not (config or settings))
-        with reading(path):
-            content = read_json(path) if path.suffix == ".json" else {}
-            return cls(as_it_is, settings, added_tokens(content, settings, named, added))
+    files = [path.parent / name for name in BESIDE]
+    config, settings, named, added = (read_json(f) if f.exists() else {} for f in files)
+    if "added_tokens_decoder" in settings:  # AutoTokenizer does not open the map then
+        named = {}
+    for name in named:
+        if not name.endswith("_token") and name != "additional_special_tokens":
+            advice = "settings belong in tokenizer_config.json"
+            raise UserError(f"{files[2]}: {name} is not a special token; {advice}")
+    for file, values in zip(files[1:3], (settings, named), strict=True):
+        check_form(values, SETTINGS, file)
+        for name, only in {**SPECIAL_TOKENS, **OFF}.items():
+            value = values.get(name, only)
+            value = value.get("content") if isinstance(value, dict) else value
+            if value != only:
+                raise UserError(f"{file}: {name} is {str(value)[:40]}; only {only} is supported")
+    kind = settings.get("tokenizer_class") or config.get("tokenizer_class")
+    if kind not in (None, *REBUILT, *AS_IT_IS):
+        known = "only BERT's WordPiece is known"
+        raise UserError(f"{path.parent}: tokenizer_class is {str(kind)[:40]}; {known}")
+    as_it_is = path.suffix == ".json" and (kind in AS_IT_IS or not (config or settings))
+    with reading(path):
+        content = read_json(path) if path.suffix == ".json" else {}
+        return as_it_is, settings, added_tokens(content, settings, named, added)
 
 
 def added_tokens(content, settings, named, added):
