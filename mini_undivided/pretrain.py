@@ -229,7 +229,7 @@ def log_losses(run, bar):
         state.timed_steps += len(run.losses)
         state.training_seconds += now - run.since
         speed = row["tokens_per_second"] = len(run.losses) * run.batch_tokens / (now - run.since)
-        text = f", {speed:,.0f} tokens/s"
+        text = f", {speed:,.0f} tokens/s{run.machine.utilisation(speed * run.flops_per_token)}"
     log(run, row)
     previous = loss if state.smooth_loss is None else state.smooth_loss
     state.smooth_loss = 0.95 * previous + 0.05 * loss

@@ -131,10 +131,10 @@ def distance(x, y):
 def part_versions(args, machine):
     yield "versions", {**versions(), "cuda": torch.version.cuda}
     yield "machine", str(machine)
-    yield "ok_compiles", machine.compiles or not machine.on_gpu
-    n = 8192 if machine.on_gpu else 128
+    peak, n = machine.peak_flops(), 8192 if machine.on_gpu else 128
+    yield "ok_known", not machine.on_gpu or bool(peak and machine.compiles)
     x, y = torch.randn(2, n, n, device=machine.device, dtype=torch.bfloat16)
-    yield "matmul_tflops", 2e-12 * n**3 / clock(lambda: x @ y)
+    yield "matmul_tflops_peak", (2e-12 * n**3 / clock(lambda: x @ y), peak)
 
 
 def part_parity(args, half):
@@ -272,8 +272,9 @@ def measure(args, machine, kind, length=128, micro=None, compiled=True,
     with patch.object(F, "scaled_dot_product_attention", attend):
         first, _, took = (seconds(partial(take, steps)) for steps in (1, 2, count))
     flops = flops_per_token(sizes, length, batches.sequences.num_masked) * tokens * count
+    peak = machine.peak_flops()
     return {"tokens_per_second": round(tokens * count / took), "first_s": first,
-            "tflops": 1e-12 * flops / took, "peak_GB": machine.peak_memory() / 1e9,
+            "mfu": peak and flops / took / peak, "peak_GB": machine.peak_memory() / 1e9,
             "micro_batch": micro, "loss": losses[-1].item() / masked,
             "batch_ms": 1e3 * clock(lambda: batches.batch(1), 1)}
 

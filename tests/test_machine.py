@@ -197,10 +197,27 @@ def test_a_system_that_does_not_say_its_memory(options, monkeypatch):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU of the tests: its memory in bytes."""
-    properties = SimpleNamespace(total_memory=0)
+    """A GPU of the tests: its name and its memory in bytes."""
+    properties = SimpleNamespace(name="", total_memory=0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: properties.name)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     return properties
+
+
+@pytest.mark.parametrize("name, peak", [
+    ("NVIDIA H200", 989e12), ("NVIDIA H200 NVL", 835e12), ("NVIDIA RTX A1000", None),
+    ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 80GB HBM3", 989e12), ("Tesla T4", None),
+    ("NVIDIA A100-SXM4-40GB", 312e12), ("NVIDIA A10G", 70e12), ("NVIDIA A10", 125e12),
+    ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12)])
+def test_the_peak_is_that_of_the_gpus_name(gpu, name, peak):
+    """The peak is that of the most precise name that fits the GPU's.
+
+    An unknown GPU, another precision or a CPU has no peak.
+    """
+    gpu.name = name
+    assert Machine(torch.device("cuda:0"), torch.bfloat16).peak_flops() == peak
+    assert Machine(torch.device("cuda:0"), torch.float32).peak_flops() is None
+    assert Machine(torch.device("cpu"), torch.bfloat16).peak_flops() is None
 
 
 BASE = BertConfig()

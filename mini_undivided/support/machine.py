@@ -20,6 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.launcher import launcher
 
+# Dense bfloat16 peaks in FLOP/s, from the data sheets; the first name within the GPU's own counts.
+PEAK_FLOPS = {
+    "B200": 2.25e15, "H200 NVL": 835e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
+    "H100": 989e12, "A100": 312e12,
+    "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A40": 150e12, "A10G": 70e12, "A10": 125e12,
+    "RTX 5090": 210e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 CPU_INFO = Path("/proc/cpuinfo")
 QUICK_WIDTH = 128  # hidden size from which bfloat16 is quicker on a CPU with instructions for it
 
@@ -146,6 +152,19 @@ class Machine:
         width = config.num_hidden_layers * config.hidden_size
         token = 100 * width + 6 * config.vocab_size
         return torch.cuda.get_device_properties(self.device).total_memory // token
+
+    def peak_flops(self):
+        """The GPU's dense bfloat16 peak in FLOP/s by its name, or None if it is not known."""
+        if not self.on_gpu or self.dtype != torch.bfloat16:
+            return None
+        name = torch.cuda.get_device_name(self.device)
+        return next((peak for known, peak in PEAK_FLOPS.items()
+                     if re.search(rf"\b{known}\b", name)), None)
+
+    def utilisation(self, flops):
+        """FLOP/s of all processes as a fraction of the peak (MFU), in words; "" if unknown."""
+        peak = self.peak_flops()
+        return f", {flops / self.world_size / peak:.1%} MFU" if peak else ""
 
     def peak_memory(self):
         """The most memory held so far, in bytes: the GPU's if there is one, else the process's.
