@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT, write_corpus, write_lines
 
 CHECKS = {"versions": 1, "parity": 6, "resume": 1, "analysis": 2, "speed": 0, "theirs": 0,
-          "pretrain": 2, "finetune": 2}
+          "kernels": 0, "pretrain": 2, "finetune": 2}
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def results(tmp_path, name="results"):
 def test_every_part_works_on_a_cpu(check, tmp_path):
     """With --tiny every part ends well and finds what it looks for, and all its checks hold."""
     assert [*CHECKS] == [*gpu_check.LIMITS]
-    for name in CHECKS:
+    for name in ("prepare", *CHECKS):
         check("--tiny", "--part", name)
     for name, count in CHECKS.items():
         found = results(tmp_path, f"part-{name}")

@@ -45,6 +45,8 @@ NAMES = [
     ("next.", "cls.seq_relationship.")]
 FFN = re.compile(r"encoder\.layer\.\d+\.(intermediate|output)\.")
 HEADS = ("cls.predictions.", "cls.seq_relationship.", "pooler.", "classifier.", "qa_outputs.")
+PREFIX = re.compile(rf"^.*?\b(?={'|'.join(map(re.escape, ('embeddings.', 'encoder.', *HEADS)))})")
+WRAPPERS = ("model", "state_dict", "model_state_dict")  # under which trainers save the weights
 TABLES = ("embeddings.position_ids", "embeddings.token_type_ids")  # any model can compute them
 TIED = {
     "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
@@ -105,8 +107,11 @@ def hugging_face_name(name):
 
 
 def plain_name(name):
-    """A checkpoint's name without what differs with class and age: "bert.", gamma and beta."""
-    name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+    """A checkpoint's name without what differs with class and age: "bert.", gamma and beta.
+
+    Nor with what trainers put before it: "module." of DDP, "_orig_mod." of torch.compile.
+    """
+    name = PREFIX.sub("", name).replace("LayerNorm.gamma", "LayerNorm.weight")
     return name.replace("LayerNorm.beta", "LayerNorm.bias")
 
 
@@ -204,6 +209,9 @@ def read_pickle(path):
     except pickle.UnpicklingError:  # its text advises to load it without this safety
         content = "something else than tensors"
         raise UserError(f"{path} holds {content}: it was not opened") from None
+    for name in WRAPPERS:
+        if isinstance(tensors, dict) and isinstance(tensors.get(name), dict):
+            tensors = tensors[name]
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise UserError(f"{path} holds no tensors by name")
     return tensors
