@@ -70,13 +70,14 @@ def check(assignment, points, visibility="visible"):
     return register
 
 
-def checks_of(number):
-    """The checks of an assignment, a lecturer's own included.
+def checks_of(*numbers):
+    """The checks of some assignments, a lecturer's own included.
 
     UserError without SciPy, or if the lecturer's file has an error.
     """
     try:
-        importlib.import_module(f"mini_undivided.course.checks.{ASSIGNMENTS[number][1]}")
+        for number in numbers:
+            importlib.import_module(f"mini_undivided.course.checks.{ASSIGNMENTS[number][1]}")
     except ModuleNotFoundError as error:
         raise UserError(f"the checks need {error.name}: pip install -e '.[test]'") from None
     if Path(f"{OWN}.py").exists():
@@ -84,7 +85,7 @@ def checks_of(number):
             importlib.import_module(OWN)
         except (Exception, SystemExit) as error:
             raise UserError(f"{crash(error)} {type(error).__name__}: {error}") from None
-    return [function for function in CHECKS if function.assignment == number]
+    return [function for number in numbers for function in CHECKS if function.assignment == number]
 
 
 def run(function, seed):

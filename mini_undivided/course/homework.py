@@ -78,9 +78,7 @@ def make_copy(folder, numbers):
         path = f"mini_undivided/{chapter}.py" if chapter != "project" else "project.py (new)"
         rows.append(f"| {number} | {title} | {', '.join(map('`{}`'.format, functions))} | {path} |")
         if chapter != "project":
-            bodies = {name: f'raise NotImplementedError("assignment {number}: write {name}")'
-                      for name in functions}
-            text = replace_bodies((folder / path).read_text("utf-8"), bodies)
+            text = without_bodies((folder / path).read_text("utf-8"), number, functions)
             (folder / path).write_text(text, "utf-8")
         for chapter, old, new in REPEATED.get(number, ()):
             path = folder / f"mini_undivided/{chapter}.py"
@@ -107,18 +105,14 @@ def write_autograder(path, arguments):
             archive.write(f"{OWN}.py")
 
 
-def replace_bodies(source, bodies):
-    """A module's source with other bodies, {qualified name: code}; docstrings stay."""
+def without_bodies(source, number, names):
+    """A chapter's source in which an assignment's functions are not written; docstrings stay."""
     lines = source.splitlines(keepends=True)
-    nodes = find_functions(ast.parse(source))
-    known = bodies.keys() & nodes.keys()
-    for name in sorted(known, key=lambda name: -nodes[name].lineno):  # from the end upwards
-        node = nodes[name]
-        has_doc = ast.get_docstring(node) is not None
-        first = node.body[0].end_lineno if has_doc else node.body[0].lineno - 1
-        indent = " " * node.body[0].col_offset
-        code = "".join(f"{indent}{line}\n" for line in bodies[name].splitlines())
-        lines[first : node.end_lineno] = [code]
+    for name, node in reversed(find_functions(ast.parse(source)).items()):  # from the end upwards
+        if name in names:
+            first = node.body[0].end_lineno if ast.get_docstring(node) else node.body[0].lineno - 1
+            code = f'raise NotImplementedError("assignment {number}: write {name}")\n'
+            lines[first : node.end_lineno] = [" " * node.body[0].col_offset + code]
     return "".join(lines)
 
 
