@@ -776,9 +776,9 @@ def fit(features, labels, classes, strengths=L2_PENALTIES, steps=200):
     for strength in strengths:
         W = torch.zeros(L, C, max(1, classes), requires_grad=True)
         b = torch.zeros(L, 1, max(1, classes), requires_grad=True)
-        optimizer = torch.optim.Adam([W, b], lr=0.1)
-        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
-        for _ in range(800):
+        optimizer = torch.optim.Adam([W, b], lr=0.3)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
+        for _ in range(400):
             optimizer.zero_grad()
             objective = losses(features @ W + b, labels, classes).sum()
             (objective + strength / 2 * (W**2).sum()).backward()

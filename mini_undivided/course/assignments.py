@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mini_undivided.support.errors import UserError
+from mini_undivided.support.errors import UserError, visible
 
 # number: (title, chapter, functions to write). The chapter `project` is the student's own file.
 ASSIGNMENTS = {
@@ -97,8 +97,7 @@ def run(function, seed):
             chapter = importlib.import_module(f"mini_undivided.{chapter}")
             function(chapter, np.random.default_rng(seed))
     except (Exception, SystemExit) as error:
-        said = "".join(letter if letter.isprintable() or letter == "\n" else "?"
-                       for letter in explain(error))
+        said = visible(" ".join(explain(error).split()))
         return said if len(said) < LONGEST else f"{said[:LONGEST]} …"
     return ""
 

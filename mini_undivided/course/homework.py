@@ -29,22 +29,11 @@ REPEATED = {
         ("cka", r"(\w)\.square\(\)\.sum\(\(1, 2\)\) / scale", r"hsic(\1, \1).diagonal()")]}
 README = """# mini_undivided: assignments
 
-A small BERT, with and without its feed-forward layers, in which some functions are yours to write.
-[docs/exercises.md](docs/exercises.md) is the handout: formulas, shapes, what to observe.
+A small BERT, with and without its feed-forward layers, in which some functions are yours to write:
 
-```bash
-pip install -e '.[test]'
-python -m mini_undivided.course check {first}      # in this folder; one assignment
-python -m mini_undivided.course check all
-```
-
-A check draws its numbers from `--seed` (default 0): try another one before you hand in.
-
-| | assignment | write | in |
-|---|---|---|---|
 {rows}
 
-Once 1 to 6 pass, `python train.py --no-ffn` trains a BERT.
+[docs/exercises.md](docs/exercises.md) is the handout: how to check them, formulas, what to observe.
 """
 SETUP = """#!/bin/bash
 set -e
@@ -76,14 +65,14 @@ def make_copy(folder, numbers):
     for number in numbers:
         title, chapter, functions = ASSIGNMENTS[number]
         path = f"mini_undivided/{chapter}.py" if chapter != "project" else "project.py (new)"
-        rows.append(f"| {number} | {title} | {', '.join(map('`{}`'.format, functions))} | {path} |")
+        rows.append(f"- {number}, {title}: {', '.join(functions)} in `{path}`")
         if chapter != "project":
             text = without_bodies((folder / path).read_text("utf-8"), number, functions)
             (folder / path).write_text(text, "utf-8")
         for chapter, old, new in REPEATED.get(number, ()):
             path = folder / f"mini_undivided/{chapter}.py"
             path.write_text(re.sub(old, new, path.read_text("utf-8")), "utf-8")
-    write_text(folder / "README.md", README.format(first=numbers[0], rows="\n".join(rows)))
+    write_text(folder / "README.md", README.format(rows="\n".join(rows)))
 
 
 def package_files():

@@ -4,7 +4,6 @@ import copy
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -67,7 +66,6 @@ def loss_of_a_batch(pretrain, rng):
     """masked_loss is the cross entropy in nats, summed over the masked positions."""
     model, (batch, *_) = tiny_batches(rng)
     rounded = pure("pretrain", "masked_loss", copy.deepcopy(model).bfloat16(), batch)
-    require(rounded is not None, "masked_loss is None: is a return missing?")
     require(torch.is_tensor(rounded), "masked_loss is a number, not a tensor")
     require(rounded.dtype != torch.bfloat16, "of bfloat16 logits, as on a GPU, the loss is in "
             "bfloat16, too, which has three digits: take logits.float()")
@@ -84,7 +82,7 @@ def loss_of_a_batch(pretrain, rng):
             "when the sum is divided by the sequences": right / len(batch.labels),
             "when IGNORE_INDEX is taken for a token": model.surprise(
                 batch._replace(labels=batch.labels.clamp(min=0))).sum(),
-            "with the opposite sign": -right, "in bits, not in nats": right / np.log(2)})
+            "with the opposite sign": -right})
 
 
 def clipped(gradient):
