@@ -252,7 +252,7 @@ def test_from_copy_to_points(course, tmp_path):
     (["check", "1", "--seed", "-1"], "-1 is not a whole number from 0 on"),
     (["grade", "nowhere"], "nowhere is no folder and no zip file"),
     (["grade", "a/b", "c/b", "--out", "x"], "two submissions have one name"),
-    (["copy", ""], "the name of the new folder is empty"),
+    (["copy", ""], "exists and is not empty"),
     (["copy", "~/pyproject.toml"], f"{ROOT}/pyproject.toml exists and is not empty"),
     (["grade", "a", "b", "--json", "x"], "--json holds the results of one submission: give one")])
 def test_a_users_mistake_is_one_sentence(arguments, sentence, monkeypatch, capsys):

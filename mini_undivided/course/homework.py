@@ -50,8 +50,6 @@ cd /autograder/source
 
 def make_copy(folder, numbers):
     """Write the project to a folder, without the bodies of the functions of some assignments."""
-    if not str(folder):
-        raise UserError("the name of the new folder is empty: name one")
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: name a new folder")
@@ -65,7 +63,7 @@ def make_copy(folder, numbers):
     for number in numbers:
         title, chapter, functions = ASSIGNMENTS[number]
         path = f"mini_undivided/{chapter}.py" if chapter != "project" else "project.py (new)"
-        rows.append(f"- {number}, {title}: {', '.join(functions)} in `{path}`")
+        rows.append(f"- {number}, {title}: {', '.join(map('`{}`'.format, functions))} in `{path}`")
         if chapter != "project":
             text = without_bodies((folder / path).read_text("utf-8"), number, functions)
             (folder / path).write_text(text, "utf-8")
