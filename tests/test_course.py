@@ -248,6 +248,7 @@ def test_from_copy_to_points(course, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["check", "11"], "11 is no assignment: give a number from 1 to 10"),
+    (["check", "6"], f"but Python takes mini_undivided from {ROOT}: change to your copy's folder"),
     (["copy", ROOT], f"{ROOT} exists and is not empty: name a new folder"),
     (["check", "1", "--seed", "-1"], "-1 is not a whole number from 0 on"),
     (["grade", "nowhere"], "nowhere is no folder and no zip file"),
@@ -255,14 +256,15 @@ def test_from_copy_to_points(course, tmp_path):
     (["copy", ""], "exists and is not empty"),
     (["copy", "~/pyproject.toml"], f"{ROOT}/pyproject.toml exists and is not empty"),
     (["grade", "a", "b", "--json", "x"], "--json holds the results of one submission: give one")])
-def test_a_users_mistake_is_one_sentence(arguments, sentence, monkeypatch, capsys):
-    """Status 2, and no traceback."""
-    monkeypatch.setattr(sys, "argv", ["course", *map(str, arguments)])
+def test_a_users_mistake_is_one_sentence(arguments, sentence, course, tmp_path, monkeypatch, capsys):
+    """Status 2, no traceback, and nothing is done: outside of a copy nothing is checked either."""
+    (tmp_path / "mine").touch()
     monkeypatch.setenv("HOME", str(ROOT))
     with pytest.raises(SystemExit) as end:
-        main()
-    said = capsys.readouterr().err
-    assert end.value.code == 2 and sentence in said and "Traceback" not in said
+        course(*arguments)
+    said = capsys.readouterr()
+    assert end.value.code == 2 and sentence in said.err and "Traceback" not in said.err
+    assert said.out == "" and [path.name for path in tmp_path.rglob("*")] == ["mine"]
 
 
 @pytest.mark.parametrize(("code", "message"), [
@@ -278,18 +280,6 @@ def test_an_error_in_own_checks_is_one_sentence(code, message, tmp_path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=f"own_checks.py, {message}"):
         checks_of(6)
-
-
-def test_a_check_elsewhere_is_refused(tmp_path, monkeypatch, capsys):
-    """Outside a copy, where Python would take an installed package, nothing is checked."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["course", "check", "6"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    said = capsys.readouterr()
-    assert end.value.code == 2 and said.out == "" and said.err == (
-        f"error: you are in {tmp_path}, but Python takes mini_undivided from {ROOT}: "
-        "change to your copy's folder\n")
 
 
 # Grading.

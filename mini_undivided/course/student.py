@@ -92,15 +92,15 @@ class Student(ExitStack):
     def __enter__(self):
         self.callback(self.process.wait)
         self.callback(self.end, "")
-        self.process.stdout.readline()  # it is ready: time counts from here
-        self.timer.start()
-        self.callback(self.timer.cancel)
         _, chapter, names = ASSIGNMENTS[self.number]
         for name in names if chapter != "project" else ():
             function = remote(find(f"mini_undivided.{chapter}", name))
             self.enter_context(mock.patch(f"mini_undivided.{chapter}.{name}", function))
         STUDENTS.append(self)
         self.callback(STUDENTS.pop)
+        self.process.stdout.readline()  # it is ready: time counts from here
+        self.timer.start()
+        self.callback(self.timer.cancel)
         return self
 
     def end(self, reason):
