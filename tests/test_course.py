@@ -72,20 +72,16 @@ def course(monkeypatch, tmp_path):
 # What is right, and what is not.
 
 
-@pytest.mark.parametrize("number", ASSIGNMENTS)
-def test_our_solutions_pass(number, project):
-    """The product's own functions pass the checks of every assignment."""
-    messages = [run(each, seed) for seed in SEEDS for each in checks_of(number)]
-    assert not any(messages), messages
-
-
-@pytest.mark.parametrize(("number", "codes"), [row[1:] for row in RIGHT], ids=[r[0] for r in RIGHT])
-def test_other_right_solutions_pass(number, codes, monkeypatch):
-    """Loops, other formulas, other libraries and other optimizers are accepted."""
+@pytest.mark.parametrize(
+    "solution", [(f"ours, {number}", number, {}) for number in ASSIGNMENTS] + RIGHT,
+    ids=lambda solution: solution[0])
+def test_right_solutions_pass(solution, monkeypatch, project):
+    """The product's own functions; loops, other formulas, other libraries, other optimizers."""
+    _, number, codes = solution
     for name, code in codes.items():
         put(monkeypatch, number, name, code)
-    assert [message for seed in SEEDS for each in checks_of(number)
-            if (message := run(each, seed))] == []
+    messages = [run(each, seed) for seed in SEEDS for each in checks_of(number)]
+    assert not any(messages), messages
 
 
 def test_there_are_enough_mistakes():
@@ -390,18 +386,9 @@ for act in (os.fork, lambda: subprocess.Popen(["yes"]), lambda: open("../evil", 
 raise ValueError(said)
 """
 RIGHT_OPTIM = (ROOT / "mini_undivided/optim.py").read_text()
-LEAVE = """
-def scale_learning_rates(*a):
-    import os
-    os._exit(0)
-"""
-LOOP = """
-def warmup_decay(*a):
-    while True:
-        print("x" * 100_000, end="")
-"""
 HOSTILE = {  # optim.py, and what feedback has to say
-    "leave": (RIGHT_OPTIM + LEAVE, ["early, with status 0"]),
+    "leave": (RIGHT_OPTIM + "\ndef scale_learning_rates(*a): __import__('os')._exit(0)",
+              ["early, with status 0"]),
     "memory": ("x = bytearray(1 << 33)", ["MemoryError"]),
     "forbidden": (FORBIDDEN, ["os.fork", "subprocess.Popen", "../evil", "os.kill", "'SECRET'",
                               "mini_undivided/optim.py',) is not allowed"]),
@@ -481,7 +468,8 @@ def test_a_chapter_that_cannot_be_imported_is_named(tmp_path, course, capsys):
 
 def test_what_hangs_is_stopped(tmp_path, course, capsys):
     """An endless loop with endless output ends at the limit, the next one at half of it."""
-    (tmp_path / "optim.py").write_text(LOOP)
+    (tmp_path / "optim.py").write_text(
+        "def warmup_decay(*a):\n    while True: print('x' * 100_000, end='')")
     (tmp_path / "project.py").write_text("while True: pass")
     course("grade", tmp_path, "--assignments", "6,10", "--timeout", "1")
     said = capsys.readouterr().out

@@ -35,19 +35,6 @@ class Tiny(nn.Module):
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(self.parameters()))])
 
 
-class WithLoss(nn.Module):
-    """A stand-in for pretrain.WithLoss."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.within = model
-
-    def forward(self, batch, **named):
-        """The summed loss of a batch."""
-        require(not named, "train_step calls the model for logits: model(batch) is the loss")
-        return self.within.surprise(batch).sum()
-
-
 def tiny_batches(rng):
     """A tiny model, and three micro-batches with unequal numbers of masked positions."""
     from mini_undivided.data import MaskedBatch, split
@@ -96,7 +83,7 @@ def take_steps(model, batches, counts, world):
 
     counts: the num_masked of each. Raises Wrong for what can be seen from outside.
     """
-    from mini_undivided.pretrain import train_step
+    from mini_undivided.pretrain import WithLoss, train_step
 
     tiny, steps, syncs, seen, now_inside = copy.deepcopy(model), [], [], [], []
 
@@ -116,8 +103,12 @@ def take_steps(model, batches, counts, world):
         seen.append((torch.is_autocast_enabled("cpu"), bool(now_inside)))
         logits.register_hook(lambda gradient: seen.append((True, bool(now_inside))))
 
+    def called_for_logits(module, inputs, named):
+        require(not named, "train_step calls the model for logits: model(batch) is the loss")
+
     tiny.out.register_forward_hook(called)
-    model, taken = WithLoss(tiny), []
+    model, taken = WithLoss(tiny, lambda tiny, batch: tiny.surprise(batch).sum()), []
+    model.register_forward_pre_hook(called_for_logits, with_kwargs=True)
     optimizers = [Descent(part.parameters(), lr=1.0) for part in (tiny.word, tiny.out)]
     machine = SimpleNamespace(
         device=torch.device("cpu"), world_size=world, synchronise=synchronise,
