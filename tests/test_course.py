@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import zipfile
+from unittest import mock
 
 import pytest
 from course_mistakes import BY_HAND, MISTAKES, MISTAKES_BY_HAND, PROJECT, RIGHT
@@ -24,30 +25,27 @@ from mini_undivided.course import grade as grading
 from mini_undivided.course.__main__ import main
 from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, equal, run
 from mini_undivided.course.grade import handed_in
-from mini_undivided.course.homework import FILES, find_functions, make_copy, replace_bodies
+from mini_undivided.course.homework import (
+    FILES, REPEATED, find_functions, make_copy, without_bodies)
+from mini_undivided.course.student import find
 from mini_undivided.support.errors import UserError
 
-SEEDS = range(int(os.environ.get("COURSE_SEEDS", 1)))
+SEEDS = range(int(os.environ.get("COURSE_SEEDS", 4)))
 UNNAMED = ("but should be", "RuntimeError", "KeyError")
 TABLE = [(False, *row) for row in MISTAKES] + [(True, *row) for row in MISTAKES_BY_HAND]
 WRITTEN = [n for n, (_, chapter, _) in ASSIGNMENTS.items() if chapter != "project"]
 
 
-def owner_of(number, name):
-    """The module or class that holds a function of an assignment, and its name there."""
-    owner = importlib.import_module(f"mini_undivided.{ASSIGNMENTS[number][1]}")
-    *outer, last = name.split(".")
-    for each in outer:
-        owner = getattr(owner, each)
-    return owner, last
+def chapter_of(number):
+    """The name of an assignment's chapter as a module."""
+    return f"mini_undivided.{ASSIGNMENTS[number][1]}"
 
 
 def put(monkeypatch, number, name, code):
     """Define a function of an assignment anew, in its chapter's namespace."""
-    owner, last = owner_of(number, name)
-    chapter, made = importlib.import_module(f"mini_undivided.{ASSIGNMENTS[number][1]}"), {}
-    exec(textwrap.dedent(code), vars(chapter), made)
-    monkeypatch.setattr(owner, last, made[last])
+    made = {}
+    exec(textwrap.dedent(code), vars(importlib.import_module(chapter_of(number))), made)
+    monkeypatch.setattr(f"{chapter_of(number)}.{name}", made[name.split(".")[-1]])
 
 
 @pytest.fixture
@@ -74,20 +72,16 @@ def course(monkeypatch, tmp_path):
 # What is right, and what is not.
 
 
-@pytest.mark.parametrize("number", ASSIGNMENTS)
-def test_our_solutions_pass(number, project):
-    """The product's own functions pass the checks of every assignment."""
-    messages = [run(each, seed) for seed in SEEDS for each in checks_of(number)]
-    assert not any(messages), messages
-
-
-@pytest.mark.parametrize(("number", "codes"), [row[1:] for row in RIGHT], ids=[r[0] for r in RIGHT])
-def test_other_right_solutions_pass(number, codes, monkeypatch):
-    """Loops, other formulas, other libraries and other optimizers are accepted."""
+@pytest.mark.parametrize(
+    "solution", [(f"ours, {number}", number, {}) for number in ASSIGNMENTS] + RIGHT,
+    ids=lambda solution: solution[0])
+def test_right_solutions_pass(solution, monkeypatch, project):
+    """The product's own functions; loops, other formulas, other libraries, other optimizers."""
+    _, number, codes = solution
     for name, code in codes.items():
         put(monkeypatch, number, name, code)
-    assert [message for seed in SEEDS for each in checks_of(number)
-            if (message := run(each, seed))] == []
+    messages = [run(each, seed) for seed in SEEDS for each in checks_of(number)]
+    assert not any(messages), messages
 
 
 def test_there_are_enough_mistakes():
@@ -102,7 +96,7 @@ def test_there_are_enough_mistakes():
 def test_a_mistake_is_caught_and_named(mistake, monkeypatch, project):
     """Whatever the seed a check fails, and its message names the cause."""
     by_hand, number, name, old, new, cause = mistake
-    source = BY_HAND[name] if by_hand else inspect.getsource(getattr(*owner_of(number, name)))
+    source = BY_HAND[name] if by_hand else inspect.getsource(find(chapter_of(number), name))
     assert old in source
     if number == 10:
         project.write_text(source.replace(old, new))
@@ -157,10 +151,14 @@ def copy(tmp_path_factory):
 
 def test_a_copy_lacks_bodies_and_nothing_else(copy):
     """Only the bodies of the assignments' functions and their twins differ from the project."""
+    edited = {chapter for rows in REPEATED.values() for chapter, *_ in rows}
     for number in WRITTEN:
         _, chapter, functions = ASSIGNMENTS[number]
         texts = ((root / f"mini_undivided/{chapter}.py").read_text() for root in (copy, ROOT))
         theirs, ours = (find_functions(ast.parse(text)) for text in texts)
+        if chapter not in edited:
+            assert all(ast.unparse(theirs[name]) == ast.unparse(node)
+                       for name, node in ours.items() if name not in functions)
         for name in functions:
             _, body = theirs[name].body
             assert ast.unparse(body) == (
@@ -199,43 +197,11 @@ def test_no_solution_is_in_view(copy):
                     assert not any(line in text for text in texts), f"{name}: {line}"
 
 
-SOURCE = '''
-class A:
-    @property
-    def f(self):
-        """Doc.
-
-        More."""
-        # why
-        return 1  # one
-
-    # a comment
-    def g(self): return 2
-
-def h(x):
-    x += 1
-    return (x,
-            x)
-
-z = 1
-'''
-
-
-def test_bodies_are_replaced_by_their_lines():
-    """Decorators, docstrings and neighbours stay; a body without a docstring goes whole."""
-    done = replace_bodies(SOURCE, {"A.f": "raise X", "h": "a()\nb()"})
-    wanted = SOURCE.replace("        # why\n        return 1  # one\n", "        raise X\n")
-    old = "    x += 1\n    return (x,\n            x)\n"
-    assert done == wanted.replace(old, "    a()\n    b()\n")
-
-
-def test_a_copy_does_not_overwrite(tmp_path):
-    """A folder with a file in it is refused, and nothing is left beside it."""
-    (tmp_path / "copy").mkdir()
-    (tmp_path / "copy" / "mine").touch()
-    with pytest.raises(UserError, match="exists and is not empty: name a new folder"):
-        make_copy(tmp_path / "copy", [1])
-    assert [path.name for path in tmp_path.rglob("*")] == ["copy", "mine"]
+def test_a_body_without_a_docstring_goes_whole():
+    """As a student may have left it; decorators, comments and neighbours stay."""
+    source = "@a\ndef f(x):\n    {}\n\n# why\ndef g(): return 2\n"
+    done = without_bodies(source.format("x += 1\n    return (x,\n            x)"), 6, ["f"])
+    assert done == source.format('raise NotImplementedError("assignment 6: write f")')
 
 
 @pytest.mark.parametrize("number", WRITTEN)
@@ -244,18 +210,17 @@ def test_checks_need_their_own_assignment_alone(number, project, monkeypatch):
 
     The project of the tenth needs the blocks of the second.
     """
-    written = {name: getattr(*owner_of(number, name)) for name in ASSIGNMENTS[number][2]}
+    written = {name: find(chapter_of(number), name) for name in ASSIGNMENTS[number][2]}
     for other in WRITTEN:
         for name in ASSIGNMENTS[other][2]:
-            def unwritten(*args, other=other, name=name, **kwargs):
-                raise NotImplementedError(f"assignment {other}: write {name}")
-
-            monkeypatch.setattr(*owner_of(other, name), unwritten)
+            unwritten = NotImplementedError(f"assignment {other}: write {name}")
+            function = mock.create_autospec(find(chapter_of(other), name), side_effect=unwritten)
+            monkeypatch.setattr(f"{chapter_of(other)}.{name}", function)
     said = f"nothing is written yet: assignment {number}: write"
     assert all(said in run(each, 0) for each in checks_of(number))
     for name, function in written.items():
-        monkeypatch.setattr(*owner_of(number, name), function)
-    checks = [*checks_of(number), *(checks_of(10) if number == 2 else ())]
+        monkeypatch.setattr(f"{chapter_of(number)}.{name}", function)
+    checks = checks_of(2, 10) if number == 2 else checks_of(number)
     assert not any(messages := [run(each, 0) for each in checks]), messages
 
 
@@ -279,21 +244,23 @@ def test_from_copy_to_points(course, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["check", "11"], "11 is no assignment: give a number from 1 to 10"),
-    (["copy", ROOT], "exists and is not empty"),
+    (["check", "6"], f"but Python takes mini_undivided from {ROOT}: change to your copy's folder"),
+    (["copy", ROOT], f"{ROOT} exists and is not empty: name a new folder"),
     (["check", "1", "--seed", "-1"], "-1 is not a whole number from 0 on"),
     (["grade", "nowhere"], "nowhere is no folder and no zip file"),
     (["grade", "a/b", "c/b", "--out", "x"], "two submissions have one name"),
-    (["copy", ""], "the name of the new folder is empty"),
+    (["copy", ""], "exists and is not empty"),
     (["copy", "~/pyproject.toml"], f"{ROOT}/pyproject.toml exists and is not empty"),
     (["grade", "a", "b", "--json", "x"], "--json holds the results of one submission: give one")])
-def test_a_users_mistake_is_one_sentence(arguments, sentence, monkeypatch, capsys):
-    """Status 2, and no traceback."""
-    monkeypatch.setattr(sys, "argv", ["course", *map(str, arguments)])
+def test_a_users_mistake_is_one_sentence(arguments, sentence, course, tmp_path, monkeypatch, capsys):
+    """Status 2, no traceback, and nothing is done: outside of a copy nothing is checked either."""
+    (tmp_path / "mine").touch()
     monkeypatch.setenv("HOME", str(ROOT))
     with pytest.raises(SystemExit) as end:
-        main()
-    said = capsys.readouterr().err
-    assert end.value.code == 2 and sentence in said and "Traceback" not in said
+        course(*arguments)
+    said = capsys.readouterr()
+    assert end.value.code == 2 and sentence in said.err and "Traceback" not in said.err
+    assert said.out == "" and [path.name for path in tmp_path.rglob("*")] == ["mine"]
 
 
 @pytest.mark.parametrize(("code", "message"), [
@@ -311,56 +278,32 @@ def test_an_error_in_own_checks_is_one_sentence(code, message, tmp_path, monkeyp
         checks_of(6)
 
 
-def test_a_check_elsewhere_is_refused(tmp_path, monkeypatch, capsys):
-    """Outside a copy, where Python would take an installed package, nothing is checked."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["course", "check", "6"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    said = capsys.readouterr()
-    assert end.value.code == 2 and said.out == "" and said.err == (
-        f"error: you are in {tmp_path}, but Python takes mini_undivided from {ROOT}: "
-        "change to your copy's folder\n")
-
-
 # Grading.
 
 
-@pytest.fixture
-def submission(tmp_path):
-    """A student's folder with right solutions of the first three, the sixth and the tenth."""
-    folder = tmp_path / "student"
-    (folder / "mini_undivided").mkdir(parents=True)
-    for name in ("optim", "model"):
-        shutil.copy(ROOT / f"mini_undivided/{name}.py", folder / "mini_undivided")
-    (folder / "project.py").write_text(PROJECT)
-    return folder
-
-
-def test_results_are_gradescopes(submission, tmp_path, course, capsys):
+def test_results_are_gradescopes(tmp_path, course, capsys):
     """results.json has a score, and tests with name, score, max_score, status and output.
 
-    What a submission does not hold gives no points.
+    What a submission does not hold gives no points. A chapter that is not Python costs its own:
+    others, which import it, are graded beside one in which nothing is written.
     """
-    course("grade", submission, "--assignments", "8,10", "--json", "r.json")
+    (tmp_path / "student/mini_undivided").mkdir(parents=True)
+    for name in ("model", "pretrain"):
+        shutil.copy(ROOT / f"mini_undivided/{name}.py", tmp_path / "student/mini_undivided")
+    (tmp_path / "student/mini_undivided/data.py").write_text("def mask(:")
+    (tmp_path / "student/project.py").write_text(PROJECT)
+    course("grade", "student", "--assignments", "4,5,8,10", "--json", "r.json")
     results = json.loads((tmp_path / "r.json").read_text())
-    points = {test["number"].split(".")[0]: 0 for test in results["tests"]}
+    points = dict.fromkeys(("4", "5", "8", "10"), 0)
     for test in results["tests"]:
-        points[test["number"].split(".")[0]] += test["score"]
+        number = test["number"].split(".")[0]
+        points[number] += test["score"]
         assert test.keys() == {"name", "number", "score", "max_score", "status", "output",
                                "visibility"}
         assert test["status"] == ("passed" if test["score"] == test["max_score"] else "failed")
-    assert points == {"8": 0, "10": 10} and results["score"] == 10
-    assert re.search(r"all +10 of +20", capsys.readouterr().out)
-
-
-def test_a_chapter_that_is_not_python_costs_its_own_points(submission):
-    """The others, which import it, are graded beside a chapter in which nothing is written."""
-    (submission / "mini_undivided/model.py").write_text("def attention(:")
-    tests = grading.grade(submission, [1, 6], 0, 60)
-    assert {test["output"] for test in tests if test["number"][0] == "6"} == {"passed"}
-    broken = {test["output"] for test in tests if test["number"][0] == "1"}
-    assert len(broken) == 1 and "model.py, line 1: SyntaxError" in broken.pop()
+        assert ("data.py, line 1: SyntaxError" in test["output"]) == (number == "4")
+    assert points == {"4": 0, "5": 10, "8": 0, "10": 10} and results["score"] == 20
+    assert re.search(r"all +20 of +40", capsys.readouterr().out)
 
 
 HANDED_IN = {  # files of a submission → what is taken of them
@@ -370,14 +313,23 @@ HANDED_IN = {  # files of a submission → what is taken of them
                ["helper.py", "mini_undivided/helper.py", "mini_undivided/optim.py"]),
     "edited": (["mini_undivided/cka.py", "mini_undivided/course/assignments.py",
                 "mini_undivided/course/checks/optim.py"], ["mini_undivided/cka.py"]),
+    "environment": (["cka.py", "venv/lib/site-packages/torch/optim.py"], ["mini_undivided/cka.py"]),
+    "project": (["project.py"], ["mini_undivided/project.py", "project.py"]),
     "empty": ([], [])}
 
 
 @pytest.mark.parametrize("form", HANDED_IN)
 @pytest.mark.parametrize("zipped", [False, True])
-def test_what_is_handed_in_is_found(form, zipped, tmp_path):
-    """Chapters wherever they lie, modules beside them, and nothing of the course; no links."""
+def test_what_is_handed_in_is_found(form, zipped, tmp_path, monkeypatch):
+    """Chapters wherever they lie, modules beside them, and nothing of the course; no links.
+
+    Nor what a virtual environment holds. The project that is handed in counts where there is
+    another, as in a student's own copy.
+    """
     written, taken = HANDED_IN[form]
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy/project.py").touch()
+    monkeypatch.setattr(grading, "ROOT", tmp_path / "copy")
     for name in written:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_text(name)
@@ -392,25 +344,14 @@ def test_what_is_handed_in_is_found(form, zipped, tmp_path):
     assert all(text.decode().endswith(name.split("/")[-1]) for name, text in found.items())
 
 
-def test_a_virtual_environment_is_left_out_and_size_is_bounded(tmp_path, monkeypatch):
-    """What is handed in by mistake costs nothing; more Python than anyone writes is refused."""
-    (tmp_path / "venv/lib/site-packages/torch").mkdir(parents=True)
-    (tmp_path / "venv/lib/site-packages/torch/optim.py").write_text("x = 1")
+def test_the_size_of_what_is_handed_in_is_bounded(tmp_path, monkeypatch):
+    """More Python than anyone writes is refused."""
     (tmp_path / "cka.py").write_text("x = 23")
     monkeypatch.setattr(grading, "MOST", 6)
     assert handed_in(tmp_path) == {"mini_undivided/cka.py": b"x = 23"}
     (tmp_path / "helper.py").write_text("y")
     with pytest.raises(UserError, match="cannot be opened: more than 0 MB of Python"):
         handed_in(tmp_path)
-
-
-def test_a_project_counts_where_there_is_another(tmp_path, monkeypatch):
-    """In a student's own copy, or a lecturer's clone, the project.py that is handed in is graded."""
-    for folder in ("clone", "in"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "project.py").write_text(folder)
-    monkeypatch.setattr(grading, "ROOT", tmp_path / "clone")
-    assert handed_in(tmp_path / "in")["project.py"] == b"in"
 
 
 def test_a_damaged_zip_file_is_opened_or_refused(tmp_path):
@@ -445,18 +386,9 @@ for act in (os.fork, lambda: subprocess.Popen(["yes"]), lambda: open("../evil", 
 raise ValueError(said)
 """
 RIGHT_OPTIM = (ROOT / "mini_undivided/optim.py").read_text()
-LEAVE = """
-def scale_learning_rates(*a):
-    import os
-    os._exit(0)
-"""
-LOOP = """
-def warmup_decay(*a):
-    while True:
-        print("x" * 100_000, end="")
-"""
 HOSTILE = {  # optim.py, and what feedback has to say
-    "leave": (RIGHT_OPTIM + LEAVE, ["early, with status 0"]),
+    "leave": (RIGHT_OPTIM + "\ndef scale_learning_rates(*a): __import__('os')._exit(0)",
+              ["early, with status 0"]),
     "memory": ("x = bytearray(1 << 33)", ["MemoryError"]),
     "forbidden": (FORBIDDEN, ["os.fork", "subprocess.Popen", "../evil", "os.kill", "'SECRET'",
                               "mini_undivided/optim.py',) is not allowed"]),
@@ -536,7 +468,8 @@ def test_a_chapter_that_cannot_be_imported_is_named(tmp_path, course, capsys):
 
 def test_what_hangs_is_stopped(tmp_path, course, capsys):
     """An endless loop with endless output ends at the limit, the next one at half of it."""
-    (tmp_path / "optim.py").write_text(LOOP)
+    (tmp_path / "optim.py").write_text(
+        "def warmup_decay(*a):\n    while True: print('x' * 100_000, end='')")
     (tmp_path / "project.py").write_text("while True: pass")
     course("grade", tmp_path, "--assignments", "6,10", "--timeout", "1")
     said = capsys.readouterr().out
@@ -579,4 +512,4 @@ def test_gradescopes_autograder(tmp_path, course):
 
 def test_points_are_a_hundred():
     """The checks of all assignments add up to 100 points."""
-    assert sum(each.points for n in ASSIGNMENTS for each in checks_of(n)) == 100
+    assert sum(each.points for each in checks_of(*ASSIGNMENTS)) == 100

@@ -53,20 +53,6 @@ def natural(text):
     return int(text)
 
 
-def check(numbers, seed):
-    """Print what the checks of some assignments find in this folder → whether all pass."""
-    from mini_undivided.course.assignments import PACKAGE, checks_of, run
-    from mini_undivided.course.grade import feedback, verdict
-
-    if not PACKAGE.parent.samefile("."):
-        raise UserError(f"you are in {Path.cwd()}, but Python takes mini_undivided from "
-                        f"{PACKAGE.parent}: change to your copy's folder")
-    checks = [function for number in numbers for function in checks_of(number)]
-    tests = [verdict(function, run(function, seed)) for function in checks]
-    print(feedback(tests))
-    return all(test["status"] == "passed" for test in tests)
-
-
 def grade(typed, numbers):
     """Print points and what is wrong for each submission, and write what files are asked for."""
     from mini_undivided.course.grade import feedback, grade_class, points, write_class
@@ -97,23 +83,21 @@ def main():
     """Run one command."""
     with command_line():
         typed = parser().parse_args()
-        from mini_undivided.course.assignments import chosen  # late, for --help
+        from mini_undivided.course import assignments, homework  # late, for --help
+        from mini_undivided.course.grade import check_here
 
-        numbers = chosen(" ".join(typed.assignments))
+        numbers = assignments.chosen(" ".join(typed.assignments))
         if typed.command == "copy":
-            from mini_undivided.course.homework import make_copy
-
-            make_copy(typed.folder, numbers)
+            homework.make_copy(typed.folder, numbers)
             print(f"written to {Path(typed.folder)}: begin with its README.md")
         elif typed.command == "check":
-            sys.exit(0 if check(numbers, typed.seed) else 1)
+            sys.exit(0 if check_here(numbers, typed.seed) else 1)
         elif typed.command == "grade":
             grade(typed, numbers)
         else:
-            from mini_undivided.course.homework import write_autograder
-
-            write_autograder(typed.path, f"--assignments {','.join(map(str, numbers))} "
-                             f"--seed {typed.seed} --timeout {typed.timeout}")
+            homework.write_autograder(
+                typed.path, f"--assignments {','.join(map(str, numbers))} "
+                f"--seed {typed.seed} --timeout {typed.timeout}")
             print(f"written to {typed.path}: upload it to Gradescope as the autograder")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from mini_undivided.support.errors import UserError
+from mini_undivided.support.errors import UserError, visible
 
 # number: (title, chapter, functions to write). The chapter `project` is the student's own file.
 ASSIGNMENTS = {
@@ -70,13 +70,14 @@ def check(assignment, points, visibility="visible"):
     return register
 
 
-def checks_of(number):
-    """The checks of an assignment, a lecturer's own included.
+def checks_of(*numbers):
+    """The checks of some assignments, a lecturer's own included.
 
     UserError without SciPy, or if the lecturer's file has an error.
     """
     try:
-        importlib.import_module(f"mini_undivided.course.checks.{ASSIGNMENTS[number][1]}")
+        for number in numbers:
+            importlib.import_module(f"mini_undivided.course.checks.{ASSIGNMENTS[number][1]}")
     except ModuleNotFoundError as error:
         raise UserError(f"the checks need {error.name}: pip install -e '.[test]'") from None
     if Path(f"{OWN}.py").exists():
@@ -84,7 +85,7 @@ def checks_of(number):
             importlib.import_module(OWN)
         except (Exception, SystemExit) as error:
             raise UserError(f"{crash(error)} {type(error).__name__}: {error}") from None
-    return [function for function in CHECKS if function.assignment == number]
+    return [function for number in numbers for function in CHECKS if function.assignment == number]
 
 
 def run(function, seed):
@@ -96,8 +97,7 @@ def run(function, seed):
             chapter = importlib.import_module(f"mini_undivided.{chapter}")
             function(chapter, np.random.default_rng(seed))
     except (Exception, SystemExit) as error:
-        said = "".join(letter if letter.isprintable() or letter == "\n" else "?"
-                       for letter in explain(error))
+        said = visible(" ".join(explain(error).split()))
         return said if len(said) < LONGEST else f"{said[:LONGEST]} …"
     return ""
 

@@ -13,11 +13,11 @@ import tempfile
 import textwrap
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from mini_undivided.course.assignments import ASSIGNMENTS, checks_of, run
+from mini_undivided.course.assignments import ASSIGNMENTS, PACKAGE, checks_of, run
 from mini_undivided.course.homework import ROOT, make_copy
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import write_text
@@ -33,10 +33,18 @@ def python_files(submission):
 
     What a virtual environment holds is left out. UserError if the rest is more than MOST bytes.
     """
-    files, size = {}, 0
+    files, size, folder = {}, 0, Path(submission)
     try:
-        for path, open_file in open_files(submission):
-            if path.suffix == ".py" and "site-packages" not in path.parts:
+        with nullcontext() if folder.is_dir() else zipfile.ZipFile(folder) as archive:
+            if archive:
+                found = {info.filename: partial(archive.open, info) for info in archive.infolist()}
+            else:
+                found = {path.relative_to(folder).as_posix(): partial(path.open, "rb")
+                         for path in folder.rglob("*") if stat.S_ISREG(path.lstat().st_mode)}
+            for name, open_file in found.items():
+                path = PurePosixPath(name)
+                if path.suffix != ".py" or "site-packages" in path.parts:
+                    continue
                 with open_file() as file:
                     files[path] = file.read(LARGEST)
                 size += len(files[path])
@@ -45,19 +53,6 @@ def python_files(submission):
     except Exception as error:  # a damaged zip file raises what zlib, lzma and others raise
         raise UserError(f"{submission} cannot be opened: {error}") from None
     return files
-
-
-def open_files(submission):
-    """Yield (path within, a function that opens it) of each file of a folder or zip file."""
-    if Path(submission).is_dir():
-        for path in Path(submission).rglob("*"):
-            if stat.S_ISREG(path.lstat().st_mode):
-                within = PurePosixPath(path.relative_to(submission).as_posix())
-                yield within, partial(path.open, "rb")
-    else:
-        with zipfile.ZipFile(submission) as archive:
-            for info in archive.infolist():
-                yield PurePosixPath(info.filename), partial(archive.open, info)
 
 
 def handed_in(submission):
@@ -116,8 +111,7 @@ def grade(submission, numbers, seed, seconds):
 
     One that cannot be opened, or holds nothing, fails in all of them, with the reason.
     """
-    checks, reason = [function for number in numbers for function in checks_of(number)], NOTHING
-    messages = []
+    checks, messages, reason = checks_of(*numbers), [], NOTHING
     try:
         if handed_in(submission):
             arguments = json.dumps([str(submission), numbers, seed, seconds])
@@ -140,6 +134,16 @@ def verdict(check, message):
             "score": 0 if message else check.points, "max_score": check.points,
             "status": "failed" if message else "passed", "output": message or "passed",
             "visibility": check.visibility}
+
+
+def check_here(numbers, seed):
+    """Print what the checks of some assignments find in this folder → whether all pass."""
+    if not PACKAGE.parent.samefile("."):
+        raise UserError(f"you are in {Path.cwd()}, but Python takes mini_undivided from "
+                        f"{PACKAGE.parent}: change to your copy's folder")
+    tests = [verdict(function, run(function, seed)) for function in checks_of(*numbers)]
+    print(feedback(tests))
+    return all(test["status"] == "passed" for test in tests)
 
 
 def points(tests, number=None):
@@ -169,8 +173,7 @@ def feedback(tests):
 
 def grade_class(submissions, numbers, seed, seconds, jobs):
     """Grade submissions, some at a time → yields each one and its tests, in order."""
-    for number in numbers:
-        checks_of(number)  # imported before the threads, which share them
+    checks_of(*numbers)  # imported before the threads, which share them
     with ThreadPoolExecutor(jobs) as pool:
         graded = pool.map(lambda submission: grade(submission, numbers, seed, seconds), submissions)
         yield from zip(submissions, graded, strict=True)

@@ -29,22 +29,11 @@ REPEATED = {
         ("cka", r"(\w)\.square\(\)\.sum\(\(1, 2\)\) / scale", r"hsic(\1, \1).diagonal()")]}
 README = """# mini_undivided: assignments
 
-A small BERT, with and without its feed-forward layers, in which some functions are yours to write.
-[docs/exercises.md](docs/exercises.md) is the handout: formulas, shapes, what to observe.
+A small BERT, with and without its feed-forward layers, in which some functions are yours to write:
 
-```bash
-pip install -e '.[test]'
-python -m mini_undivided.course check {first}      # in this folder; one assignment
-python -m mini_undivided.course check all
-```
-
-A check draws its numbers from `--seed` (default 0): try another one before you hand in.
-
-| | assignment | write | in |
-|---|---|---|---|
 {rows}
 
-Once 1 to 6 pass, `python train.py --no-ffn` trains a BERT.
+[docs/exercises.md](docs/exercises.md) is the handout: how to check them, formulas, what to observe.
 """
 SETUP = """#!/bin/bash
 set -e
@@ -61,8 +50,6 @@ cd /autograder/source
 
 def make_copy(folder, numbers):
     """Write the project to a folder, without the bodies of the functions of some assignments."""
-    if not str(folder):
-        raise UserError("the name of the new folder is empty: name one")
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: name a new folder")
@@ -76,16 +63,14 @@ def make_copy(folder, numbers):
     for number in numbers:
         title, chapter, functions = ASSIGNMENTS[number]
         path = f"mini_undivided/{chapter}.py" if chapter != "project" else "project.py (new)"
-        rows.append(f"| {number} | {title} | {', '.join(map('`{}`'.format, functions))} | {path} |")
+        rows.append(f"- {number}, {title}: {', '.join(map('`{}`'.format, functions))} in `{path}`")
         if chapter != "project":
-            bodies = {name: f'raise NotImplementedError("assignment {number}: write {name}")'
-                      for name in functions}
-            text = replace_bodies((folder / path).read_text("utf-8"), bodies)
+            text = without_bodies((folder / path).read_text("utf-8"), number, functions)
             (folder / path).write_text(text, "utf-8")
         for chapter, old, new in REPEATED.get(number, ()):
             path = folder / f"mini_undivided/{chapter}.py"
             path.write_text(re.sub(old, new, path.read_text("utf-8")), "utf-8")
-    write_text(folder / "README.md", README.format(first=numbers[0], rows="\n".join(rows)))
+    write_text(folder / "README.md", README.format(rows="\n".join(rows)))
 
 
 def package_files():
@@ -107,18 +92,14 @@ def write_autograder(path, arguments):
             archive.write(f"{OWN}.py")
 
 
-def replace_bodies(source, bodies):
-    """A module's source with other bodies, {qualified name: code}; docstrings stay."""
+def without_bodies(source, number, names):
+    """A chapter's source in which an assignment's functions are not written; docstrings stay."""
     lines = source.splitlines(keepends=True)
-    nodes = find_functions(ast.parse(source))
-    known = bodies.keys() & nodes.keys()
-    for name in sorted(known, key=lambda name: -nodes[name].lineno):  # from the end upwards
-        node = nodes[name]
-        has_doc = ast.get_docstring(node) is not None
-        first = node.body[0].end_lineno if has_doc else node.body[0].lineno - 1
-        indent = " " * node.body[0].col_offset
-        code = "".join(f"{indent}{line}\n" for line in bodies[name].splitlines())
-        lines[first : node.end_lineno] = [code]
+    for name, node in reversed(find_functions(ast.parse(source)).items()):  # from the end upwards
+        if name in names:
+            first = node.body[0].end_lineno if ast.get_docstring(node) else node.body[0].lineno - 1
+            code = f'raise NotImplementedError("assignment {number}: write {name}")\n'
+            lines[first : node.end_lineno] = [" " * node.body[0].col_offset + code]
     return "".join(lines)
 
 

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from time import process_time
 from unittest import mock
 
@@ -73,10 +73,11 @@ def pure(module, name, *arguments):
     return answer
 
 
-class Student:
+class Student(ExitStack):
     """Context: an assignment's functions are those in a folder, for some seconds of computing."""
 
     def __init__(self, project, number, seconds):
+        super().__init__()
         kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PATH", "SYSTEMROOT")
                 if name in os.environ}
         self.process = subprocess.Popen(
@@ -84,29 +85,23 @@ class Student:
             cwd=project,
             env={**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-        _, chapter, names = ASSIGNMENTS[number]
-        module = f"mini_undivided.{chapter}"
-        self.patches = [mock.patch(f"{module}.{name}", remote(find(module, name)))
-                        for name in names if chapter != "project"]
-        self.reason = ""
+        self.number, self.reason = number, ""
         self.too_long = f"it was stopped after {seconds:g} seconds: is there an endless loop?"
         self.timer = threading.Timer(SLACK * seconds, self.end, [self.too_long])
 
     def __enter__(self):
+        self.callback(self.process.wait)
+        self.callback(self.end, "")
+        _, chapter, names = ASSIGNMENTS[self.number]
+        for name in names if chapter != "project" else ():
+            function = remote(find(f"mini_undivided.{chapter}", name))
+            self.enter_context(mock.patch(f"mini_undivided.{chapter}.{name}", function))
+        STUDENTS.append(self)
+        self.callback(STUDENTS.pop)
         self.process.stdout.readline()  # it is ready: time counts from here
         self.timer.start()
-        for patch in self.patches:
-            patch.start()
-        STUDENTS.append(self)
+        self.callback(self.timer.cancel)
         return self
-
-    def __exit__(self, *_):
-        STUDENTS.pop()
-        for patch in self.patches:
-            patch.stop()
-        self.timer.cancel()
-        self.end("")
-        self.process.wait()
 
     def end(self, reason):
         """Kill the process, and what it has started."""

@@ -66,10 +66,9 @@ def hsic_of_pairs(cka, rng):
             "with (n - 1)² below, the biased form's": plain / (n - 1) ** 2,
             "with n² for n (n - 3)": plain / n**2,
             "with (n - 2) for (n - 3)": plain / (n * (n - 2)),
-            "with (n - 1) for (n - 3)": plain / (n * (n - 1)),
             "with (n - 1) (n - 3)": plain / ((n - 1) * (n - 3)),
             "without the division by n (n - 3)": plain,
-            "with half of the sum": right / 2, "for B with A: rows are the layers of A": right.mT,
+            "for B with A: rows are the layers of A": right.mT,
             "with the number of layers for n, which is a.size(1)": plain / (A * (A - 3)),
             "when it is normalised: that is CKA":
                 plain / (a.flatten(1).norm(dim=1)[:, None] * b.flatten(1).norm(dim=1)),

@@ -103,13 +103,6 @@ def random_block(model, rng, has_ffn=True, dropout=0.0):
     return block, normal(rng, B, T, H * D)
 
 
-def some_tokens(rng, x):
-    """For x (B, T, C) which tokens are real, (B, T), and two positions of each text, (B, 2)."""
-    real = torch.from_numpy(rng.random(x.shape[:2]) < 0.6)
-    real[:, 0] = True
-    return real, torch.from_numpy(rng.integers(x.size(1), size=(len(x), 2)))
-
-
 def library_layer(block, activation=F.gelu, norm_first=False):
     """PyTorch's encoder layer with the weights of a block."""
     ours, ffn = block.attention, block.ffn
@@ -176,40 +169,44 @@ def dropout_in_the_ffn(model, rng):
 @check(2, points=2)
 def block_with_ffn(model, rng):
     """A block with an FFN is PyTorch's TransformerEncoderLayer, with padding too."""
-    block, x = random_block(model, rng)
-    real, positions = some_tokens(rng, x)
-    layer, mask = library_layer(block), real[:, None, None]
-    right = layer(x, src_key_padding_mask=~real)
-    attended = layer.norm1(x + layer.self_attn(x, x, x, ~real, need_weights=False)[0])
-    there = right.take_along_dim(positions[..., None], 1)
-    through = library_ffn(block, x)[0]
-    wrong = {"when the FFN is left out": attended,
-             "when the FFN reads x instead of attention's output": through,
-             "when the FFN comes before attention": layer.norm1(through + layer.self_attn(
-                 through, through, through, ~real, need_weights=False)[0]),
-             "when x is added: attention has its residual": library_ffn(block, x + attended)[0],
-             "when attention's output is added: the FFN has its residual": right + attended,
-             "when attention and FFN stand side by side": attended + through,
-             "when the mask does not reach attention": layer(x)}
-    compare("the output of a block with an FFN", block(x, mask), right, wrong)
-    compare("the output at positions", block(x, mask, positions), there, {
-        "when positions does not reach attention": right})
+    compare_block(*random_block(model, rng), rng)
 
 
 @check(2, points=2)
 def block_without_ffn(model, rng):
     """A block without an FFN is its attention sublayer, and nothing else."""
-    block, x = random_block(model, rng, has_ffn=False)
-    real, positions = some_tokens(rng, x)
-    layer, mask = library_layer(block), real[:, None, None]
-    right = layer.norm1(x + layer.self_attn(x, x, x, ~real, need_weights=False)[0])
-    compare("the output of a block without an FFN", block(x, mask), right, {
-        "when the mask does not reach attention":
-            layer.norm1(x + layer.self_attn(x, x, x, need_weights=False)[0]),
-        "when its input is returned: attention is missing": x,
-        "with a second residual: it has to go with the FFN": x + right,
-        "with LayerNorm(2x): an FFN that is an identity is not an absent one":
-            F.layer_norm(2 * right, x.shape[-1:], eps=layer.norm1.eps)})
+    compare_block(*random_block(model, rng, has_ffn=False), rng)
+
+
+def compare_block(block, x, rng):
+    """Raise Wrong unless a block's output is PyTorch's, and that at two positions of each text."""
+    layer, padding = library_layer(block), torch.from_numpy(rng.random(x.shape[:2]) < 0.4)
+    padding[:, 0] = False
+    mask = ~padding[:, None, None]
+
+    def attend(x, padding):
+        return layer.norm1(x + layer.self_attn(x, x, x, padding, need_weights=False)[0])
+
+    attended = attend(x, padding)
+    if block.ffn is None:
+        right, wrong = attended, {
+            "when its input is returned: attention is missing": x,
+            "with a second residual: it has to go with the FFN": x + attended,
+            "with LayerNorm(2x): an FFN that is an identity is not an absent one":
+                F.layer_norm(2 * attended, x.shape[-1:], eps=layer.norm1.eps),
+            "when the mask does not reach attention": attend(x, None)}
+    else:
+        right, through = layer(x, src_key_padding_mask=padding), library_ffn(block, x)[0]
+        wrong = {
+            "when the FFN is left out": attended,
+            "when the FFN reads x instead of attention's output": through,
+            "when the FFN comes before attention": attend(through, padding),
+            "when x is added: attention has its residual": library_ffn(block, x + attended)[0],
+            "when attention's output is added: the FFN has its residual": right + attended,
+            "when attention and FFN stand side by side": attended + through,
+            "when the mask does not reach attention": layer(x)}
+    compare("the output of the block", block(x, mask), right, wrong)
+    positions = torch.from_numpy(rng.integers(x.size(1), size=(len(x), 2)))
     there = right.take_along_dim(positions[..., None], 1)
-    compare("the output at positions, without an FFN", block(x, mask, positions), there, {
+    compare("the output at positions", block(x, mask, positions), there, {
         "when positions does not reach attention": right})

@@ -4,7 +4,6 @@ import copy
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -36,19 +35,6 @@ class Tiny(nn.Module):
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(self.parameters()))])
 
 
-class WithLoss(nn.Module):
-    """A stand-in for pretrain.WithLoss."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.within = model
-
-    def forward(self, batch, **named):
-        """The summed loss of a batch."""
-        require(not named, "train_step calls the model for logits: model(batch) is the loss")
-        return self.within.surprise(batch).sum()
-
-
 def tiny_batches(rng):
     """A tiny model, and three micro-batches with unequal numbers of masked positions."""
     from mini_undivided.data import MaskedBatch, split
@@ -67,7 +53,6 @@ def loss_of_a_batch(pretrain, rng):
     """masked_loss is the cross entropy in nats, summed over the masked positions."""
     model, (batch, *_) = tiny_batches(rng)
     rounded = pure("pretrain", "masked_loss", copy.deepcopy(model).bfloat16(), batch)
-    require(rounded is not None, "masked_loss is None: is a return missing?")
     require(torch.is_tensor(rounded), "masked_loss is a number, not a tensor")
     require(rounded.dtype != torch.bfloat16, "of bfloat16 logits, as on a GPU, the loss is in "
             "bfloat16, too, which has three digits: take logits.float()")
@@ -84,7 +69,7 @@ def loss_of_a_batch(pretrain, rng):
             "when the sum is divided by the sequences": right / len(batch.labels),
             "when IGNORE_INDEX is taken for a token": model.surprise(
                 batch._replace(labels=batch.labels.clamp(min=0))).sum(),
-            "with the opposite sign": -right, "in bits, not in nats": right / np.log(2)})
+            "with the opposite sign": -right})
 
 
 def clipped(gradient):
@@ -98,7 +83,7 @@ def take_steps(model, batches, counts, world):
 
     counts: the num_masked of each. Raises Wrong for what can be seen from outside.
     """
-    from mini_undivided.pretrain import train_step
+    from mini_undivided.pretrain import WithLoss, train_step
 
     tiny, steps, syncs, seen, now_inside = copy.deepcopy(model), [], [], [], []
 
@@ -118,8 +103,12 @@ def take_steps(model, batches, counts, world):
         seen.append((torch.is_autocast_enabled("cpu"), bool(now_inside)))
         logits.register_hook(lambda gradient: seen.append((True, bool(now_inside))))
 
+    def called_for_logits(module, inputs, named):
+        require(not named, "train_step calls the model for logits: model(batch) is the loss")
+
     tiny.out.register_forward_hook(called)
-    model, taken = WithLoss(tiny), []
+    model, taken = WithLoss(tiny, lambda tiny, batch: tiny.surprise(batch).sum()), []
+    model.register_forward_pre_hook(called_for_logits, with_kwargs=True)
     optimizers = [Descent(part.parameters(), lr=1.0) for part in (tiny.word, tiny.out)]
     machine = SimpleNamespace(
         device=torch.device("cpu"), world_size=world, synchronise=synchronise,
