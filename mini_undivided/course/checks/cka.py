@@ -66,6 +66,7 @@ def hsic_of_pairs(cka, rng):
             "with (n - 1)² below, the biased form's": plain / (n - 1) ** 2,
             "with n² for n (n - 3)": plain / n**2,
             "with (n - 2) for (n - 3)": plain / (n * (n - 2)),
+            "with (n - 1) for (n - 3)": plain / (n * (n - 1)),
             "with (n - 1) (n - 3)": plain / ((n - 1) * (n - 3)),
             "without the division by n (n - 3)": plain,
             "for B with A: rows are the layers of A": right.mT,

@@ -32,8 +32,8 @@ def weights_of(model_class, sizes, **changes):
 @check(3, points=4)
 def number_of_parameters(costs, rng):
     """count_parameters counts each weight of a model once."""
-    for model_class in (MaskedLM, Encoder):
-        sizes = some_sizes(rng)
+    for model_class, last in ((MaskedLM, True), (Encoder, False)):
+        sizes = some_sizes(rng, last)
         V, C, L, _, inner, *_ = sizes.values()
         right, ffn = weights_of(model_class, sizes), 2 * C * inner + inner + 3 * C
         head = {"the head": C * C + 3 * C + V, "the head's bias": V,

@@ -1,6 +1,7 @@
 """Checks of 5: the training step."""
 
 import copy
+import math
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -69,7 +70,7 @@ def loss_of_a_batch(pretrain, rng):
             "when the sum is divided by the sequences": right / len(batch.labels),
             "when IGNORE_INDEX is taken for a token": model.surprise(
                 batch._replace(labels=batch.labels.clamp(min=0))).sum(),
-            "with the opposite sign": -right})
+            "with the opposite sign": -right, "in bits, not in nats": right / math.log(2)})
 
 
 def clipped(gradient):
