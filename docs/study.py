@@ -208,7 +208,7 @@ def do(group, name, command):
         out = Path("runs") / name if group == "docs" else RUNS / group / name
         command = [*command, "--out", str(out)]
         resume = ["train.py", "--resume", "--out", str(out)]
-        call(resume if has_checkpoint(out) else command)
+        call(resume if has_checkpoint(ROOT / out) else command)
         kept = pretrained(ROOT / out)
     path_of(group, name).parent.mkdir(parents=True, exist_ok=True)
     write_json(path_of(group, name), {"command": " ".join(["python", *command]), **kept})
