@@ -49,7 +49,7 @@ def cka(a, b):
 def centre(x):
     """U-centred Gram matrices K̃ of layers: x (L, n, C) → (L, n, n); rows and columns sum to 0."""
     n = x.size(1)
-    x = x - x[:, :1]  # centring undoes any shift, and a constant layer is exactly 0 after this one
+    x = x - x[:, :1]  # changes no K̃, but makes that of a constant layer exactly 0
     gram = x @ x.transpose(1, 2)  # (L, n, n)
     gram.diagonal(dim1=1, dim2=2).zero_()
     rows = gram.sum(2) / (n - 2)  # (L, n)

@@ -28,17 +28,17 @@ ORDER, MASKS, VALIDATION = 1, 2, 3  # what a stream of random numbers is for
 
 
 def stream(purpose, seed, number):
-    """Random numbers for a purpose (ORDER, MASKS, VALIDATION), a seed, and an epoch, step or batch.
+    """A random generator for a purpose; `number` is that of the epoch, the step or the batch.
 
-    The three stand at fixed positions of the generator's seed, so that no two streams are the same.
+    NumPy hashes the list into one seed, so that the streams are independent of one another.
     """
     return np.random.default_rng([purpose, seed, number])
 
 
 class MaskedBatch(NamedTuple):
-    """Masked sequences: input_ids (B, T); the masks' positions (B, M); labels (B, M).
+    """Masked sequences: input_ids (B, T), positions (B, M) of the masked tokens, labels (B, M).
 
-    The label of a position that does not count is IGNORE_INDEX.
+    A sequence with fewer than M masked tokens has further positions, labelled IGNORE_INDEX.
     """
 
     input_ids: torch.Tensor
@@ -55,9 +55,9 @@ def split(batch, size):
 class Sequences:
     """A token array cut into N sequences, [CLS] and T - 2 tokens and [SEP], which can be masked.
 
-    mlm_probability: the fraction of the ordinary tokens to mask. The more are, the more a sequence
-    teaches and the less context is left; 40 % were better than BERT's 15 % here, and for large
-    models in 2202.08005.
+    mlm_probability: the fraction of the ordinary (not special) tokens to mask: BERT's 15 % in
+    validation, 40 % in training by default. The more are masked, the more a sequence teaches and
+    the less context is left; 40 % was better here, and for large models in 2202.08005.
     """
 
     def __init__(self, tokens, seq_len, tokenizer, mlm_probability=MLM_PROBABILITY):
@@ -91,9 +91,9 @@ class Sequences:
             positions                  3                        11
             labels                     sat                      dog      ("dog" is one that stays)
 
-        The positions of a sequence are in random order. The model has to predict both words. A
-        [MASK] never occurs in fine-tuning: if it stood at every masked position, the model would
-        need a good vector there alone; as any token may be one to predict, it needs one everywhere.
+        The positions of a sequence are in random order. The model has to predict both words. If all
+        masked positions showed [MASK], which fine-tuning never does, the model would need good
+        vectors there alone; since any token may be one to predict, it needs them everywhere.
 
         ids (B, T) are changed in place.
         """
@@ -127,7 +127,7 @@ class TrainingBatches:
         self.epoch, self.order = None, None
 
     def batch(self, step, rank=0, world_size=1):
-        """The part of process `rank` of a step's batch: size / world_size sequences.
+        """Process `rank`'s part of a step's batch: size / world_size sequences.
 
         Every process masks the whole batch, so that no mask depends on the number of processes.
         """
@@ -137,7 +137,7 @@ class TrainingBatches:
         return type(batch)(*(t[rank * local : (rank + 1) * local] for t in batch))
 
     def indices(self, numbers):
-        """Which sequences the run's samples of these numbers are: each epoch is a permutation."""
+        """Samples, numbered from the run's start → their sequences; an epoch is a permutation."""
         epochs, offsets = np.divmod(numbers, len(self.sequences))
         indices = np.empty_like(numbers)
         for epoch in np.unique(epochs):

@@ -1,8 +1,8 @@
 """The BERT encoder (Devlin et al. 2019, 1810.04805), with an FFN in the layers that you choose.
 
 Shapes: B sequences in a batch, T tokens in a sequence, C hidden size, H heads, D = C / H the width
-of a head, V words in the vocabulary, K labels; M query positions: in pretraining's last layer the
-masked ones, which alone are needed there, everywhere else all T.
+of a head, V words in the vocabulary, K labels; M query positions: all T, except in the last layer
+of pretraining, which computes the masked ones only, since no others are needed.
 
 A block is two sublayers, each inside a residual connection with a LayerNorm after it ("post-norm"):
 
@@ -30,8 +30,8 @@ def attention(q, k, v, mask=None, dropout=0.0):
 
     q (B, H, M, D); k, v (B, H, T, D); mask (B, 1, 1, T), True at real tokens → (B, H, M, D).
 
-    The dot product of two vectors of D independent numbers of variance 1 has variance D: divided
-    by √D the scores keep a variance of 1, and softmax is not yet so sharp that its gradient
+    The dot product of two vectors of D independent numbers, of mean 0 and variance 1, has variance
+    D. Divided by √D, scores have a variance of 1, and softmax is not so sharp that its gradient
     vanishes.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, M, T)
@@ -138,14 +138,14 @@ class Embeddings(nn.Module):
 
 @torch.no_grad()
 def initialise(model):
-    """Normal weights of standard deviation `initializer_range`, and biases 0, but for two things.
+    """Normal weights of standard deviation `initializer_range`, biases of 0, with two exceptions.
 
     Position embeddings begin as sines and cosines, 2.5 times as large as those of words: waves of
     C / 2 lengths from 2π to 2π · 10,000 positions, so that near ones have similar vectors (Vaswani
     et al. 2017, section 3.5). Keys begin equal to queries, both of variance 1 (in the spirit of
-    Trockman & Kolter 2023, 2305.09828): a token's score with itself is about √D then, it attends
-    most to itself and to its neighbours, and need not learn first, position by position, where they
-    are.
+    Trockman & Kolter 2023, 2305.09828): a token's score with itself is then about √D, so that from
+    the start it attends most to itself and its neighbours, which it would otherwise have to learn
+    to find, position by position.
     """
     std = model.config.initializer_range
     for module in model.modules():
@@ -153,7 +153,7 @@ def initialise(model):
             nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
-    for module in model.modules():  # after their parts, which the first loop has drawn
+    for module in model.modules():  # a second loop: the first draws a module's parts after it
         if isinstance(module, Embeddings):
             T, C = module.position.weight.shape
             angles = torch.arange(T)[:, None] * 10_000 ** (-torch.arange(0, C, 2) / C)
@@ -206,11 +206,11 @@ class MaskedLM(Pretrained):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.head = nn.Module()  # a name for its parts
+        self.head = nn.Module()  # empty: it gives its parts' weights the prefix "head."
         self.head.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.head.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        initialise(self)  # the encoder once more, too
+        initialise(self)  # draws the encoder's weights again, too
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, positions=None):
         """→ logits (B, T, V); with `positions` (B, M), of these positions only, (B, M, V)."""
@@ -224,7 +224,7 @@ class MaskedLM(Pretrained):
 
 
 class SequenceClassifier(Pretrained):
-    """The encoder, BERT's pooler and a linear layer: `num_labels` classes, or for 1 a number.
+    """The encoder, BERT's pooler and a linear layer; with `num_labels` = 1, a regression.
 
     The pooler is a linear map and tanh on [CLS], the token at the front that stands for no word:
     fine-tuning teaches it to gather from the others what the task needs.

@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
         W ← (1 - lr decay) W - lr √max(1, m / n) orthogonalise(μ momentum + (1 - μ) G)
 
     √max(1, m / n) lets each output of a tall matrix change as much as those of a square one. dtype:
-    of the iteration; rounding to bfloat16 does no harm there.
+    that of `orthogonalise`, where rounding to bfloat16 does no harm.
     """
 
     def __init__(self, params, lr, dtype=torch.float32, momentum=0.95, weight_decay=0.01):

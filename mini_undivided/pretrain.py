@@ -30,7 +30,7 @@ from mini_undivided.support.checkpoint import save_trainer
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.terminal import catch_signals, progress_bar, show
 
-VALIDATIONS = 10  # in a run, the last at its end (run.result)
+VALIDATIONS = 10  # in a run; the last, at its end, is made by `result` in run.py
 SAVE_SECONDS = 600  # between checkpoints, if validations are rarer
 QUICK_TOKENS, FULL_TOKENS = 2**15, 2**18  # of the validation split: during the run, and at its end
 
@@ -98,17 +98,17 @@ class State:
     step: int = 0
     progress: float = 0.0  # from 0 to 1
     validated: int = 0  # tenths of the run that had passed at the last validation
-    seconds: float = 0.0  # by the clock, without a process's first step, which may compile
+    seconds: float = 0.0  # by the clock, but for the first step after each start, which may compile
     # For the log.
     training_seconds: float = 0.0  # without validating and saving
-    timed_steps: int = 0  # those of training_seconds
+    timed_steps: int = 0  # the steps that took training_seconds
     smooth_loss: float | None = None  # what the progress bar shows
 
 
 def train(run):
     """Train to the end → "finished", or to the first Ctrl-C or SIGTERM → "interrupted".
 
-    run: what the loop works with, a run.Run.
+    run: what the loop works with, a `Run` of run.py.
     """
     state, machine, last_save = run.state, run.machine, time.perf_counter()
     log_every = 10 if machine.on_gpu else 1  # steps: reading a loss makes the CPU wait for the GPU
@@ -119,7 +119,7 @@ def train(run):
             num_masked, stop, save = sync_processes(run, batch, caught, last_save)
             over = stop or state.progress >= 1
             passed = int(state.progress * VALIDATIONS)
-            validation_is_due = passed > state.validated and not over  # the last is run.result's
+            validation_is_due = passed > state.validated and not over  # run.py makes the last one
             if over or validation_is_due or save:
                 log_losses(run, bar)
                 if validation_is_due:
@@ -141,10 +141,10 @@ def train(run):
 
 
 def sync_processes(run, batch, caught, last_save):
-    """Bring all processes to the same numbers → masked positions, whether to stop, to save.
+    """All processes agree → the step's masked positions, whether to stop, and whether to save.
 
-    Sets state.seconds and state.progress. Any process's signal stops all; for the rest process 0's
-    clock counts, and the others add 0.
+    Sets state.seconds and state.progress. `all_reduce` only adds: a signal in any process stops
+    all, while progress and the time to save are process 0's, to which the others add 0.
     """
     state, now = run.state, time.perf_counter()
     if run.started is not None:
@@ -160,10 +160,10 @@ def sync_processes(run, batch, caught, last_save):
 
 
 def take_step(run, batch, num_masked):
-    """One step; `num_masked` positions in all processes → its summed loss in this one.
+    """Take one step of the run → the loss summed over this process's masked positions.
 
-    The schedule is read in the middle of the step, since at its start the first rate would be 0; in
-    a run by the clock, which knows no steps, at its start.
+    num_masked: those of all processes. The schedule is read at the middle of the step, since at its
+    start the first rate would be 0; with --minutes, where a step's share is unknown, at its start.
     """
     state = run.state
     half_a_step = 0.5 / run.steps if run.steps else 0.0
@@ -181,7 +181,7 @@ def take_step(run, batch, num_masked):
 
 @torch.inference_mode()
 def validate(run, limit):
-    """Loss and accuracy on at most `limit` tokens of the validation split, which are logged.
+    """Compute and log loss and accuracy on at most `limit` tokens of the validation split.
 
     Accuracy is given over all masked positions, and over those that show [MASK]: where a masked
     token was kept, the model sees the answer.

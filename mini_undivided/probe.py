@@ -28,7 +28,7 @@ BATCH = 32  # texts in a forward pass
 # The probe, on given features.
 
 def fit(features, labels, classes, strengths=L2_PENALTIES, steps=200):
-    """Fit linear probes on all layers at once → for each λ (W (L, C, K), b (L, 1, K)).
+    """Fit linear probes on all layers at once → [(W (L, C, K), b (L, 1, K)) for λ in strengths].
 
     features (L, N, C); labels (N,): class indices, or, with classes = 0 for a regression, floats.
     The loss is the mean cross entropy, or half the mean squared error; L-BFGS minimises it until no

@@ -72,8 +72,8 @@ class Run:
     valid_set: Sequences
     state: State = field(default_factory=State)
     losses: list = field(default_factory=list)  # (loss, masked positions) of steps not yet logged
-    since: float = 0.0  # when the first of them began
-    started: float | None = None  # when state.seconds was 0; None before a process's first step
+    since: float = 0.0  # when the first of those steps began
+    started: float | None = None  # the time at state.seconds = 0; None until a first step is done
 
     @property
     def out(self):
