@@ -344,7 +344,7 @@ def glue_table():
             rows[f"{text} minus FFNs: worth of pretraining"] = gaps(
                 tuned[name] - fresh[name], tuned["full"] - fresh["full"])
     header = ["", *(GLUE[task].name for task in finished_tasks()), "mean"]
-    return table(header, [[text, *cells] for text, cells in rows.items()])
+    return table(header, [[text, *cells] for text, cells in rows.items() if {*cells} != {"–"}])
 
 
 def cuts_table():
@@ -392,9 +392,11 @@ def draw_accuracy():
     """docs/accuracy.svg: what pretraining is worth on each task, by kind, with 95 % intervals."""
     colors = {"full": WITH_FFNS, "none": WITHOUT_FFNS, "every2": "gray", "flops": WITHOUT_FFNS}
     worth = {}  # kind: (differences, half widths of their intervals)
-    for name in (name for name in TUNED_KINDS if results("glue", name)):
+    for name in TUNED_KINDS:
         columns = zip(glue_scores(name, "seed").T, glue_scores(name, "scratch").T, strict=True)
-        worth[name] = np.transpose([difference(*each) for each in columns])
+        gaps = np.transpose([difference(*each) for each in columns])
+        if np.isfinite(gaps[0, -1]):  # else not all tasks are done
+            worth[name] = gaps
     means = (f"{TUNED_KINDS[name][0]} {gaps[-1]:+.1f}" for name, (gaps, _) in worth.items())
     title = f"Points that pretraining adds, on average: {'; '.join(means)} (bars: 95 % intervals)"
     with figure(ROOT / "docs/accuracy.svg", 1, 1, (8, 4), title) as (_, (axes,)):
