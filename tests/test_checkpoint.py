@@ -260,6 +260,7 @@ QUERY, BIAS = "bert.encoder.layer.1.attention.self.query.weight", "cls.predictio
     (lambda t: t.update({BIAS: torch.full((V,), torch.nan)}), "bias has a value that is NaN"),
     (lambda t: t.update({BIAS: torch.ones(V, dtype=torch.int8)}), "bias is int8, not of floating"),
     (lambda t: t.update({QUERY.removeprefix("bert."): t[QUERY].clone()}), "holds a tensor twice"),
+    (lambda t: t.update({f"teacher.{QUERY}": t.pop(QUERY)}), "tensor teacher.bert.*has no place"),
     (lambda t: t.update({"cls.predictions.decoder.weight": torch.ones(V, C)}),
      "decoder.weight is not tied")])
 def test_loading_is_strict(tmp_path, change, said):

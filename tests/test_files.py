@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 from dataclasses import fields
+from unittest.mock import Mock
 
 import pytest
 from helpers import names
 
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
-    atomic, cache_dir, check_writable, is_whole, read_json, sealed, write_json)
+    atomic, cache_dir, check_writable, is_whole, read_json, remove_temporaries, sealed, write_json)
 from mini_undivided.support.options import AnalyzeOptions, FinetuneOptions, PretrainOptions, kind
 from mini_undivided.support.terminal import progress, progress_bar, show
 
@@ -32,6 +33,16 @@ def test_atomic_writes_the_whole_file_or_leaves_the_old(tmp_path):
     with atomic(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and names(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(("error", "left"), [
+    (None, 1), (ProcessLookupError(), 0), (PermissionError(), 1), (OSError(22, "Windows"), 1)])
+def test_temporary_files_of_living_processes_stay(tmp_path, monkeypatch, error, left):
+    """Those of a process that is gone are removed; where the system does not tell, they stay."""
+    monkeypatch.setattr(os, "kill", Mock(side_effect=error))
+    (tmp_path / ".a.txt.7.tmp").touch()
+    remove_temporaries(tmp_path)
+    assert len(names(tmp_path)) == left
 
 
 # Files of our own

@@ -45,7 +45,7 @@ NAMES = [
     ("next.", "cls.seq_relationship.")]
 FFN = re.compile(r"encoder\.layer\.\d+\.(intermediate|output)\.")
 HEADS = ("cls.predictions.", "cls.seq_relationship.", "pooler.", "classifier.", "qa_outputs.")
-PREFIX = re.compile(rf"^.*?\b(?={'|'.join(map(re.escape, ('embeddings.', 'encoder.', *HEADS)))})")
+PREFIX = re.compile(r"^((module|_orig_mod|model|bert)\.)*")
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # under which trainers save the weights
 TABLES = ("embeddings.position_ids", "embeddings.token_type_ids")  # any model can compute them
 TIED = {
@@ -109,7 +109,8 @@ def hugging_face_name(name):
 def plain_name(name):
     """A checkpoint's name without what differs with class and age: "bert.", gamma and beta.
 
-    Nor with what trainers put before it: "module." of DDP, "_orig_mod." of torch.compile.
+    Nor with what trainers put before it: "module." of DDP, "_orig_mod." of torch.compile, "model."
+    of many. Other prefixes stay: they may be another model's.
     """
     name = PREFIX.sub("", name).replace("LayerNorm.gamma", "LayerNorm.weight")
     return name.replace("LayerNorm.beta", "LayerNorm.bias")

@@ -75,7 +75,7 @@ def remove_temporaries(folder):
             os.kill(int(path.name.split(".")[-2]), 0)  # no signal, but an error without a process
         except (ProcessLookupError, OverflowError, ValueError):
             path.unlink(missing_ok=True)
-        except PermissionError:  # there is one, of somebody else
+        except OSError:  # there is one, of somebody else; on Windows, perhaps none
             pass
 
 
