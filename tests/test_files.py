@@ -107,6 +107,14 @@ def test_json_comes_back(tmp_path):
         read_json(path)
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "1" + 400 * "0"])
+def test_a_number_is_one_that_a_float_can_hold(tmp_path, number):
+    """What is none, or larger than any float, is an error that names file and key."""
+    (tmp_path / "a.json").write_text(f'{{"lr": {number}}}')
+    with pytest.raises(UserError, match='a.json: "lr" is .*, but should be a number'):
+        read_json(tmp_path / "a.json", {"lr": float})
+
+
 # Paths and the environment
 
 

@@ -3,9 +3,9 @@
 import errno
 import hashlib
 import json
-import math
 import os
 import shutil
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
@@ -178,7 +178,7 @@ def check_form(value, form, path, key="its content"):
 def is_kind(value, kind):
     """Whether a JSON value is of a kind: true is no number, and a number is finite."""
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     return type(value) is kind
 
 
