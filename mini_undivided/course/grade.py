@@ -13,7 +13,7 @@ import tempfile
 import textwrap
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -33,18 +33,10 @@ def python_files(submission):
 
     What a virtual environment holds is left out. UserError if the rest is more than MOST bytes.
     """
-    files, size, folder = {}, 0, Path(submission)
+    files, size = {}, 0
     try:
-        with nullcontext() if folder.is_dir() else zipfile.ZipFile(folder) as archive:
-            if archive:
-                found = {info.filename: partial(archive.open, info) for info in archive.infolist()}
-            else:
-                found = {path.relative_to(folder).as_posix(): partial(path.open, "rb")
-                         for path in folder.rglob("*") if stat.S_ISREG(path.lstat().st_mode)}
-            for name, open_file in found.items():
-                path = PurePosixPath(name)
-                if path.suffix != ".py" or "site-packages" in path.parts:
-                    continue
+        for path, open_file in open_files(Path(submission)):
+            if path.suffix == ".py" and "site-packages" not in path.parts:
                 with open_file() as file:
                     files[path] = file.read(LARGEST)
                 size += len(files[path])
@@ -53,6 +45,19 @@ def python_files(submission):
     except Exception as error:  # a damaged zip file raises what zlib, lzma and others raise
         raise UserError(f"{submission} cannot be opened: {error}") from None
     return files
+
+
+def open_files(submission):
+    """Yield (path within, a function that opens it) of each file of a folder or zip file."""
+    if submission.is_dir():
+        for path in submission.rglob("*"):
+            if stat.S_ISREG(path.lstat().st_mode):
+                within = PurePosixPath(path.relative_to(submission).as_posix())
+                yield within, partial(path.open, "rb")
+    else:
+        with zipfile.ZipFile(submission) as archive:
+            for info in archive.infolist():
+                yield PurePosixPath(info.filename), partial(archive.open, info)
 
 
 def handed_in(submission):
