@@ -66,6 +66,7 @@ ARCHITECTURES = {  # name: (what it is, options)
     "more": ("trained with FFNs, and 250 steps more", ["--steps", "250"]),
     "cut": ("trained with FFNs, cut out, and 250 steps more", [*NO_FFN, "--steps", "250"])}
 SIZES = {"2x32": (2, 32), "2x64": (2, 64), "3x96": (3, 96), "4x128": (4, 128)}  # layers, width
+MARKERS = {"2x32": "D", "2x64": "x", "3x96": "^", "4x128": "s"}
 OLD = "-0.2"  # the end of the groups that have the results of version 0.2
 BUDGETS = (1.5e12, 5e12, 1.5e13)  # FLOPs
 TASKS = ("stsb", "qnli", "rte", "mrpc", "sst2", "cola")
@@ -461,15 +462,14 @@ def draw_scale(losses):
     with figure(ROOT / "docs/scale.svg", 1, 1, (8, 5.5), title) as (_, (axes,)):
         for kind, sizes in losses.items():
             color = WITHOUT_FFNS if kind == "none" else WITH_FFNS
-            for size, marker in zip(sizes, "Dx^s", strict=True):
-                axes.plot(sizes[size].keys(), sizes[size].values(), marker + ":", color=color,
-                          alpha=0.5)
+            for size, each in sizes.items():
+                axes.plot(each.keys(), each.values(), MARKERS[size] + ":", color=color, alpha=0.5)
             points = frontier(sizes)
             fall = slope(points[1:])  # the first budget ends on the plateau
             axes.plot(*zip(*points, strict=True), color=color, linewidth=2.5,
                       label=f"best size, {KINDS[kind]}: −{fall:.2f} nats per tenfold FLOPs "
                             f"from {BUDGETS[1] / 1e12:g} trillion on")
-        for size, marker in zip(SIZES, "Dx^s", strict=True):
+        for size, marker in MARKERS.items():
             axes.plot([], [], marker + ":", color="gray", label=size.replace("x", " × "))
         axes.set(xscale="log", xlabel="training FLOPs, in trillions (10¹²)",
                  ylabel="validation loss per masked token (nats)")
