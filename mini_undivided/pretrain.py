@@ -15,7 +15,6 @@ computes in its dtype, `is_main` is true of the first process, `all_reduce` sums
 `synchronise` has DDP exchange gradients now or later. With one process these two do nothing.
 """
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -25,10 +24,9 @@ from torch.nn import functional as F
 
 from mini_undivided.data import IGNORE_INDEX, split, validation_batches
 from mini_undivided.optim import scale_learning_rates, warmup_decay
-from mini_undivided.support import run_directory
 from mini_undivided.support.checkpoint import save_trainer
-from mini_undivided.support.errors import UserError
-from mini_undivided.support.terminal import catch_signals, progress_bar, show
+from mini_undivided.support.log import log_losses, log_row
+from mini_undivided.support.terminal import catch_signals, progress_bar
 
 VALIDATIONS = 10  # in a run; the last, at its end, is made by `result` in run.py
 SAVE_SECONDS = 600  # between checkpoints, if validations are rarer
@@ -113,6 +111,7 @@ def train(run):
     state, machine, last_save = run.state, run.machine, time.perf_counter()
     log_every = 10 if machine.on_gpu else 1  # steps: reading a loss makes the CPU wait for the GPU
     run.model.train()
+    # caught: a list, empty until a signal comes
     with progress_bar(not machine.is_main) as bar, catch_signals() as caught:
         while True:
             batch = run.batches.batch(state.step, machine.rank, machine.world_size)
@@ -206,39 +205,5 @@ def validate(run, limit):
     loss, correct, masked, correct_at_mask, at_mask = machine.all_reduce(sums).tolist()
     scores = {"validation_loss": loss / masked, "validation_accuracy": correct / masked,
               "accuracy_at_mask": correct_at_mask / max(1, at_mask)}
-    log(run, scores)
+    log_row(run, scores)
     return scores
-
-
-# Not needed at first reading: the log.
-
-def log_losses(run, bar):
-    """The mean of the last losses goes to log and bar. UserError if it is not finite."""
-    if not run.losses:
-        return
-    state, lr = run.state, run.optimizers[-1].param_groups[0]["lr"]
-    total = run.machine.all_reduce(torch.stack([loss for loss, _ in run.losses]).sum().cpu())
-    loss, now = total.item() / sum(count for _, count in run.losses), time.perf_counter()
-    if not math.isfinite(loss):
-        kept = f"; the last checkpoint stays in {run.out}" * run_directory.has_checkpoint(run.out)
-        raise UserError(
-            f"the loss became {loss} at step {state.step:,} with a learning rate of {lr:.2e}: "
-            f"try a lower --lr or --dtype float32{kept}")
-    row, text = {"loss": loss, "lr": lr}, ""
-    if run.started is not None:
-        state.timed_steps += len(run.losses)
-        state.training_seconds += now - run.since
-        speed = row["tokens_per_second"] = len(run.losses) * run.batch_tokens / (now - run.since)
-        text = f", {speed:,.0f} tokens/s{run.machine.utilisation(speed * run.flops_per_token)}"
-    log(run, row)
-    previous = loss if state.smooth_loss is None else state.smooth_loss
-    state.smooth_loss = 0.95 * previous + 0.05 * loss
-    show(bar, state.progress, f"step {state.step:,}, loss {state.smooth_loss:.3f}{text}")
-    run.losses, run.since = [], now
-
-
-def log(run, row):
-    """Add a row to log.jsonl."""
-    if run.machine.is_main:
-        step = run.state.step
-        run_directory.append_log(run.out, {"step": step, "tokens": step * run.batch_tokens, **row})

@@ -314,7 +314,7 @@ def their_quality(steps, lr):
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
     seconds, points = 0.0, []
-    pretrain.log = lambda run, row: None
+    pretrain.log_row = lambda run, row: None
     validated = SimpleNamespace(  # as much of a run as `validate` reads
         machine=Machine(torch.device("cpu")), model=model,
         valid_set=data.Sequences(tokens.valid, T, tokenizer),

@@ -334,8 +334,9 @@ def test_minutes_and_speed_leave_out_the_first_step_of_a_process(
         if steps[-1] == 11:
             stop(None)
 
-    monkeypatch.setattr(
-        "mini_undivided.pretrain.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    for module in ("pretrain", "support.log"):
+        monkeypatch.setattr(
+            f"mini_undivided.{module}.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     before_train_step(tick)
     options = replace(options, steps=None, minutes=20 / 60)
     assert pretrain(options)["status"] == "interrupted"
