@@ -6,7 +6,6 @@ its batches are built; the loop trains; results are written.
 
 import math
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -100,7 +99,7 @@ def pretrain(options, resume=False, announce=None):
         raise UserError(f"the machines do not have the same text: {' '.join(options.corpus)}")
     run = make_run(options, machine, tokens, tokenizer)
     record = make_record(run, corpus, tokens, tokenizer)
-    with claimed(options.out, resume, machine):  # from here on nobody else writes there
+    with run_directory.claimed(options.out, resume, machine):  # nobody else writes there now
         if resume:
             load_trainer(run)
         if machine.is_main:
@@ -132,7 +131,7 @@ def check(options, resume):
     if [options.steps, options.flops, options.minutes].count(None) != 2:
         raise UserError("a run has one length: give one of steps, flops and minutes")
     check_writable(options.out)
-    check_free(options.out, resume)
+    run_directory.check_free(options.out, resume)
     if resume and not (Path(options.out) / "training_state.pt").exists():
         raise UserError(f"{options.out} has no checkpoint yet: start it again without --resume")
     if options.init:
@@ -144,13 +143,6 @@ def check(options, resume):
     if options.next_sentence:
         config.check_pairs(options.init)
     return config
-
-
-def check_free(out, resume):
-    """Raise UserError if a new run would destroy another one."""
-    if not resume and run_directory.has_checkpoint(out):
-        advice = "resume it with --resume, or choose another folder with --out"
-        raise UserError(f"{out} already holds a run: {advice}")
 
 
 # Model, optimizers, batches.
@@ -248,18 +240,6 @@ def batch_sizes(options, machine, config):
 
 
 # What is written.
-
-@contextmanager
-def claimed(out, resume, machine):
-    """Context: the run directory is this run's alone. UserError if it is taken."""
-    lock = machine.in_main(lambda: run_directory.claim(out))
-    try:
-        machine.in_main(lambda: check_free(out, resume))  # a run may just have finished there
-        yield
-    finally:
-        if machine.is_main:
-            lock.release()
-
 
 def make_record(run, corpus, tokens, tokenizer):
     """What train.json says of a run that begins."""

@@ -9,6 +9,7 @@ train.json  log.jsonl  loss.png                                          options
 import json
 import platform
 import subprocess
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -87,6 +88,25 @@ def has_checkpoint(directory):
     """Whether there is something in a folder that a new run would destroy."""
     names = ("training_state.pt", "model.safetensors")
     return any((Path(directory) / name).exists() for name in names)
+
+
+def check_free(out, resume):
+    """Raise UserError if a new run would destroy another one."""
+    if not resume and has_checkpoint(out):
+        advice = "resume it with --resume, or choose another folder with --out"
+        raise UserError(f"{out} already holds a run: {advice}")
+
+
+@contextmanager
+def claimed(out, resume, machine):
+    """Context: the run directory is this run's alone. UserError if it is taken."""
+    lock = machine.in_main(lambda: claim(out))
+    try:
+        machine.in_main(lambda: check_free(out, resume))  # a run may just have finished there
+        yield
+    finally:
+        if machine.is_main:
+            lock.release()
 
 
 def read_record(directory):
