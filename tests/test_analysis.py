@@ -11,7 +11,7 @@ from helpers import NOUNS, write_corpus, write_lines
 
 from mini_undivided.model import BertConfig, MaskedLM
 from mini_undivided.report import figures, tables
-from mini_undivided.report.analysis import Analysis, Run, analyse, short_names
+from mini_undivided.report.analysis import Analysis, SavedRun, analyse, short_names
 from mini_undivided.report.results import OUTPUTS, PAIRS, layer_rows, make_results, summarise
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
@@ -115,7 +115,7 @@ def test_precision_makes_another_kind(three, tmp_path):
     for precision, same in (("float32", True), ("bfloat16", False)):
         record["machine"]["device"] = f"some device, {precision}"
         write_json(path, record)
-        runs = [Run(tmp_path / name, name) for name in ("a", "b")]
+        runs = [SavedRun(tmp_path / name, name) for name in ("a", "b")]
         assert (runs[0].replicates == runs[1].replicates) == same
 
 

@@ -16,7 +16,7 @@ from helpers import write_lines, write_treebank
 from mini_undivided.corpus import open_corpus
 from mini_undivided.model import MaskedLM
 from mini_undivided.report import tables
-from mini_undivided.report.analysis import Run
+from mini_undivided.report.analysis import SavedRun
 from mini_undivided.report.results import make_results
 from mini_undivided.support import run_directory
 from mini_undivided.support.checkpoint import read_weights
@@ -119,7 +119,7 @@ def read_tokenizer(path):
 
 def read_results(path):
     """Read what a report says of the run in "run"."""
-    rows = make_results(Run(path.parents[path.parent.name == "glue"], "run").facts())
+    rows = make_results(SavedRun(path.parents[path.parent.name == "glue"], "run").facts())
     tables.runs_table(rows), tables.glue_table(rows), tables.cost_sentence(rows, "run", "run")
 
 

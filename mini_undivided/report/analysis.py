@@ -18,7 +18,7 @@ from mini_undivided.glue import collate, length_batches
 from mini_undivided.probe import run_probes
 from mini_undivided.probe_tasks import glue_task, text_tasks, treebank_task
 from mini_undivided.report import figures, replicates, tables
-from mini_undivided.report.opened import Run, short_names
+from mini_undivided.report.opened import SavedRun, short_names
 from mini_undivided.report.results import (
     CONTROL,
     TOKENS_COMPARED,
@@ -57,7 +57,7 @@ class Analysis:
         self.options, self.machine = options, Machine.start(options.device, "float32")
         torch.set_float32_matmul_precision("highest")  # TF32 is too coarse for a probe's search
         names = short_names(options.runs)
-        self.runs = [Run(path, name) for path, name in zip(options.runs, names, strict=True)]
+        self.runs = [SavedRun(path, name) for path, name in zip(options.runs, names, strict=True)]
         if any(len(task.texts) > 1 for task in tasks):
             for run in self.runs:
                 run.config.check_pairs(run.name)
@@ -238,7 +238,7 @@ def analyse(command, options):
 def draw_attention(run, sentence):
     """Draw the attention weights of a sentence → the path of the figure."""
     path = results_folder(run) / "attention.png"
-    run = Run(run)
+    run = SavedRun(run)
     check_writable(path.parent)
     encoding = run.tokenizer.encode(sentence)
     most = min(LONGEST_DRAWN, run.longest)

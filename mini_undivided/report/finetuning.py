@@ -8,7 +8,7 @@ import torch
 from mini_undivided import glue
 from mini_undivided.metrics import in_words, majority, mean_and_std
 from mini_undivided.model import SequenceClassifier
-from mini_undivided.report.opened import Run
+from mini_undivided.report.opened import SavedRun
 from mini_undivided.report.tables import count, wrap
 from mini_undivided.support.checkpoint import label_names, read_pooler
 from mini_undivided.support.errors import UserError
@@ -35,7 +35,7 @@ class Finetuner:
     """A run, read once, and fine-tuned on task after task."""
 
     def __init__(self, options):
-        self.options, self.source = options, Run(options.run)
+        self.options, self.source = options, SavedRun(options.run)
         self.config, self.tokenizer = self.source.config, self.source.tokenizer
         self.machine = Machine.start(options.device, options.dtype, self.config.hidden_size)
         self.encoder = self.source.encoder

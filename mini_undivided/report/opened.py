@@ -16,7 +16,7 @@ from mini_undivided.tokenizer import check_fits, load_tokenizer
 RESULT = {"task?": str, "name": str, "from_scratch": bool, "scores": dict, "majority": dict}
 
 
-class Run:
+class SavedRun:
     """A run directory or Hugging Face checkpoint, read: config, encoder, tokenizer, records.
 
     kind: the name of the replicates that it is one of.
