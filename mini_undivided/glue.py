@@ -29,8 +29,9 @@ EVAL_BATCH = 128
 def fine_tune(model, task, splits, encoded, machine, epochs, batch_size, lr, seed):
     """Train on the "train" split, and score the dev splits after each epoch → the last scores.
 
-    splits: {name: Split}, for their labels; encoded: {name: encoded examples}. The learning rate
-    rises to `lr` and falls as in pretraining; `seed` is for shuffling. Scores: {metric: value}.
+    splits: {name: Split}, a Split being texts and `labels`, an array; encoded: {name: encoded
+    examples}. The learning rate rises to `lr` and falls as in pretraining; `seed` is for shuffling.
+    Scores: {metric: value}.
     Raises UserError if the loss is not finite.
     """
     examples, name = encoded["train"], f"{task.name}, seed {seed}"
