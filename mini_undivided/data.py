@@ -5,13 +5,13 @@ Shapes: N sequences in a file, B in a batch, T tokens in a sequence, M of them m
 A token is masked if the model has to predict it, whatever then stands in its place: mostly [MASK].
 (An attention mask is something else: it says which tokens are not padding.)
 
-Documents are tokenised once, in chunks of text (`corpus.py`), and strung together, a [SEP] after
+Documents are tokenised once, in pieces of text (`corpus.py`), and strung together, a [SEP] after
 each; a sequence is the next T - 2 tokens between [CLS] and [SEP]. So sequences are full, nothing
 is padding, and a sequence may begin in the middle of a document and run on into the next.
 
-Every random draw is a function of the seed and of the step (masks) or the epoch (order), and of
-nothing else. So a run resumes without having stored its position in the data, and splitting a batch
-over micro-batches or processes changes no token of it.
+Every random draw of data is a function of the seed and of the step (masks) or the epoch (order),
+and of nothing else. So a run resumes without having stored its position in the data, and splitting
+a batch over micro-batches or processes changes no token of it.
 """
 
 from typing import NamedTuple
@@ -91,9 +91,9 @@ class Sequences:
             positions                  3                        11
             labels                     sat                      dog      ("dog" is one that stays)
 
-        The positions of a sequence are in random order. The model has to predict both words. If all
-        masked positions showed [MASK], which fine-tuning never does, the model would need good
-        vectors there alone; since any token may be one to predict, it needs them everywhere.
+        The positions of a sequence are in random order. If all of them showed [MASK], the model
+        would need good vectors there alone, and fine-tuning has no [MASK]; since any token may be
+        one to predict, it needs them everywhere.
 
         ids (B, T) are changed in place.
         """
@@ -105,14 +105,14 @@ class Sequences:
         scores[special] = 2.0  # above every random number: special tokens come last
         positions = np.argsort(scores, axis=1)[:, : self.num_masked]  # (B, M)
         num_to_mask = np.rint(self.mlm_probability * (~special).sum(axis=1, keepdims=True))
-        # Sequences with a [SEP] inside have fewer ordinary tokens: fewer of the M positions count.
+        # With a [SEP] or [UNK] inside there is less to mask: the last positions do not count.
         is_masked = np.arange(self.num_masked) < num_to_mask  # (B, M)
         original = np.take_along_axis(ids, positions, axis=1)
         changed = np.where(draws < TO_MASK + TO_RANDOM, random, original)
         changed = np.where(draws < TO_MASK, self.mask_id, changed)
         np.put_along_axis(ids, positions, np.where(is_masked, changed, original), axis=1)
         labels = np.where(is_masked, original, IGNORE_INDEX)
-        # Contiguous: to copy other memory to a GPU, the CPU would have to wait.
+        # copy() makes it contiguous: to copy other memory to a GPU, the CPU would have to wait.
         return MaskedBatch(*map(torch.from_numpy, (ids, positions.copy(), labels)))
 
 

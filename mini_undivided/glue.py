@@ -30,7 +30,7 @@ def fine_tune(model, task, splits, encoded, machine, epochs, batch_size, lr, see
     """Train on the "train" split, and score the dev splits after each epoch → the last scores.
 
     splits: {name: Split}, a Split being texts and `labels`, an array; encoded: {name: encoded
-    examples}. The learning rate rises to `lr` and falls as in pretraining; `seed` is for shuffling.
+    examples}. The learning rate rises to `lr` and falls as in `take_step`; `seed` is for shuffling.
     Scores: {metric: value}.
     Raises UserError if the loss is not finite.
     """

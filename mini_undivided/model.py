@@ -10,8 +10,8 @@ A block is two sublayers, each inside a residual connection with a LayerNorm aft
     x = LayerNorm(x + FFN(x))            each token by itself, by a feed-forward network
 
 The paper calls the FFN the intermediate layer. Without it a block is the first line alone: the
-second is gone whole, with its residual and its LayerNorm. Post-norm is BERT's choice; its large
-gradients near the output are why training needs a warm-up (Xiong et al. 2020, 2002.04745).
+second is gone whole, with its residual and its LayerNorm. Post-norm is BERT's choice; it is why
+training needs a warm-up (`optim.py`).
 """
 
 import math
@@ -73,9 +73,9 @@ class Attention(nn.Module):
         q = self.split_heads(self.query(queries))  # (B, H, M, D)
         k, v = self.split_heads(self.key(x)), self.split_heads(self.value(x))  # (B, H, T, D)
         dropout = self.attention_dropout.p if self.training else 0.0
-        # PyTorch's fused kernel computes the same and never stores the (M, T) weights. On a CPU it
-        # is slow with dropout or in bfloat16; on Apple's GPUs, in some versions, it gives wrong
-        # results for few queries (https://github.com/pytorch/pytorch/issues/181133).
+        # PyTorch's fused kernel computes the same and never stores the (M, T) weights. It is used
+        # where it is faster, not on a CPU with dropout or in bfloat16; nor on Apple's GPUs, where
+        # some versions are wrong (https://github.com/pytorch/pytorch/issues/181133).
         fused = x.device.type == "cuda" or (
             x.device.type == "cpu" and q.dtype == torch.float32 and not dropout)
         attend = F.scaled_dot_product_attention if fused else attention
@@ -141,11 +141,11 @@ def initialise(model):
     """Normal weights of standard deviation `initializer_range`, biases of 0, with two exceptions.
 
     Position embeddings begin as sines and cosines, 2.5 times as large as those of words: waves of
-    C / 2 lengths from 2π to 2π · 10,000 positions, so that near ones have similar vectors (Vaswani
-    et al. 2017, section 3.5). Keys begin equal to queries, both of variance 1 (in the spirit of
-    Trockman & Kolter 2023, 2305.09828): a token's score with itself is then about √D, so that from
-    the start it attends most to itself and its neighbours, which it would otherwise have to learn
-    to find, position by position.
+    C / 2 lengths from 2π to about 2π · 10,000 positions: near ones have similar vectors (Vaswani
+    et al. 2017, section 3.5). Keys begin equal to queries, with entries of variance 1 (in the
+    spirit of Trockman & Kolter 2023, 2305.09828): a token's score with itself, |q|² / √D, is then
+    about √D, so that from the start it attends most to itself and its neighbours, which it would
+    otherwise have to learn to find, position by position.
     """
     std = model.config.initializer_range
     for module in model.modules():
@@ -153,12 +153,12 @@ def initialise(model):
             nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
-    for module in model.modules():  # a second loop: the first draws a module's parts after it
+    for module in model.modules():  # a second loop: in the first, parts come after their module
         if isinstance(module, Embeddings):
             T, C = module.position.weight.shape
             angles = torch.arange(T)[:, None] * 10_000 ** (-torch.arange(0, C, 2) / C)
             waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :C]  # (T, C)
-            module.position.weight.copy_(2.5 * std * math.sqrt(2) * waves)  # RMS 2.5 std
+            module.position.weight.copy_(2.5 * std * math.sqrt(2) * waves)  # waves: RMS 1 / √2
         if isinstance(module, Attention):
             nn.init.normal_(module.query.weight, std=module.query.in_features**-0.5)
             module.key.weight.copy_(module.query.weight)

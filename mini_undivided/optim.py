@@ -18,8 +18,8 @@ STEPS = 5  # of the iteration in `orthogonalise`
 def warmup_decay(progress, warmup=WARMUP):
     """The factor on the peak learning rate ("initial_lr"): up until `warmup`, then down to 0.
 
-    Adam's first steps are almost as large as the learning rate whatever the gradient, and a
-    post-norm model that is pushed far at the start does not recover: hence the warm-up.
+    Adam's first steps, and all of Muon's, are as large as the rate says, whatever the gradient; a
+    post-norm model that is pushed far at the start may not recover (Xiong et al. 2020, 2002.04745).
     """
     if progress < warmup:
         return progress / warmup
@@ -46,7 +46,7 @@ def muon_and_adamw(model, muon_lr, lr, dtype=torch.float32):
     """Muon for the hidden weight matrices of a MaskedLM, AdamW for the rest → both."""
     matrices = [p for name, p in model.named_parameters()
                 if p.dim() == 2 and p.requires_grad and name.startswith(HIDDEN)]
-    hidden = set(matrices)
+    hidden = set(matrices)  # by identity
     rest = [p for p in model.parameters() if p not in hidden]
     return [Muon(matrices, muon_lr, dtype), adamw(rest, lr)]
 
@@ -58,11 +58,11 @@ class Muon(torch.optim.Optimizer):
 
     With the gradient G, for each matrix W (m, n):
 
-        momentum ← μ momentum + (1 - μ) G
+        momentum ← μ momentum + (1 - μ) G          then, with this new momentum (Nesterov's):
         W ← (1 - lr decay) W - lr √max(1, m / n) orthogonalise(μ momentum + (1 - μ) G)
 
-    √max(1, m / n) lets each output of a tall matrix change as much as those of a square one. dtype:
-    that of `orthogonalise`, where rounding to bfloat16 does no harm.
+    The m rows of a tall U Vᵀ have a mean square norm of n / m: √max(1, m / n) makes it 1, as in a
+    square one. dtype: that of `orthogonalise`, where rounding to bfloat16 does no harm.
     """
 
     def __init__(self, params, lr, dtype=torch.float32, momentum=0.95, weight_decay=0.01):
@@ -93,16 +93,16 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(x):
     """About U Vᵀ of each matrix U S Vᵀ in x (N, m, n): singular values are brought near 1.
 
-    Newton-Schulz: x ← a x + b (x xᵀ) x + c (x xᵀ)² x does to every singular value s what
-    a s + b s³ + c s⁵ does to a number. Five steps with Jordan's a, b and c bring every s between
-    0.01 and 1 to between 0.68 and 1.14, by matrix multiplications alone.
+    Newton-Schulz: x ← a x + b (x xᵀ) x + c (x xᵀ)² x turns every singular value s into
+    a s + b s³ + c s⁵, since x xᵀ x = U S³ Vᵀ. Five steps with Jordan's a, b and c bring every s
+    between 0.01 and 1 to between 0.68 and 1.14, by matrix multiplications alone.
     """
     if x.size(1) > x.size(2):  # so that the Gram matrix is the smaller one
         return orthogonalise(x.mT).mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # now no s is above 1
     for _ in range(STEPS):
         gram = x @ x.mT  # (N, m, m)
-        # baddbmm(x, y, z, beta, alpha) is beta x + alpha y z, in one pass over memory.
-        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)  # b, c
-        x = torch.baddbmm(x, polynomial, x, beta=3.4445)  # a
+        # baddbmm(p, q, r, beta, alpha) is beta p + alpha q r, in one pass over memory.
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)  # b gram + c gram²
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)  # a x + polynomial x
     return x

@@ -6,13 +6,14 @@ The model sees sequences with some tokens masked and predicts them: the loss is 
 
     L = -(1 / n) Σ log p(token | the masked sequence)       over the n masked positions of a step
 
-What to expect: ln V at the start, when every word is as likely as any other; after some hundred
+What to expect: ln V at the start, when every word is as likely as any other; after a few hundred
 steps about the loss of the best model without context; then, as attention learns where to look, a
 steady fall.
 
-A `machine` (support/machine.py) is a device and the processes that train together: `autocast()`
-computes in its dtype, `is_main` is true of the first process, `all_reduce` sums over all, and
-`synchronise` has DDP exchange gradients now or later. With one process these two do nothing.
+A `machine` (support/machine.py) is a device and this process, number `rank` of the `world_size`
+that train together: `autocast()` computes in its dtype, `is_main` is true of the first process,
+`all_reduce` sums over all, and `synchronise` has DDP (PyTorch's DistributedDataParallel) exchange
+gradients now or later. With one process these two do nothing.
 """
 
 import time
@@ -28,7 +29,7 @@ from mini_undivided.support.checkpoint import save_trainer
 from mini_undivided.support.log import log_losses, log_row
 from mini_undivided.support.terminal import catch_signals, progress_bar
 
-VALIDATIONS = 10  # in a run; the last, at its end, is made by `result` in run.py
+VALIDATIONS = 10  # in a run; `result` in run.py makes the last, at its end
 SAVE_SECONDS = 600  # between checkpoints, if validations are rarer
 QUICK_TOKENS, FULL_TOKENS = 2**15, 2**18  # of the validation split: during the run, and at its end
 
@@ -43,7 +44,7 @@ def masked_logits(model, batch):
 def masked_loss(model, batch):
     """The cross entropy in nats, summed over the masked positions of a batch.
 
-    In float32, whatever the type of the logits: bfloat16 would round each loss to 1/32 of a nat.
+    In float32, whatever the type of the logits: bfloat16 rounds a loss of 4 to 8 nats to 1/32.
     """
     logits = masked_logits(model, batch).float().flatten(0, 1)  # (B, M, V) → (B M, V)
     labels = batch.labels.flatten()  # (B, M) → (B M)
@@ -51,7 +52,7 @@ def masked_loss(model, batch):
 
 
 class WithLoss(nn.Module):
-    """A model and its loss as one module, so that torch.compile and DDP see all of a step."""
+    """A model and its loss as one module, so that torch.compile and DDP see both at once."""
 
     def __init__(self, model, loss=masked_loss):
         super().__init__()
@@ -65,12 +66,11 @@ class WithLoss(nn.Module):
 def train_step(model, optimizers, batches, num_masked, machine):
     """One step of the optimizers over micro-batches → the summed loss, on their device.
 
-    model: a WithLoss; batches: micro-batches. A micro-batch is as much of the step's batch as
-    fits in memory; gradients add up over them. `num_masked` counts the masked positions of all
-    micro-batches and processes. The sum of all losses is divided by it, so that how a batch is
-    split changes nothing: a mean of micro-batch means would give positions in a micro-batch with
-    few of them more weight. DDP (PyTorch's DistributedDataParallel) averages gradients over
-    processes, hence the factor `machine.world_size`. Clipping bounds what one odd batch can do.
+    model: a WithLoss; batches: micro-batches, each as much of the step's batch as fits in memory.
+    `num_masked` counts the masked positions of all micro-batches and processes. The sum of all
+    losses is divided by it, so that how a batch is split changes nothing: a mean of micro-batch
+    means would give positions in a micro-batch with few of them more weight. DDP averages gradients
+    over processes, hence the factor `machine.world_size`. Clipping bounds what an odd batch can do.
     """
     total = torch.zeros((), device=machine.device)
     for i, batch in enumerate(batches):
@@ -91,7 +91,7 @@ def train_step(model, optimizers, batches, num_masked, machine):
 
 @dataclass
 class State:
-    """How far a run is. A checkpoint keeps it beside weights, optimizers and random states."""
+    """How far a run is. A checkpoint keeps it beside weights, optimizers and random state."""
 
     step: int = 0
     progress: float = 0.0  # from 0 to 1
@@ -111,18 +111,18 @@ def train(run):
     state, machine, last_save = run.state, run.machine, time.perf_counter()
     log_every = 10 if machine.on_gpu else 1  # steps: reading a loss makes the CPU wait for the GPU
     run.model.train()
-    # caught: a list, empty until a signal comes
+    # caught: a list, empty until a signal comes. log_losses reads run.losses and empties it.
     with progress_bar(not machine.is_main) as bar, catch_signals() as caught:
         while True:
             batch = run.batches.batch(state.step, machine.rank, machine.world_size)
             num_masked, stop, save = sync_processes(run, batch, caught, last_save)
             over = stop or state.progress >= 1
-            passed = int(state.progress * VALIDATIONS)
-            validation_is_due = passed > state.validated and not over  # run.py makes the last one
+            tenths = int(state.progress * VALIDATIONS)
+            validation_is_due = tenths > state.validated and not over
             if over or validation_is_due or save:
                 log_losses(run, bar)
                 if validation_is_due:
-                    state.validated = passed
+                    state.validated = tenths
                     scores = validate(run, QUICK_TOKENS)
                     if machine.is_main:
                         bar.write(f"step {state.step:,}: validation loss "
@@ -135,7 +135,7 @@ def train(run):
             run.losses.append((take_step(run, batch, num_masked), num_masked))
             if run.started is None or state.step % log_every == 0:
                 log_losses(run, bar)
-            if run.started is None:  # a process's first step may compile: the clock starts after it
+            if run.started is None:  # the first step may compile: it is logged alone, untimed
                 run.started = time.perf_counter() - state.seconds
 
 
@@ -151,10 +151,10 @@ def sync_processes(run, batch, caught, last_save):
     if run.options.minutes is not None:
         state.progress = min(1.0, state.seconds / (60 * run.options.minutes))
     is_main = run.machine.is_main
-    numbers = [(batch.labels != IGNORE_INDEX).sum(), bool(caught),
-               is_main and now - last_save > SAVE_SECONDS, state.progress if is_main else 0.0]
+    save = is_main and now - last_save > SAVE_SECONDS
+    numbers = [(batch.labels != IGNORE_INDEX).sum(), bool(caught), save, is_main * state.progress]
     shared = run.machine.all_reduce(torch.tensor(numbers, dtype=torch.float64))
-    num_masked, stop, save, state.progress = shared.tolist()
+    num_masked, stop, save, state.progress = shared.tolist()  # sums over the processes
     return max(1, int(num_masked)), bool(stop), bool(save)  # never a division by 0
 
 
@@ -202,7 +202,7 @@ def validate(run, limit):
         flags = (correct, is_masked, correct & at_mask, at_mask)
         sums += torch.stack([loss, *(flag.sum() for flag in flags)]).cpu().double()
     run.model.train()
-    loss, correct, masked, correct_at_mask, at_mask = machine.all_reduce(sums).tolist()
+    loss, correct, masked, correct_at_mask, at_mask = machine.all_reduce(sums).tolist()  # now sums
     scores = {"validation_loss": loss / masked, "validation_accuracy": correct / masked,
               "accuracy_at_mask": correct_at_mask / max(1, at_mask)}
     log_row(run, scores)

@@ -38,7 +38,7 @@ def fit(features, labels, classes, strengths=L2_PENALTIES, steps=200):
     W = torch.zeros(L, C, max(1, classes), device=features.device, requires_grad=True)
     b = torch.zeros(L, 1, max(1, classes), device=features.device, requires_grad=True)
     fits = []
-    for strength in strengths:
+    for strength in strengths:  # λ
         optimizer = torch.optim.LBFGS(
             [W, b], max_iter=steps, tolerance_grad=1e-4, line_search_fn="strong_wolfe")
 
@@ -50,7 +50,7 @@ def fit(features, labels, classes, strengths=L2_PENALTIES, steps=200):
             loss.backward()
             return loss
 
-        optimizer.step(closure)
+        optimizer.step(closure)  # all iterations
         fits.append((W.detach().clone(), b.detach().clone()))
     return fits
 

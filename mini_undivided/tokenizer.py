@@ -44,11 +44,11 @@ SPECIAL = tuple(SPECIAL_TOKENS.values())  # [PAD], [UNK], [CLS], [SEP], [MASK]
 def wordpiece(word, vocabulary):
     """Cut a word greedily into pieces of a vocabulary, the longest first → list of pieces.
 
-    What the library does in Rust, written out here for reading and for tests.
+    What the library does in Rust, but for its limit of 100 characters, for reading and for tests.
     """
     pieces, start = [], 0
     while start < len(word):
-        mark, end = "##" if start else "", len(word)
+        mark, end = ("##" if start else ""), len(word)
         while mark + word[start:end] not in vocabulary:
             end -= 1
             if end == start:  # not even a single character is known: the whole word is unknown
