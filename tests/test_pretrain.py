@@ -21,7 +21,7 @@ from mini_undivided.model import MaskedLM
 from mini_undivided.pretrain import WithLoss, masked_loss, train_step
 from mini_undivided.report.training import fill, train
 from mini_undivided.run import pretrain
-from mini_undivided.support import run_directory
+from mini_undivided.support import checkpoint, run_directory
 from mini_undivided.support.checkpoint import read_weights
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json
@@ -302,16 +302,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     before_train_step(end_the_seventh)
     if ends is stop:
         assert pretrain(stopped)["status"] == "interrupted"
-        assert run_directory.read_state(stopped.out)["step"] == 7
+        assert checkpoint.read_state(stopped.out)["step"] == 7
     else:
         with pytest.raises(SystemError):
             pretrain(stopped)
-        assert run_directory.read_state(stopped.out)["step"] < 7
+        assert checkpoint.read_state(stopped.out)["step"] < 7
     torch.manual_seed(99)  # whatever happened in between
     assert pretrain(stopped, resume=True)["status"] == "finished"
 
     assert identical(read_weights(options.out), read_weights(stopped.out))
-    a, b = run_directory.read_state(options.out), run_directory.read_state(stopped.out)
+    a, b = checkpoint.read_state(options.out), checkpoint.read_state(stopped.out)
     for one, other in zip(a["optimizer"], b["optimizer"], strict=True):
         assert one["state"].keys() == other["state"].keys() != set()
         assert all(identical(entry, other["state"][i]) for i, entry in one["state"].items())
@@ -367,7 +367,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(options, before_train_step):
     with pytest.raises(
             UserError, match=r"loss became nan at step 8 with a learning rate of \d.*--lr"):
         pretrain(options)
-    assert run_directory.read_state(options.out)["step"] < 8
+    assert checkpoint.read_state(options.out)["step"] < 8
     assert all(torch.isfinite(tensor).all() for tensor in read_weights(options.out).values())
 
 

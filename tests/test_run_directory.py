@@ -14,7 +14,7 @@ from helpers import Trap, names
 
 import mini_undivided
 from mini_undivided.run import pretrain
-from mini_undivided.support import run_directory
+from mini_undivided.support import checkpoint, run_directory
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import write_json
 
@@ -26,14 +26,14 @@ def test_a_state_with_code_or_damage_is_an_error(tmp_path):
     path = tmp_path / "training_state.pt"
     torch.save({"step": Trap(tmp_path / "sprung")}, path)
     with pytest.raises(UserError, match="training_state.pt is damaged"):
-        run_directory.read_state(tmp_path)
+        checkpoint.read_state(tmp_path)
     assert not (tmp_path / "sprung").exists()
-    run_directory.write_state(tmp_path, {"a": torch.ones(99), "step": 3})
+    checkpoint.write_state(tmp_path, {"a": torch.ones(99), "step": 3})
     content = path.read_bytes()
     for damaged in (content[:-9], content[:99] + bytes([content[99] ^ 1]) + content[100:]):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="training_state.pt is damaged"):
-            run_directory.read_state(tmp_path)
+            checkpoint.read_state(tmp_path)
 
 
 def test_a_state_of_another_model_is_an_error(options, tmp_path):

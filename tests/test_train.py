@@ -13,10 +13,11 @@ from helpers import ROOT, losses, run_script, small_run, train_options
 
 from mini_undivided.report.training import train
 from mini_undivided.run import pretrain
-from mini_undivided.support import run_directory
+from mini_undivided.support import checkpoint
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, write_json
 from mini_undivided.support.options import resume_options
+from mini_undivided.support.run_directory import read_log
 
 run = partial(run_script, "train.py")
 
@@ -84,7 +85,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tale, tmp_path, capsys):
     process = subprocess.Popen(
         [sys.executable, ROOT / "train.py", *map(str, small_run(tale, out, "--steps", 4000))],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while not run_directory.read_log(out) and process.poll() is None:
+    while not read_log(out) and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate()
@@ -94,10 +95,10 @@ def test_ctrl_c_saves_and_resume_goes_on(tale, tmp_path, capsys):
 
     with pytest.raises(UserError, match="takes the options of the run in --out: leave out --lr"):
         resume_options({"out": str(out), "lr": 0.5})
-    record, state = read_json(out / "train.json"), run_directory.read_state(out)
+    record, state = read_json(out / "train.json"), checkpoint.read_state(out)
     steps = record["options"]["steps"] = state["step"] + 20  # a shorter way to the end
     write_json(out / "train.json", record)
-    run_directory.write_state(out, {**state, "progress": state["step"] / steps})
+    checkpoint.write_state(out, {**state, "progress": state["step"] / steps})
     assert train(resume_options({"out": str(out)}), resume=True)
     assert list(losses(out)) == list(range(1, steps + 1))
     results = capsys.readouterr().out.partition("\nwithout context")[2]

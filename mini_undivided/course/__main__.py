@@ -71,7 +71,9 @@ def grade(typed, numbers):
             Path(folder).mkdir(parents=True, exist_ok=True)
     jobs = max(1, typed.jobs)
     graded = grade_class(typed.submissions, numbers, typed.seed, typed.timeout, jobs)
-    for submission, tests in write_class(typed.out, graded, numbers) if typed.out else graded:
+    if typed.out:
+        graded = write_class(typed.out, graded, numbers)
+    for submission, tests in graded:
         got, most = points(tests)
         said = f"{got} of {most}" if typed.out else f"\n{feedback(tests)}\n"
         print(submission, said, flush=True)

@@ -24,9 +24,7 @@ REPEATED = {
         ("model", r"attend\(", "attention(")],
     5: [("pretrain", r"F.cross_entropy\(.*", "run.objective.loss(run.model, batch)"),
         ("pairs", r"    logits, pairs = (.*\n)+?    return words.*",
-         '    raise NotImplementedError("--next-sentence is not in the assignments")')],
-    8: [("cka", r" +scale = a.*\n", ""),
-        ("cka", r"(\w)\.square\(\)\.sum\(\(1, 2\)\) / scale", r"hsic(\1, \1).diagonal()")]}
+         '    raise NotImplementedError("--next-sentence is not in the assignments")')]}
 README = """# mini_undivided: assignments
 
 A small BERT, with and without its feed-forward layers, in which some functions are yours to write:
@@ -62,13 +60,13 @@ def make_copy(folder, numbers):
     rows = []
     for number in numbers:
         title, chapter, functions = ASSIGNMENTS[number]
-        path = f"mini_undivided/{chapter}.py" if chapter != "project" else "project.py (new)"
-        rows.append(f"- {number}, {title}: {', '.join(map('`{}`'.format, functions))} in `{path}`")
+        name = f"mini_undivided/{chapter}.py" if chapter != "project" else "project.py (new)"
+        rows.append(f"- {number}, {title}: {', '.join(map('`{}`'.format, functions))} in `{name}`")
         if chapter != "project":
-            text = without_bodies((folder / path).read_text("utf-8"), number, functions)
-            (folder / path).write_text(text, "utf-8")
-        for chapter, old, new in REPEATED.get(number, ()):
-            path = folder / f"mini_undivided/{chapter}.py"
+            text = without_bodies((folder / name).read_text("utf-8"), number, functions)
+            (folder / name).write_text(text, "utf-8")
+        for repeats, old, new in REPEATED.get(number, ()):
+            path = folder / f"mini_undivided/{repeats}.py"
             path.write_text(re.sub(old, new, path.read_text("utf-8")), "utf-8")
     write_text(folder / "README.md", README.format(rows="\n".join(rows)))
 

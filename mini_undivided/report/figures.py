@@ -93,7 +93,8 @@ def curves(axes, results, style, over, names=None):
     for kind, curve in summarise(results, "layer").groupby("kind", sort=False):
         layers, (color, line) = curve.index.get_level_values("layer").tolist(), style[kind]
         label = names[kind] if names else kind
-        label = " " * label.startswith("_") + label  # without the space, matplotlib leaves it out
+        if label.startswith("_"):
+            label = " " + label  # else matplotlib leaves it out of the legend
         axes.plot(layers, curve["mean"], line, color=color, label=label, markersize=5)
         if line == LINES[""] and curve["std"].notna().any():
             has_band = True

@@ -13,7 +13,7 @@ from mini_undivided.report.tables import count, wrap
 from mini_undivided.support.checkpoint import label_names, read_pooler
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import check_writable, read_json, write_json
-from mini_undivided.support.glue_files import tasks_in, write_predictions
+from mini_undivided.support.glue_files import SUBMISSION, tasks_in, write_predictions
 from mini_undivided.support.machine import Machine
 from mini_undivided.support.run_directory import results_folder
 from mini_undivided.support.tasks import BUILT_IN, GLUE, find_task
@@ -54,7 +54,7 @@ class Finetuner:
             raise UserError(f"--max-length {length} is more than {where}")
         if length > trained:
             print(f"--max-length {length}: pretraining showed {trained} tokens, so that "
-                  "the vectors of the positions after that are as random as at its start")
+                  "the vectors of the positions after that are as they were at its start")
         return length
 
     def run(self, key):
@@ -72,12 +72,10 @@ class Finetuner:
                 values.setdefault(name, []).append(value)
             print(f"{key}, seed {seed}: {in_words(scores)}", flush=True)
             if seed == 0 and options.predict:
-                def predict(part, split, model=model):
-                    examples = self.encode(split) if split else rows[part]
-                    return glue.predict(model, examples, self.machine)
-
                 out = self.out / "from-scratch" if options.from_scratch else self.out
-                write_predictions(out, key, task, predict, options.data_dir)
+                write_predictions(out, key, {
+                    split: glue.predict(model, rows[split], self.machine)
+                    for split in rows if (key, split) in SUBMISSION})
             if options.save:
                 self.save(model, key, seed)
         result = {
@@ -127,7 +125,7 @@ class Finetuner:
 
     def file_name(self, key):
         """Results of a task have its name; those of the control are kept apart."""
-        return key + "-from-scratch" * self.options.from_scratch
+        return f"{key}-from-scratch" if self.options.from_scratch else key
 
     def save(self, model, key, seed):
         """Write a fine-tuned model with its tokenizer and the names of its labels."""

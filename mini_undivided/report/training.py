@@ -16,9 +16,9 @@ from mini_undivided.report.figures import plot_losses
 from mini_undivided.report.replicates import OWN
 from mini_undivided.report.tables import beside, count, plus_minus, wrap
 from mini_undivided.run import pretrain
-from mini_undivided.support.errors import UserError, is_first_process
+from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import read_json, remove_temporaries
-from mini_undivided.support.launcher import launcher
+from mini_undivided.support.launcher import launcher, say
 from mini_undivided.support.options import (
     MAY_CHANGE,
     PretrainOptions,
@@ -50,7 +50,7 @@ def train(options, resume=False):
         record["options"]["out"] = options.out  # where it is now
     else:
         record = pretrain(options, resume, announce)
-    if is_first_process():
+    if launcher().rank == 0:
         plot_losses(record, usual_losses(record["options"]))
         print(ending(record))
     return record["status"] == "finished"
@@ -117,12 +117,6 @@ def train_seeds(typed):
     return True
 
 
-def say(text):
-    """Print a line, in the first process only."""
-    if is_first_process():
-        print(text, flush=True)
-
-
 def describe(record, run, tokenizer):
     """What a run is going to do, for people, as lines of text."""
     options, corpus, config = record["options"], record["corpus"], run.model.config
@@ -130,8 +124,12 @@ def describe(record, run, tokenizer):
     whole = count_parameters(replace(config, ffn_layers=None), type(run.model))
     more = whole - record["parameters"]
     layers, kept, seq_len = config.num_hidden_layers, config.ffn_layers, options["seq_len"]
-    ffns = f"FFNs in layers {', '.join(map(str, kept))}"
-    ffns = {0: "no FFN", layers: "an FFN in every layer"}.get(len(kept), ffns)
+    if not kept:
+        ffns = "no FFN"
+    elif len(kept) == layers:
+        ffns = "an FFN in every layer"
+    else:
+        ffns = f"FFNs in layers {', '.join(map(str, kept))}"
     parameters = f"{record['parameters']:,} parameters"
     if more:
         share = more / record["parameters"]

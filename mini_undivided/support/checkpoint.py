@@ -12,14 +12,8 @@ from torch import nn
 
 from mini_undivided.support.config import BertConfig
 from mini_undivided.support.errors import UserError
-from mini_undivided.support.files import atomic, read_json, reading, write_json
-from mini_undivided.support.run_directory import (
-    count_rows,
-    read_state,
-    resolve,
-    truncate_log,
-    write_state,
-)
+from mini_undivided.support.files import atomic, is_whole, read_json, reading, sealed, write_json
+from mini_undivided.support.run_directory import count_rows, resolve, truncate_log
 
 log = logging.getLogger(__name__)
 
@@ -224,6 +218,21 @@ def write_weights(folder, tensors):
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with atomic(Path(folder) / "model.safetensors") as temporary:
         safetensors.torch.save_file(tensors, temporary, {"format": "pt"})
+
+
+def write_state(folder, state):
+    """Write training_state.pt, a dictionary of tensors and plain numbers, with its checksum."""
+    with sealed(Path(folder) / "training_state.pt") as temporary:
+        torch.save(state, temporary)
+
+
+def read_state(folder):
+    """Read training_state.pt, never executing its pickle. UserError if it is missing or damaged."""
+    path = Path(folder) / "training_state.pt"
+    if not is_whole(path):
+        raise UserError(f"{path} is damaged: it is not what {path.name}.sum is the checksum of")
+    with reading(path):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def save_trainer(trainer):

@@ -1,15 +1,14 @@
 """The docs corpus: documentation of Python, numpy and torch, found on the machine itself."""
 
-import hashlib
 import importlib
 import importlib.util
 import json
 import platform
 import re
 import sysconfig
+from importlib.metadata import version
 from pathlib import Path
 
-from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
     cache_dir,
     is_whole,
@@ -17,7 +16,6 @@ from mini_undivided.support.files import (
     sealed,
     short_hash,
 )
-from mini_undivided.support.run_directory import version_of
 from mini_undivided.support.terminal import progress
 
 DOCS_VERSION = 2  # raise it when the text below changes
@@ -31,7 +29,7 @@ def docs_file(is_held_out):
 
     is_held_out: a function, number of a document → bool.
     """
-    libraries = (f"{name} {version_of(name)}" for name in ("numpy", "torch"))
+    libraries = (f"{name} {version(name)}" for name in ("numpy", "torch"))
     versions = " ".join([f"{DOCS_VERSION} {platform.python_version()}", *libraries])
     path = cache_dir() / f"docs-{short_hash(versions, 6)}.jsonl"
     if not is_whole(path):
@@ -55,13 +53,8 @@ def gather_docs():
             prose = clean(text)
             if len(prose) > MIN_CHARACTERS:
                 documents.setdefault(prose, library)
-    if not documents:
-        raise UserError("the docs corpus is empty on this machine; give text with --corpus PATH")
-
-    def mix(text):
-        return hashlib.blake2b(text.encode(), digest_size=8).digest()
-
-    return [(documents[text], text) for text in sorted(documents, key=mix)]
+    mixed = sorted(documents, key=lambda text: short_hash(text, 8))
+    return [(documents[text], text) for text in mixed]
 
 
 def separate(texts, is_held_out):
@@ -75,20 +68,16 @@ def separate(texts, is_held_out):
     for number in sorted(range(len(texts)), key=is_held_out):
         kept[number] = [[s for s in split_sentences(paragraph) if is_new(s, seen)]
                         for paragraph in texts[number].split("\n\n")]
-    training = [number for number in kept if not is_held_out(number)]
-    held_out = kept.keys() - training
-    shared = None
-    while shared != set():  # a gap brings words together that were apart
-        runs, shared = set(), set()
-        for number in held_out:
-            runs.update(word_runs(locate_words(kept[number])[0]))
-        for number in training:
-            shared.update(runs.intersection(word_runs(locate_words(kept[number])[0])))
-        for number in held_out:
+    held_out = [number for number in kept if is_held_out(number)]
+    training = set()
+    for number in kept.keys() - held_out:
+        training.update(map(hash, word_runs(locate_words(kept[number])[0])))
+    for number in held_out:
+        touched = None
+        while touched != set():  # a gap brings words together that were apart
             words, origins = locate_words(kept[number])
-            touched = set()
-            for start, run in enumerate(word_runs(words)):
-                touched.update(origins[start : start + RUN_LENGTH] if run in shared else ())
+            touched = {origin for start, run in enumerate(word_runs(words))
+                       if hash(run) in training for origin in origins[start : start + RUN_LENGTH]}
             kept[number] = [[s for j, s in enumerate(paragraph) if (i, j) not in touched]
                             for i, paragraph in enumerate(kept[number])]
     ordered = [kept[number] for number in range(len(texts))]
@@ -136,8 +125,7 @@ def doc_sources():
     """(library, path) of every Python source file of the standard library, numpy and torch."""
     roots = {"python": [sysconfig.get_paths()["stdlib"]]}
     for library in ("numpy", "torch"):
-        spec = importlib.util.find_spec(library)
-        roots[library] = list(spec.submodule_search_locations) if spec else []
+        roots[library] = importlib.util.find_spec(library).submodule_search_locations
     for library, folders in roots.items():
         for folder in folders:
             for path in sorted(Path(folder).rglob("*.py")):

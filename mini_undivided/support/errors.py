@@ -44,7 +44,7 @@ def command_line():
         sentence = sentence_of(error)
         if sentence is None:
             raise
-        if is_first_process():
+        if launcher().rank == 0:
             print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -70,11 +70,6 @@ def sentence_of(error):
         return ("out of memory: a smaller model or smaller batches need less (train.py "
                 "--micro-batch, finetune.py --batch-size)")
     return None
-
-
-def is_first_process():
-    """Whether this is the first, or only, of the processes that torchrun started."""
-    return launcher().rank == 0
 
 
 class Patient:

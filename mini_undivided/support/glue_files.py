@@ -11,19 +11,22 @@ from mini_undivided.support.files import atomic, write_text
 from mini_undivided.support.tasks import BUILT_IN, GLUE, TASKS, Split
 from mini_undivided.support.text_files import check_utf8, open_text
 
-# The GLUE server's names: (task, split) → file.
+# The GLUE server's names of what is predicted: (task, split) → file.
 SUBMISSION = {(key, "test"): task.name for key, task in GLUE.items() if key != "mnli"} | {
     ("mnli", "test_matched"): "MNLI-m", ("mnli", "test_mismatched"): "MNLI-mm",
     ("mnli", "ax"): "AX"}
 
 
 def read_glue(key, data_dir, predict=False):
-    """The examples of a task, {split: Split}: train, dev or dev_matched …, if `predict` test too.
+    """The examples of a task, {split: Split}: train, dev or dev_matched …; if `predict`, test, ax.
 
     data_dir: the folder of the official files; None: the hub.
     """
     splits = ("train", "dev", "test") if predict else ("train", "dev")
-    return read_folder(GLUE[key], data_dir, splits) if data_dir else read_hub(key, splits)
+    found = read_folder(GLUE[key], data_dir, splits) if data_dir else read_hub(key, splits)
+    if predict and key == "mnli" and (ax := read_ax(data_dir)):
+        found["ax"] = ax
+    return found
 
 
 # Official files.
@@ -164,23 +167,15 @@ def read_ax(data_dir):
         return None
 
 
-def write_predictions(out, key, task, predict, data_dir):
-    """Write a task's test predictions as the GLUE server takes them, and zip all that there are.
-
-    predict: a function, (part, Split or None for a part that was read already) → predictions.
-    """
-    folder = out / "predictions"
+def write_predictions(out, key, predictions):
+    """Write a task's predictions, {split: array}, as the GLUE server takes them, and zip all."""
+    folder, labels = out / "predictions", TASKS[key].labels
     folder.mkdir(parents=True, exist_ok=True)
-    files = {part: name for (task_key, part), name in SUBMISSION.items() if task_key == key}
-    for part, name in files.items():
-        split = read_ax(data_dir) if part == "ax" else None
-        if part == "ax" and split is None:
-            continue
-        predictions = predict(part, split)
-        lines = [task.labels[prediction] if task.labels else f"{min(5.0, max(0.0, prediction)):.3f}"
-                 for prediction in predictions]
+    for split, answers in predictions.items():
+        lines = [labels[answer] if labels else f"{min(5.0, max(0.0, answer)):.3f}"
+                 for answer in answers]
         body = "".join(f"{i}\t{line}\n" for i, line in enumerate(lines))
-        write_text(folder / f"{name}.tsv", "index\tprediction\n" + body)
+        write_text(folder / f"{SUBMISSION[key, split]}.tsv", "index\tprediction\n" + body)
     with atomic(out / "submission.zip") as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for path in sorted(folder.glob("*.tsv")):
             archive.write(path, path.name)

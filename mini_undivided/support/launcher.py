@@ -22,3 +22,9 @@ def launcher():
             and all(map(str.isdecimal, numbers)) and int(numbers[0]) < int(numbers[1])):
         return Launcher()
     return Launcher(*map(int, numbers))
+
+
+def say(text):
+    """Print a line, in the first process only."""
+    if launcher().rank == 0:
+        print(text, flush=True)

@@ -21,7 +21,7 @@ def log_losses(run, bar):
     total = run.machine.all_reduce(torch.stack([loss for loss, _ in run.losses]).sum().cpu())
     loss, now = total.item() / sum(count for _, count in run.losses), time.perf_counter()
     if not math.isfinite(loss):
-        kept = f"; the last checkpoint stays in {run.out}" * has_checkpoint(run.out)
+        kept = f"; the last checkpoint stays in {run.out}" if has_checkpoint(run.out) else ""
         raise UserError(
             f"the loss became {loss} at step {state.step:,} with a learning rate of {lr:.2e}: "
             f"try a lower --lr or --dtype float32{kept}")

@@ -179,8 +179,8 @@ class PretrainOptions(Checked):
             kept = options.ffn_layers
             ffns = "full" if kept is None else "noffn"
             ffns = "-".join(["ffn", *map(str, kept)]) if kept else ffns
-            parts = [name * (name != "laptop"), ffns, f"seed{options.seed}" * (options.seed > 0)]
-            options.out = "runs/" + "-".join(filter(None, parts))
+            seed = f"-seed{options.seed}" if options.seed else ""
+            options.out = f"runs/{ffns}{seed}" if name == "laptop" else f"runs/{name}-{ffns}{seed}"
         return options
 
 
@@ -309,9 +309,10 @@ def add_option(parser, field):
     spec, (type, many) = field.metadata["option"], kind(field)
     listed = field.default_factory is not MISSING
     default = " ".join(field.default_factory()) if listed else field.default
-    silent = type is bool or default in (None, MISSING, "")
-    shown = spec.unset or ("" if silent else f"{default:g}" if type is float else default)
-    details = {"help": spec.help + (f" (default: {shown})" if shown != "" else "")}
+    shown = spec.unset
+    if not shown and type is not bool and default not in (None, MISSING, ""):
+        shown = f"{default:g}" if type is float else str(default)
+    details = {"help": f"{spec.help} (default: {shown})" if shown else spec.help}
     if type is bool:
         details["action"] = "store_true" if default is False else argparse.BooleanOptionalAction
     else:

@@ -10,19 +10,17 @@ import json
 import platform
 import subprocess
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from mini_undivided import __version__
 from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import (
     check_form,
-    is_whole,
     parse_json,
     read_json,
     reading,
     remove_temporaries,
-    sealed,
     write_text,
 )
 
@@ -130,25 +128,6 @@ def check_version(directory, record):
                         f"{__version__} cannot resume: start a new run with --init {directory}")
 
 
-def write_state(directory, state):
-    """Write training_state.pt, a dictionary of tensors and plain numbers, with its checksum."""
-    import torch
-
-    with sealed(Path(directory) / "training_state.pt") as temporary:
-        torch.save(state, temporary)
-
-
-def read_state(directory):
-    """Read training_state.pt, never executing its pickle. UserError if it is missing or damaged."""
-    import torch
-
-    path = Path(directory) / "training_state.pt"
-    if not is_whole(path):
-        raise UserError(f"{path} is damaged: it is not what {path.name}.sum is the checksum of")
-    with reading(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def append_log(directory, row):
     """Add one row, a dictionary, to log.jsonl."""
     with open(Path(directory) / "log.jsonl", "a", encoding="utf-8") as file:
@@ -187,19 +166,11 @@ def check_finished(directory):
                         f"with `python train.py --resume --out {directory}`")
 
 
-def version_of(library):
-    """The version of an installed library, or None."""
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
-
-
 def versions():
     """Versions of Python and of the libraries, and the checkout's git commit (or None)."""
-    libraries = ("torch", "numpy", "tokenizers", "datasets", "safetensors")
+    libraries = ("torch", "numpy", "tokenizers", "safetensors")
     numbers = {"python": platform.python_version(), "mini_undivided": __version__,
-               **{name: version_of(name) for name in libraries}}
+               **{name: version(name) for name in libraries}}
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

@@ -8,13 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from mini_undivided.support.errors import UserError, is_first_process
+from mini_undivided.support.errors import UserError
 from mini_undivided.support.files import parse_json, refuse_pointer
+from mini_undivided.support.launcher import say
 
 PIECE = 4000  # characters: enough context, and short enough that one novel has a held-out part
 BLOCK = 1 << 20  # characters read at once
 SUFFIXES = (".txt", ".jsonl")
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+say_once = cache(say)  # a line that was printed already is not printed again
 KNOWN = f"{' or '.join(SUFFIXES)}, which may be packed: {', '.join(OPENERS)}"
 
 
@@ -58,13 +60,6 @@ def find_files(name):
         if count:
             say_once(f"files of {name} that are left out, being {kind}: {count:,}")
     return files
-
-
-@cache
-def say_once(text):
-    """Print a line that was not printed yet, in the first process only."""
-    if is_first_process():
-        print(text, flush=True)
 
 
 def different_files(paths):
