@@ -130,8 +130,9 @@ def run_probes(encoder, untrained, tasks, tokenizer, machine, length, seeds=3):
     trained = task_features(encoder, tasks, *settings)
     for seed in range(seeds):
         controls = [replace(task, labels=task.control(seed)) for task in tasks if task.per_word]
+        fresh = untrained(seed).to(machine.device)
         examples = {"trained": trained, "control": task_features(encoder, controls, *settings),
-                    "untrained": task_features(untrained(seed), tasks, *settings)}
+                    "untrained": task_features(fresh, tasks, *settings)}
         for name, of_tasks in examples.items():
             for task, features, labels in progress(of_tasks, desc=f"seed {seed}, {name}"):
                 features, labels = draw(features, labels, seed)

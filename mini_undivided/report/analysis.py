@@ -160,16 +160,15 @@ class Analysis:
 
     def probe(self):
         """Yield rows of probes of all runs, of their untrained counterparts, and controls."""
-        options, device = self.options, self.machine.device
+        options = self.options
         tasks = text_tasks(self.sentences, options.examples)
         if options.conllu:
             tasks.append(treebank_task(options.conllu, options.examples))
         tasks += [glue_task(key, options.data_dir, options.examples) for key in options.task]
         for run in self.runs:
-            fresh = lambda seed, run=run: run.untrained(seed).to(device)  # noqa: E731
             scores = run_probes(
-                run.encoder.to(device), fresh, tasks, self.tokenizer, self.machine, self.length,
-                options.seeds)
+                run.encoder.to(self.machine.device), run.untrained, tasks, self.tokenizer,
+                self.machine, self.length, options.seeds)
             variants = {"trained": run.start, "control": {**run.start, "kind": run.kind + CONTROL}}
             if run is self.groups[run.kind][0]:  # all of a kind have the same untrained ones
                 variants["untrained"] = self.starts[run.kind + UNTRAINED]

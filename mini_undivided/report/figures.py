@@ -7,6 +7,7 @@ dotted line is an untrained model, a dashed one what a kind is held against.
 import textwrap
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,17 +32,32 @@ from mini_undivided.support.run_directory import read_log
 WITH_FFNS, WITHOUT_FFNS = "tab:blue", "tab:orange"
 FURTHER = ("tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
 LINES = {"": "o-", UNTRAINED: "x:", TWO_SEEDS: "--", CONTROL: "s--"}
-# What measures begin with: file, title, y label, what a band is over, top of y, what of its layers
-# is compared.
-MEASURES = {
-    "rank collapse: ": (
+
+
+class Panels(NamedTuple):
+    """A figure of measures by layer, a panel each.
+
+    over: what a band is over. top: of the y axes; None: of those of attention weights the same, of
+    others what fits. where: what of the layers the verdicts compare.
+    """
+
+    file: str
+    title: str
+    ylabel: str
+    over: str
+    top: float | None
+    where: str | None
+
+
+MEASURES = {  # by what they begin with
+    "rank collapse: ": Panels(
         "collapse.png", "Do the tokens of a sentence become alike? All alike: distance 0, cosine 1",
         "mean over sentences", "runs", 1.02, None),
-    "attention: ": (
+    "attention: ": Panels(
         "attention.png", "What heads attend to in held-out sentences",
         "mean over tokens (dots and crosses: single heads)", "runs", None,
         "on average"),
-    "probe: ": (
+    "probe: ": Panels(
         "probes.png", "What a linear probe reads off each layer", "score on the test part",
         "runs (of one run: over draws of its training examples)", 1.02, "at the best layer")}
 
@@ -160,9 +176,9 @@ def plot_results(results, out, one_kind):
     style, found = styles(kinds_of(results)), verdicts(compared(results))
     if not (cka := rows_of(results, "CKA: ")).empty:
         plot_cka(cka, style, out, one_kind)
-    for prefix, (file, *texts) in MEASURES.items():
+    for prefix, about in MEASURES.items():
         if not (rows := rows_of(results, prefix)).empty:
-            plot_measures(rows, style, found, out / file, *texts)
+            plot_measures(rows, style, found, out, about)
 
 
 def cka_file(kind):
@@ -215,24 +231,23 @@ def heat_map(axes, matrix, output):
     return image
 
 
-def plot_measures(results, style, found, path, title, ylabel, over, top, where):
+def plot_measures(results, style, found, out, about):
     """A panel for each measure, by layer: kinds as curves, heads as dots, the majority as a line.
 
     found: the verdicts, of which each panel's title has those on its measure, without intervals;
-    if there are none, it has the values at the last layer.
-    top: of the y axes; None: of those of attention weights the same, of others what fits.
+    if there are none, it has the values at the last layer. about: the `Panels`.
     """
     measures = results.measure.unique()
     columns, rows = min(3, len(measures)), -(-len(measures) // 3)
     size = (4.2 * columns + 1, 3.6 * rows + 1.2)
     highest = results[results.measure.str.contains("weight on")].value.max()
-    with figure(path, rows, columns, size, title) as (drawn, panels):
+    with figure(out / about.file, rows, columns, size, about.title) as (drawn, panels):
         for axes in panels[len(measures) :]:
             axes.axis("off")
         for axes, measure in zip(panels, measures, strict=False):
             shown = results[results.measure == measure]
             by_layer, majority = shown[shown.layer.notna()], shown[shown.kind == "majority"]
-            curves(axes, by_layer, style, over)
+            curves(axes, by_layer, style, about.over)
             for kind, heads in by_layer[by_layer["head"].notna()].groupby("kind", sort=False):
                 color, line = style[kind]
                 axes.plot(heads.layer.tolist(), heads.value, line[0], color=color, alpha=0.3,
@@ -240,13 +255,13 @@ def plot_measures(results, style, found, path, title, ylabel, over, top, where):
             for score in majority.value[:1]:  # of each run the same
                 axes.axhline(score, color="gray", linewidth=1, label="majority")
             high = highest if "weight on" in measure else shown.value.max()
-            lines = [f"{where}, {sentence.split(': ')[0]}" for (name, _), (sentence, _)
+            said = [f"{about.where}, {sentence.split(': ')[0]}" for (name, _), (sentence, _)
                      in found.items() if name == measure and ": " in sentence]
-            lines = [measure.split(": ")[1], *(lines or [last_layers(by_layer, style)])]
+            lines = [measure.split(": ")[1], *(said or [last_layers(by_layer, style)])]
             axes.set_title("\n".join(textwrap.fill(line, 52) for line in lines), fontsize=10)
-            axes.set(ylim=(1.05 * min(0, shown.value.min()), top or 1.05 * high),
+            axes.set(ylim=(1.05 * min(0, shown.value.min()), about.top or 1.05 * high),
                      xlabel="layer" if by_layer.layer.min() else "layer (0: embeddings)")
-        drawn.supylabel(ylabel)
+        drawn.supylabel(about.ylabel)
         legend_below(max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1])))
 
 

@@ -40,17 +40,17 @@ def table(header, rows):
     return "\n".join(lines)
 
 
-def plus_minus(mean, deviation=None, digits=2):
+def plus_minus(mean, std=None, digits=2):
     """A mean (NaN: –) with its standard deviation, if there is one (None or NaN: none)."""
     if mean != mean:
         return "–"
-    known = deviation is not None and deviation == deviation
-    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if known else "")
+    deviation = "" if std is None or std != std else f" ± {std:.{digits}f}"
+    return f"{mean:.{digits}f}{deviation}"
 
 
-def spread(mean, deviation=None):
+def spread(mean, std=None):
     """A mean with its standard deviation, × 100."""
-    return plus_minus(100 * mean, None if deviation is None else 100 * deviation, 1)
+    return plus_minus(100 * mean, None if std is None else 100 * std, 1)
 
 
 def count(number, noun, plural=None):

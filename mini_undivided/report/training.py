@@ -112,7 +112,7 @@ def train_seeds(typed):
             if not train(options, resume):
                 return False
         losses.append(read_record(out)["result"]["validation_loss"])
-    loss = plus_minus(*mean_and_std(losses).values(), 3)
+    loss = plus_minus(**mean_and_std(losses), digits=3)
     say(f"\n{count(number, 'seed')}: validation loss {loss} nats")
     return True
 
