@@ -56,8 +56,8 @@ def fine_tune(model, task, splits, encoded, machine, epochs, batch_size, lr, see
                 if step % 10 == 0:  # reading the loss makes the CPU wait for a GPU
                     bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
             if not math.isfinite(loss.item()):
-                advice = f"try a lower --lr than {lr:g}"
-                raise UserError(f"the loss became {loss.item()} in epoch {epoch}; {advice}")
+                raise UserError(f"the loss became {loss.item()} in epoch {epoch}; "
+                                f"try a lower --lr than {lr:g}")
             dev = [split for split in splits if split.startswith("dev")]
             predictions = {split: predict(model, encoded[split], machine) for split in dev}
             scores = score(task, splits, predictions)

@@ -31,8 +31,8 @@ def text_tasks(sentences, examples):
     rng = np.random.default_rng(0)
     sentences = [sentences[i] for i in rng.permutation(len(sentences))[:examples]]
     if len(sentences) < 100:
-        few = f"the text has {len(sentences)}"
-        raise UserError(f"the probes need 100 different sentences at least, but {few}")
+        raise UserError("the probes need 100 different sentences at least, "
+                        f"but the text has {len(sentences)}")
     return [make(sentences) for make in (length_task, content_task, shift_task)]
 
 

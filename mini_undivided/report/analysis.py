@@ -51,8 +51,8 @@ class Analysis:
 
     def __init__(self, options):
         if options.data_dir and not options.task:
-            reason = "which names the GLUE tasks to probe"
-            raise UserError(f"--data-dir does nothing without --task, {reason}")
+            raise UserError("--data-dir does nothing without --task, "
+                            "which names the GLUE tasks to probe")
         tasks = [find_task(key) for key in options.task]
         self.options, self.machine = options, Machine.start(options.device, "float32")
         torch.set_float32_matmul_precision("highest")  # TF32 is too coarse for a probe's search
@@ -215,8 +215,8 @@ class Analysis:
 def analyse(command, options):
     """Do one of report, cka and probe, and write results.csv, figures and report.md → a summary."""
     if command != "probe" and len(options.runs) < 2:
-        given = f"only {options.runs[0]} was given"
-        raise UserError(f"{command} compares two runs or more, but {given}")
+        raise UserError(f"{command} compares two runs or more, "
+                        f"but only {options.runs[0]} was given")
     analysis = Analysis(options)
     measured = {"report": (analysis.cka, analysis.attention, analysis.probe),
                 "cka": (analysis.cka,), "probe": (analysis.probe,)}[command]

@@ -50,8 +50,8 @@ class Finetuner:
         limit, trained = self.config.max_position_embeddings, self.source.longest
         length = self.options.max_length or min(128, trained)
         if length > limit:
-            where = f"the {limit} positions of {self.options.run}"
-            raise UserError(f"--max-length {length} is more than {where}")
+            raise UserError(f"--max-length {length} is more than "
+                            f"the {limit} positions of {self.options.run}")
         if length > trained:
             print(f"--max-length {length}: pretraining showed {trained} tokens, so that "
                   "the vectors of the positions after that are as they were at its start")

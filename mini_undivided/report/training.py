@@ -203,8 +203,8 @@ def fill(model, tokenizer, sentence, top=5):
     encoding = tokenizer.encode(sentence)
     masked = [i for i, token in enumerate(encoding.tokens) if token == "[MASK]"]
     if not masked:
-        advice = "write one for each word to be filled in"
-        raise UserError(f'there is no [MASK] in "{sentence}"; {advice}')
+        raise UserError(f'there is no [MASK] in "{sentence}"; '
+                        "write one for each word to be filled in")
     model.eval()
     device = next(model.parameters()).device
     ids, positions = (torch.tensor([row], device=device) for row in (encoding.ids, masked))

@@ -67,8 +67,8 @@ class Pretrained(nn.Module):
             full, config = config, replace(config, ffn_layers=ffn_layers)
             lacking = set(config.ffn_layers) - set(full.ffn_layers)
             if lacking:
-                reason = "only FFNs that it has can be kept"
-                raise UserError(f"{directory} has no FFN in layer {min(lacking)}: {reason}")
+                raise UserError(f"{directory} has no FFN in layer {min(lacking)}: "
+                                "only FFNs that it has can be kept")
         tensors = read_weights(folder)
         with torch.device("meta"):  # shapes only: what does not fit is refused before taking memory
             matched = match_tensors(cls(config, **kwargs), tensors, str(directory), cut)
@@ -122,8 +122,8 @@ def match_tensors(model, tensors, source, cut):
     surplus = [n for n in saved if n not in known and not n.startswith(HEADS)]
     surplus = [n for n in surplus if not (cut and FFN.match(n))]
     if surplus:
-        where = f"has no place in the model ({len(surplus)} in all)"
-        raise UserError(f"{source}: the tensor {surplus[0]} {where}")
+        raise UserError(f"{source}: the tensor {surplus[0]} "
+                        f"has no place in the model ({len(surplus)} in all)")
     saved = {n: tensor for n, tensor in saved.items() if n in names or n in TIED}
     check_numbers(source, saved)
     for copy, original in TIED.items():
@@ -136,8 +136,8 @@ def match_tensors(model, tensors, source, cut):
     matched = {}
     for n, name in names.items():
         if n in saved and saved[n].shape != shapes[name]:
-            both = f"{tuple(saved[n].shape)} but the model's is {tuple(shapes[name])}"
-            raise UserError(f"{source}: the tensor {n} has the shape {both}")
+            raise UserError(f"{source}: the tensor {n} has the shape "
+                            f"{tuple(saved[n].shape)} but the model's is {tuple(shapes[name])}")
         if n in saved:
             matched[name] = saved[n]
     new = [head.rstrip(".") for head in new if any(n.startswith(head) for n in names)]
@@ -184,8 +184,8 @@ def read_weights(folder):
                 with reading(path):
                     tensors |= read(path)
             return tensors
-    missing = "neither model.safetensors nor pytorch_model.bin is there"
-    raise UserError(f"{folder} holds no weights: {missing}")
+    raise UserError(f"{folder} holds no weights: "
+                    "neither model.safetensors nor pytorch_model.bin is there")
 
 
 def shards(index):
@@ -202,8 +202,7 @@ def read_pickle(path):
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # its text advises to load it without this safety
-        content = "something else than tensors"
-        raise UserError(f"{path} holds {content}: it was not opened") from None
+        raise UserError(f"{path} holds something else than tensors: it was not opened") from None
     for name in WRAPPERS:
         if isinstance(tensors, dict) and isinstance(tensors.get(name), dict):
             tensors = tensors[name]

@@ -64,8 +64,8 @@ class BertConfig:
             raise UserError(f"ffn_layers is {str(chosen)[:40]}; it must be a list of layer numbers")
         wrong = [i for i in chosen if i not in layers]
         if wrong:
-            numbers = f"the {len(layers)} layers are numbered from 0 to {len(layers) - 1}"
-            raise UserError(f"FFN layer {wrong[0]} is out of range: {numbers}")
+            raise UserError(f"FFN layer {wrong[0]} is out of range: "
+                            f"the {len(layers)} layers are numbered from 0 to {len(layers) - 1}")
         self.ffn_layers = sorted(set(chosen))
 
     def check_pairs(self, source):

@@ -112,8 +112,8 @@ def reading(path):
     except UserError:
         raise
     except FileNotFoundError:
-        doubt = f"is {Path(path).parent} a run or a Hugging Face checkpoint?"
-        raise UserError(f"{path} does not exist: {doubt}") from None
+        raise UserError(f"{path} does not exist: "
+                        f"is {Path(path).parent} a run or a Hugging Face checkpoint?") from None
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # parsers, pickle, zip: no common parent; tokenizers panics

@@ -49,8 +49,8 @@ def read_tsv(path, columns=None, broken=0):
             elif skipped < broken:
                 skipped += 1
             else:
-                wanted = f"there should be {len(columns)}"
-                raise UserError(f"{path}, line {number}: {len(cells)} columns, but {wanted}")
+                raise UserError(f"{path}, line {number}: {len(cells)} columns, "
+                                f"but there should be {len(columns)}")
     if skipped:
         print(f"{path}: {skipped} broken rows left out")
 
@@ -64,8 +64,8 @@ def read_split(path, task, labelled):
     for number, row in read_tsv(path, columns, broken):
         for column in needed:
             if column not in row:
-                there = f"its columns are {', '.join(row)}"
-                raise UserError(f'{path} has no column "{column}"; {there}')
+                raise UserError(f'{path} has no column "{column}"; '
+                                f"its columns are {', '.join(row)}")
         texts.append(tuple(row[column] for column in task.texts))
         if labelled:
             labels.append(parse_label(row[task.label], task, f"{path}, line {number}"))
@@ -108,8 +108,8 @@ def tasks_in(data_dir):
     folder = Path(data_dir)
     keys = [key for key, task in GLUE.items() if (folder / task.name / "train.tsv").exists()]
     if not keys:
-        tried = "looked for CoLA/train.tsv and so on"
-        raise UserError(f"none of the nine tasks is in {data_dir}: {tried}")
+        raise UserError(f"none of the nine tasks is in {data_dir}: "
+                        "looked for CoLA/train.tsv and so on")
     missing = [task.name for key, task in GLUE.items() if key not in keys]
     if missing:
         print(f"not in {data_dir}, so left out: {', '.join(missing)}")

@@ -56,8 +56,8 @@ class Machine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda" and not torch.cuda.is_available():
-            advice = "use --device cpu, or install a CUDA build"
-            raise UserError(f"--device cuda: this PyTorch sees no CUDA GPU; {advice}")
+            raise UserError("--device cuda: this PyTorch sees no CUDA GPU; "
+                            "use --device cpu, or install a CUDA build")
         if device == "mps" and (world_size > 1 or not torch.backends.mps.is_available()):
             raise UserError("--device mps: this PyTorch sees no Apple GPU, or torchrun has started "
                             "several processes, which cannot share one; use --device cpu")

@@ -76,8 +76,8 @@ def claim(directory):
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        advice = "wait for it, or choose another folder with --out"
-        raise UserError(f"another process is training in {directory}: {advice}") from None
+        raise UserError(f"another process is training in {directory}: "
+                        "wait for it, or choose another folder with --out") from None
     remove_temporaries(directory)
     return lock
 
@@ -91,8 +91,8 @@ def has_checkpoint(directory):
 def check_free(out, resume):
     """Raise UserError if a new run would destroy another one."""
     if not resume and has_checkpoint(out):
-        advice = "resume it with --resume, or choose another folder with --out"
-        raise UserError(f"{out} already holds a run: {advice}")
+        raise UserError(f"{out} already holds a run: "
+                        "resume it with --resume, or choose another folder with --out")
 
 
 @contextmanager

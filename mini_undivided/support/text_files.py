@@ -139,8 +139,8 @@ def read_hub(name):
     except UserError:
         raise
     except Exception as error:  # the hub raises many kinds: no network, no such dataset, no config
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"the dataset {name} could not be read from the hub ({reason})") from None
+        raise UserError(f"the dataset {name} could not be read from the hub "
+                        f"({type(error).__name__}: {error})") from None
 
 
 def pieces_of(text, held_out=None):

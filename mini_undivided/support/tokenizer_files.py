@@ -66,8 +66,8 @@ def read_settings(path):
         named = {}
     for name in named:
         if not name.endswith("_token") and name != "additional_special_tokens":
-            advice = "settings belong in tokenizer_config.json"
-            raise UserError(f"{files[2]}: {name} is not a special token; {advice}")
+            raise UserError(f"{files[2]}: {name} is not a special token; "
+                            "settings belong in tokenizer_config.json")
     for file, values in zip(files[1:3], (settings, named), strict=True):
         check_form(values, SETTINGS, file)
         for name, only in {**SPECIAL_TOKENS, **OFF}.items():
@@ -77,8 +77,8 @@ def read_settings(path):
                 raise UserError(f"{file}: {name} is {str(value)[:40]}; only {only} is supported")
     kind = settings.get("tokenizer_class") or config.get("tokenizer_class")
     if kind not in (None, *REBUILT, *AS_IT_IS):
-        known = "only BERT's WordPiece is known"
-        raise UserError(f"{path.parent}: tokenizer_class is {str(kind)[:40]}; {known}")
+        raise UserError(f"{path.parent}: tokenizer_class is {str(kind)[:40]}; "
+                        "only BERT's WordPiece is known")
     as_it_is = path.suffix == ".json" and (kind in AS_IT_IS or not (config or settings))
     with reading(path):
         content = read_json(path) if path.suffix == ".json" else {}

@@ -48,8 +48,8 @@ def read_conllu(path):
                 sentence = []
             elif not line.startswith("#"):
                 if len(fields) != 10:
-                    columns = f"{len(fields)} columns, but CoNLL-U has 10"
-                    raise UserError(f"{path}, line {number}: {columns}")
+                    raise UserError(f"{path}, line {number}: "
+                                    f"{len(fields)} columns, but CoNLL-U has 10")
                 if not re.fullmatch(r"[0-9]+([-.][0-9]+)?", fields[0]):
                     raise UserError(f'{path}, line {number}: "{fields[0]}" numbers no word')
                 if fields[0].isdigit():
