@@ -3,9 +3,9 @@
 Shapes: B texts in a batch, T tokens in the longest, C hidden size, L layers, H heads.
 
 Each token i spreads a weight of 1 over the tokens j of its text; row i of a head's (T, T) weights
-says how. Without FFNs these weights are all that a layer can learn, apart from linear maps and
-LayerNorms, so they are where to look for what FFNs were doing. (A weight says what a head attends
-to, not what that changes: the value there may be small.)
+says how. Without FFNs, softmax and LayerNorm are a layer's only nonlinear parts, so these weights
+are where to look for what FFNs were doing. (A weight says what a head attends to, not what that
+changes: the value there may be small.)
 
 What attention does to a text's tokens is to average them. Averaged often enough, they become equal:
 rank collapse (Dong et al. 2021, 2103.03404), which residual connections and FFNs work against.

@@ -1,4 +1,4 @@
-"""How similar are two layers? Debiased centred kernel alignment (CKA; Kornblith 2019, 1905.00414).
+"""How similar are two layers? Debiased centred kernel alignment (CKA; Kornblith et al. 1905.00414).
 
 Shapes: B texts in a batch, T tokens in the longest, C width and L number of layers, n rows in a
 minibatch; K and G are two layers' Gram matrices (elsewhere K is a number of classes).
@@ -10,9 +10,9 @@ which rows are similar according to this layer, and CKA is the correlation of tw
 
 so neither the width of a layer nor a rotation or scaling of it matters. HSIC, the Hilbert-Schmidt
 independence criterion, is the covariance of their entries. Its plain form, Σ_ij K_ij G_ij /
-(n - 1)² with row and column means subtracted, is biased: CKA of unrelated layers (Gaussian, of one
-width) is about C / (n + C), far above 0 unless n is far above C. The unbiased form (Song et al.
-2012) leaves the diagonals out:
+(n - 1)² with K's and G's row and column means subtracted, is biased, since a row is always similar
+to itself: unrelated Gaussian layers have a CKA of about C / (n + C), near 0 only if n is far above
+C. The unbiased form (Song et al. 2012) leaves these diagonals out:
 
     HSIC(K, G) = Σ_ij K̃_ij G̃_ij / (n (n - 3))     with K̃_ii = 0 and, for i ≠ j,
     K̃_ij = K_ij - Σ_a K_ia / (n - 2) - Σ_a K_aj / (n - 2) + Σ_ab K_ab / ((n - 1) (n - 2))
@@ -49,7 +49,7 @@ def cka(a, b):
 def centre(x):
     """U-centred Gram matrices K̃ of layers: x (L, n, C) → (L, n, n); rows and columns sum to 0."""
     n = x.size(1)
-    x = x - x[:, :1]  # a shift of all rows changes no K̃; this one makes a constant layer's 0
+    x = x - x[:, :1]  # adds a_i + a_j + c to K_ij, centred away; a constant layer's K is now 0
     gram = x @ x.transpose(1, 2)  # (L, n, n)
     gram.diagonal(dim1=1, dim2=2).zero_()
     rows = gram.sum(2) / (n - 2)  # (L, n): Σ_a K_ia / (n - 2)

@@ -6,10 +6,10 @@ A token is masked if the model has to predict it, whatever then stands in its pl
 (An attention mask is something else: it says which tokens are not padding.)
 
 Documents are tokenised once, in pieces of text (`corpus.py`), and strung together, a [SEP] after
-each; a sequence is the next T - 2 tokens between [CLS] and [SEP]. So sequences are full, nothing
-is padding, and a sequence may begin in the middle of a document and run on into the next.
+each piece; a sequence is the next T - 2 tokens between [CLS] and [SEP]. So it is full, nothing is
+padding, and it may begin in the middle of a document and run on into the next.
 
-Every random draw of data is a function of the seed and of the step (masks) or the epoch (order),
+Every draw of training data is a function of the seed and of the step (masks) or the epoch (order),
 and of nothing else. So a run resumes without having stored its position in the data, and splitting
 a batch over micro-batches or processes changes no token of it.
 """
@@ -47,7 +47,7 @@ class MaskedBatch(NamedTuple):
 
 
 def split(batch, size):
-    """Yield micro-batches of `size` sequences."""
+    """Yield micro-batches of `size` sequences, of the batch's type (pairs.py has another)."""
     for tensors in zip(*(tensor.split(size) for tensor in batch), strict=True):
         yield type(batch)(*tensors)
 
@@ -91,9 +91,9 @@ class Sequences:
             positions                  3                        11
             labels                     sat                      dog      ("dog" is one that stays)
 
-        The positions of a sequence are in random order. If all of them showed [MASK], the model
-        would need good vectors there alone, and fine-tuning has no [MASK]; since any token may be
-        one to predict, it needs them everywhere.
+        The positions of a sequence are in random order. If every masked token showed [MASK], only
+        there would the model need good vectors, and fine-tuning has no [MASK]; since any token may
+        be one to predict, it needs them everywhere.
 
         ids (B, T) are changed in place.
         """
@@ -149,7 +149,7 @@ class TrainingBatches:
 
 
 def validation_batches(sequences, limit, rank=0, world_size=1, mask=Sequences.mask):
-    """Yield the batches of process `rank`, of at most `limit` sequences spread over the file.
+    """Yield process `rank`'s of the batches of `limit` sequences at most, spread over the file.
 
     Their masks are the same in every run and at every validation.
     """

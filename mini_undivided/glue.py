@@ -29,9 +29,9 @@ EVAL_BATCH = 128
 def fine_tune(model, task, splits, encoded, machine, epochs, batch_size, lr, seed):
     """Train on the "train" split, and score the dev splits after each epoch → the last scores.
 
-    splits: {name: Split}, a Split being texts and `labels`, an array; encoded: {name: encoded
-    examples}. The learning rate rises to `lr` and falls as in `take_step`; `seed` is for shuffling.
-    Scores: {metric: value}.
+    task: its name and metrics (support/tasks.py). splits: {name: Split}, of texts and an array
+    `labels`; encoded: {name: encoded examples}. The learning rate rises to `lr` and falls as in
+    `take_step`; `seed` is for shuffling. Scores: {metric: value}.
     Raises UserError if the loss is not finite.
     """
     examples, name = encoded["train"], f"{task.name}, seed {seed}"
@@ -41,7 +41,7 @@ def fine_tune(model, task, splits, encoded, machine, epochs, batch_size, lr, see
     with progress(total=steps, desc=name) as bar:
         for epoch in range(1, epochs + 1):
             model.train()
-            for chosen in length_batches(examples, batch_size, rng):
+            for chosen in length_batches(examples, batch_size, rng):  # indices, by length
                 scale_learning_rates([optimizer], warmup_decay((step + 0.5) / steps))
                 inputs = collate([examples[i] for i in chosen], machine)
                 with machine.autocast():

@@ -55,7 +55,7 @@ class Attention(nn.Module):
         super().__init__()
         C = config.hidden_size
         self.heads = config.num_attention_heads
-        self.attention_dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.attention_dropout = nn.Dropout(config.attention_probs_dropout_prob)  # only for its p
         self.query, self.key, self.value = nn.Linear(C, C), nn.Linear(C, C), nn.Linear(C, C)
         self.output = nn.Linear(C, C)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -140,9 +140,9 @@ class Embeddings(nn.Module):
 def initialise(model):
     """Normal weights of standard deviation `initializer_range`, biases of 0, with two exceptions.
 
-    Position embeddings begin as sines and cosines, 2.5 times as large as those of words: waves of
-    C / 2 lengths from 2π to about 2π · 10,000 positions: near ones have similar vectors (Vaswani
-    et al. 2017, section 3.5). Keys begin equal to queries, with entries of variance 1 (in the
+    Position embeddings begin as sines and cosines (Vaswani et al. 2017, section 3.5), 2.5 times as
+    large as word embeddings, so that neighbouring positions have similar vectors. W_k begins equal
+    to W_q, both of variance 1 / C, so that entries of q have variance 1, as those of x do (in the
     spirit of Trockman & Kolter 2023, 2305.09828): a token's score with itself, |q|² / √D, is then
     about √D, so that from the start it attends most to itself and its neighbours, which it would
     otherwise have to learn to find, position by position.
@@ -153,7 +153,7 @@ def initialise(model):
             nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
-    for module in model.modules():  # a second loop: in the first, parts come after their module
+    for module in model.modules():  # apart: the loop above visits parts last and would redraw them
         if isinstance(module, Embeddings):
             T, C = module.position.weight.shape
             angles = torch.arange(T)[:, None] * 10_000 ** (-torch.arange(0, C, 2) / C)
@@ -167,7 +167,7 @@ def initialise(model):
 class Encoder(Pretrained):
     """Token ids → one vector per token. `transformers`' BertModel without pooler."""
 
-    architecture = "BertModel"
+    architecture = "BertModel"  # of `transformers`, for config.json
 
     def __init__(self, config):
         super().__init__()
@@ -206,7 +206,7 @@ class MaskedLM(Pretrained):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.head = nn.Module()  # empty: it gives its parts' weights the prefix "head."
+        self.head = nn.Module()  # a name only: optim.py and checkpoints go by "head."
         self.head.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.head.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head.bias = nn.Parameter(torch.zeros(config.vocab_size))

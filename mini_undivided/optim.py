@@ -3,7 +3,7 @@
 Shapes: N matrices of one shape, of m rows and n columns.
 
 AdamW divides each weight's gradient by that weight's own typical gradient. Muon takes the gradient
-of a matrix as a whole and makes all its directions equally long, so that what is rare in it counts
+of a matrix as a whole, U S Vᵀ, and sets its singular values to 1, so that what is rare in it counts
 as much as what is common; `docs/study.md` says what that is worth. It is for the hidden weight
 matrices; embeddings, biases and LayerNorms stay with AdamW.
 """
@@ -16,7 +16,7 @@ STEPS = 5  # of the iteration in `orthogonalise`
 
 
 def warmup_decay(progress, warmup=WARMUP):
-    """The factor on the peak learning rate ("initial_lr"): up until `warmup`, then down to 0.
+    """The factor on the peak learning rate ("initial_lr"): a line up to `warmup`, one down to 0.
 
     Adam's first steps, and all of Muon's, are as large as the rate says, whatever the gradient; a
     post-norm model that is pushed far at the start may not recover (Xiong et al. 2020, 2002.04745).
@@ -61,8 +61,8 @@ class Muon(torch.optim.Optimizer):
         momentum ← μ momentum + (1 - μ) G          then, with this new momentum (Nesterov's):
         W ← (1 - lr decay) W - lr √max(1, m / n) orthogonalise(μ momentum + (1 - μ) G)
 
-    The m rows of a tall U Vᵀ have a mean square norm of n / m: √max(1, m / n) makes it 1, as in a
-    square one. dtype: that of `orthogonalise`, where rounding to bfloat16 does no harm.
+    `orthogonalise` gives U Vᵀ. If that is tall, its m rows have a mean square norm of n / m; the
+    root makes it 1, as in a square one. dtype: `orthogonalise`'s, where bfloat16 does no harm.
     """
 
     def __init__(self, params, lr, dtype=torch.float32, momentum=0.95, weight_decay=0.01):
@@ -83,7 +83,7 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(W)
                 momentum = state["momentum"].lerp_(W.grad, 1 - mu)
-                updates.append(W.grad.lerp(momentum, mu))
+                updates.append(W.grad.lerp(momentum, mu))  # (1 - μ) G + μ momentum
             updates = orthogonalise(torch.stack(updates).to(group["dtype"]))  # (N, m, n)
             for W, update in zip(group["params"], updates, strict=True):
                 W.mul_(1 - lr * group["weight_decay"])

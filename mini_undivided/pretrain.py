@@ -13,7 +13,7 @@ steady fall.
 A `machine` (support/machine.py) is a device and this process, number `rank` of the `world_size`
 that train together: `autocast()` computes in its dtype, `is_main` is true of the first process,
 `all_reduce` sums over all, and `synchronise` has DDP (PyTorch's DistributedDataParallel) exchange
-gradients now or later. With one process these two do nothing.
+gradients now or later. Without torchrun there is one process, and these two do nothing.
 """
 
 import time
@@ -52,7 +52,7 @@ def masked_loss(model, batch):
 
 
 class WithLoss(nn.Module):
-    """A model and its loss as one module, so that torch.compile and DDP see both at once."""
+    """A model and its loss as one module: torch.compile makes one graph, DDP sees one forward."""
 
     def __init__(self, model, loss=masked_loss):
         super().__init__()
@@ -67,7 +67,7 @@ def train_step(model, optimizers, batches, num_masked, machine):
     """One step of the optimizers over micro-batches → the summed loss, on their device.
 
     model: a WithLoss; batches: micro-batches, each as much of the step's batch as fits in memory.
-    `num_masked` counts the masked positions of all micro-batches and processes. The sum of all
+    `num_masked` is n above (Sequences' is M), of all micro-batches and processes. The sum of all
     losses is divided by it, so that how a batch is split changes nothing: a mean of micro-batch
     means would give positions in a micro-batch with few of them more weight. DDP averages gradients
     over processes, hence the factor `machine.world_size`. Clipping bounds what an odd batch can do.
@@ -136,14 +136,14 @@ def train(run):
             if run.started is None or state.step % log_every == 0:
                 log_losses(run, bar)
             if run.started is None:  # the first step may compile: it is logged alone, untimed
-                run.started = time.perf_counter() - state.seconds
+                run.started = time.perf_counter() - state.seconds  # above 0 after --resume
 
 
 def sync_processes(run, batch, caught, last_save):
     """All processes agree → the step's masked positions, whether to stop, and whether to save.
 
-    Sets state.seconds and state.progress. `all_reduce` only adds: a signal in any process stops
-    all, while progress and the time to save are process 0's, to which the others add 0.
+    Sets state.seconds and state.progress: clocks differ, so with --minutes all take process 0's.
+    `all_reduce` only adds: a signal anywhere stops all; to save and progress the others add 0.
     """
     state, now = run.state, time.perf_counter()
     if run.started is not None:
@@ -162,7 +162,7 @@ def take_step(run, batch, num_masked):
     """Take one step of the run → the loss summed over this process's masked positions.
 
     num_masked: those of all processes. The schedule is read at the middle of the step, since at its
-    start the first rate would be 0; with --minutes, where a step's share is unknown, at its start.
+    start the first rate would be 0, as it is with --minutes, where a step's share is unknown.
     """
     state = run.state
     half_a_step = 0.5 / run.steps if run.steps else 0.0
@@ -185,7 +185,7 @@ def validate(run, limit):
     Accuracy is given over all masked positions, and over those that show [MASK]: where a masked
     token was kept, the model sees the answer.
     """
-    machine, sums = run.machine, torch.zeros(5, dtype=torch.float64)
+    machine, sums = run.machine, torch.zeros(5, dtype=torch.float64)  # the loss, then the flags
     run.model.eval()
     count, mask = max(1, limit // run.valid_set.seq_len), run.objective.mask_validation
     for batch in validation_batches(

@@ -1,8 +1,8 @@
 """Linear probes: what can be read off a layer by a linear classifier trained on frozen features?
 
-Shapes: L layers with the embeddings, N examples, C hidden size, K classes, B texts, T tokens.
+Shapes: L layers, the embeddings being one, N examples, C hidden size, K classes, B texts, T tokens.
 
-A probe minimises  mean loss(W x + b, label) + λ/2 |W|²,  with the encoder left as it is. Its score
+A probe minimises  mean loss(x W + b, label) + λ/2 |W|²,  with the encoder left as it is. Its score
 alone says little, so beside it stand controls: the majority class; the same probe on the untrained
 encoder; the embeddings' layer; and, for tags of words, a control task with random tags (Hewitt &
 Liang 2019, 1909.03368), which only a probe that memorises words can solve.
@@ -65,7 +65,7 @@ def losses(logits, labels, classes):
 def probe(features, labels, classes, metric="accuracy"):
     """Train on "train", choose λ on "valid", score on "test", each layer by itself.
 
-    features {split: (L, N, C)}, standardised by their statistics on "train"; labels {split: array}.
+    features {split: (L, N, C)}, standardised here by those of "train"; labels {split: array}.
     → {"valid": L scores, "test": L scores}.
     """
     train = features["train"]
@@ -78,7 +78,7 @@ def probe(features, labels, classes, metric="accuracy"):
             logits = torch.baddbmm(b, scaled[split], W)  # (L, N, K)
             predictions = (logits.argmax(-1) if classes else logits[..., 0]).cpu().numpy()
             scores[split].append([METRICS[metric](layer, labels[split]) for layer in predictions])
-    best = np.argmax(scores["valid"], axis=0)  # (L,): of equally good λ the strongest
+    best = np.argmax(scores["valid"], axis=0)  # (L,) indices of λ: of equally good the strongest
     return {split: [table[i][layer] for layer, i in enumerate(best)]
             for split, table in scores.items()}
 

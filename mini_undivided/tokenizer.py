@@ -44,7 +44,7 @@ SPECIAL = tuple(SPECIAL_TOKENS.values())  # [PAD], [UNK], [CLS], [SEP], [MASK]
 def wordpiece(word, vocabulary):
     """Cut a word greedily into pieces of a vocabulary, the longest first → list of pieces.
 
-    What the library does in Rust, but for its limit of 100 characters, for reading and for tests.
+    The library does this in Rust (but gives up beyond 100 characters); here it is to be read.
     """
     pieces, start = [], 0
     while start < len(word):
