@@ -52,7 +52,7 @@ RUN = {  # what a pretraining run's result has at least, and what one of fine-tu
     "flops_per_token": float, "flops?": float, "tokens_per_second?": float,
     "peak_memory_bytes?": float, "pair_accuracy?": float, "curve?": [[float]]}
 TUNED = {"scores": [float]}
-NO_FFN = ["--no-ffn"]
+NO_FFN, MORE = ["--no-ffn"], ["--steps", "300"]
 ARCHITECTURES = {  # name: (what it is, options)
     "full": ("an FFN in every layer", []),
     "none": ("no FFN", NO_FFN),
@@ -63,19 +63,18 @@ ARCHITECTURES = {  # name: (what it is, options)
     "wide": ("no FFN, 180 wide", [*NO_FFN, "--hidden-size", "180"]),
     "narrow": ("an FFN in every layer, 92 wide", ["--hidden-size", "92", "--ffn-size", "368"]),
     "shallow": ("an FFN in every layer, 1 layer", ["--layers", "1"]),
-    "more": ("trained with FFNs, and 250 steps more", ["--steps", "250"]),
-    "cut": ("trained with FFNs, cut out, and 250 steps more", [*NO_FFN, "--steps", "250"])}
+    "more": ("trained with FFNs, and 300 steps more", MORE),
+    "cut": ("trained with FFNs, cut out, and 300 steps more", [*NO_FFN, *MORE])}
 SIZES = {"2x32": (2, 32), "2x64": (2, 64), "3x96": (3, 96), "4x128": (4, 128)}  # layers, width
 MARKERS = {"2x32": "D", "2x64": "x", "3x96": "^", "4x128": "s"}
-OLD = "-0.2"  # the end of the groups that have the results of version 0.2
 BUDGETS = (1.5e12, 5e12, 1.5e13)  # FLOPs
 TASKS = ("stsb", "qnli", "rte", "mrpc", "sst2", "cola")
+CUT_TASKS = ("stsb", "qnli")  # on which the models are fine-tuned that FFNs were cut out of
 TUNED_KINDS = {  # name: (what it is, options)
     "full": ("with FFNs", []), "none": ("no FFN", NO_FFN), "every2": ARCHITECTURES["every2"],
     "flops": ("no FFN, equal FLOPs", [*NO_FFN, "--flops", "FULL"])}
 KINDS = {name: TUNED_KINDS[name][0] for name in ("full", "none")}
 AS_IT_IS = ["--steps", "1", "--lr", "1e-12", "--muon-lr", "1e-12"]  # a step that changes nothing
-MORE = ["--steps", "300"]
 CUT_KINDS = {  # of the runs with FFNs
     "more": ("FFNs, 300 steps more", MORE),
     "half0": ("every 2nd FFN cut out", ["--ffn-every", "2", *AS_IT_IS]),
@@ -126,7 +125,7 @@ def accuracy_jobs():
     for task in TASKS:
         tune = ["--task", task, "--data-dir", "GLUE", "--dtype", "bfloat16"]
         tune += ["--train-examples", "10000"] * (task in ("qnli", "sst2"))
-        for name in (*TUNED_KINDS, *(CUT_KINDS if task == "stsb" else ())):
+        for name in (*TUNED_KINDS, *(CUT_KINDS if task in CUT_TASKS else ())):
             for seed in range(3):
                 yield "glue", f"{name}-{task}-seed{seed}", [
                     "finetune.py", run_of(f"{name}-seed{seed}", "accuracy"), *tune]
@@ -267,46 +266,33 @@ def compare(group, reference, kinds=ARCHITECTURES):
         gap = "–" if losses == base else gap_of(losses, base)
         rows.append([text, f"{runs[0]['parameters']:,}", f"{runs[0]['flops_per_token'] / 1e6:.2f}",
                      f"{np.mean([run['tokens'] for run in runs]) / 1e6:.2f}", str(len(runs)),
-                     plus_minus(*mean_and_std(losses).values(), 3),
-                     *(spread(*mean_and_std([run[f"{what}_accuracy"] for run in runs]).values())
+                     plus_minus(**mean_and_std(losses), digits=3),
+                     *(spread(**mean_and_std([run[f"{what}_accuracy"] for run in runs]))
                        for what in ("validation", *["pair"] * paired)), gap])
     return table(["", "parameters", "MFLOPs a token", "M tokens", "seeds", "validation loss",
                   "masked accuracy, %", *["pairs right, %"] * paired,
                   "minus all FFNs' [95 %]"], rows)
 
 
-def latest(group, name):
-    """Losses of an architecture, of full, and the markers' fill; None without two seeds each.
-
-    Today's recipe if it has seeds enough, else that of version 0.2, whose markers are hollow.
-    """
-    for recipe, fill in {"": "full", OLD: "none"}.items():
-        losses = losses_of(results(group + recipe, name))
-        base = losses_of(results("tokens" + recipe, "full"))
-        if min(len(losses), len(base)) > 1:
-            return losses, base, fill
-    return None
-
-
-def draw_gaps():
-    """docs/gaps.svg: each architecture's loss minus that of full, with 95 % intervals."""
+def draw_gaps(full):
+    """docs/gaps.svg: each architecture's loss minus that of `full`, with 95 % intervals."""
     groups = {"tokens": "at equal tokens", "flops": "at equal FLOPs"}
+    losses = {(group, name): found for group in groups for name in ARCHITECTURES
+              if name != "full" and len(found := losses_of(results(group, name))) > 1}
+    leads = [f"{gap_of(losses[group, 'none'], full)} nats {label}"
+             for group, label in groups.items() if (group, "none") in losses]
     names = [*ARCHITECTURES][1:]
-    leads = [f"{gap_of(*found[:2])} nats {label}" for group, label in groups.items()
-             if (found := latest(group, "none"))]
     title = (f"Without FFNs the validation loss differs by {', '.join(leads)}. Blue: with FFNs, "
-             "orange: without, hollow: version 0.2; bars: 95 % intervals")
+             "orange: without; bars: 95 % intervals")
     with figure(ROOT / "docs/gaps.svg", 1, 1, (8, 5), title) as (_, (axes,)):
         axes.axvline(0, color="gray", linewidth=1, label="an FFN in every layer")
         for i, (group, label) in enumerate(groups.items()):
             axes.plot([], [], "os"[i], color="gray", label=label)
-            for row, name in enumerate(names):
-                if found := latest(group, name):
-                    losses, base, fill = found
-                    gap, half = difference(losses, base)
-                    color = WITHOUT_FFNS if "--no-ffn" in ARCHITECTURES[name][1] else WITH_FFNS
-                    axes.errorbar(gap, row + 0.2 * i, xerr=half, fmt="os"[i], color=color,
-                                  capsize=3, fillstyle=fill)
+        for (group, name), found in losses.items():
+            (gap, half), i = difference(found, full), [*groups].index(group)
+            color = WITHOUT_FFNS if "--no-ffn" in ARCHITECTURES[name][1] else WITH_FFNS
+            axes.errorbar(gap, names.index(name) + 0.2 * i, xerr=half, fmt="os"[i], color=color,
+                          capsize=3)
         axes.set_yticks(range(len(names)), [ARCHITECTURES[name][0] for name in names])
         axes.invert_yaxis()
         axes.set(xlabel="difference of the validation loss (nats; left is better)")
@@ -334,7 +320,7 @@ def glue_table():
     for name, text in kinds.items():
         for what, scores in {"pretrained": tuned[name], "from scratch": fresh[name]}.items():
             if what == "pretrained" or name != "flops":
-                rows[f"{text}, {what}"] = [plus_minus(*mean_and_std(column).values(), 1)
+                rows[f"{text}, {what}"] = [plus_minus(**mean_and_std(column), digits=1)
                                            for column in scores.T]
     for name, text in kinds.items():
         rows[f"{text}: worth of pretraining"] = gaps(tuned[name], fresh[name])
@@ -348,15 +334,18 @@ def glue_table():
 
 
 def cuts_table():
-    """FFNs cut out of trained models: the loss, STS-B, and STS-B less that of the whole models."""
-    rows, whole = [], scores_of("full", "stsb", "seed")
+    """FFNs cut out of trained models: the loss, scores, and these less those of whole models."""
+    rows, whole = [], {task: scores_of("full", task, "seed") for task in CUT_TASKS}
     for name, (text, _) in {"full": TUNED_KINDS["full"], **CUT_KINDS}.items():
-        if scores := scores_of(name, "stsb", "seed"):
+        scores = {task: scores_of(name, task, "seed") for task in CUT_TASKS}
+        if all(scores.values()):
             losses = losses_of(results("accuracy", name))
-            rows.append([text, plus_minus(*mean_and_std(losses).values(), 3),
-                         plus_minus(*mean_and_std(scores).values(), 1),
-                         "–" if name == "full" else gap_of(scores, whole, 1)])
-    return table(["", "validation loss", "STS-B", "minus FFNs' [95 %]"], rows)
+            rows.append([text, plus_minus(**mean_and_std(losses), digits=3)])
+            for task, values in scores.items():
+                rows[-1] += [plus_minus(**mean_and_std(values), digits=1),
+                             "–" if name == "full" else gap_of(values, whole[task], 1)]
+    tasks = [cell for task in CUT_TASKS for cell in (GLUE[task].name, "minus FFNs' [95 %]")]
+    return table(["", "validation loss", *tasks], rows)
 
 
 def gaps(scores, others):
@@ -506,7 +495,8 @@ def write_up():
               "minutes": compare("minutes", results("minutes", "full")),
               "accuracy": compare("accuracy", results("accuracy", "full"), TUNED_KINDS),
               "speed": speed_table(), "cuts": cuts_table()}
-    draw_gaps()
+    if len(full) > 1:
+        draw_gaps(losses_of(full))
     if finished_tasks():
         tables["glue"] = glue_table()
         draw_accuracy()

@@ -233,16 +233,17 @@ def test_the_frontier_is_the_best_size_at_each_budget(study, tmp_path):
 
 
 def test_cut_models_are_compared_with_the_whole_ones(study, tmp_path):
-    """Losses and STS-B's scores of the models that were cut, each less those that were not."""
+    """Losses and scores of the models that were cut, each less those that were not."""
     scores = {"full": [0.3, 0.5, 0.46], "cut0": [0.2, 0.21, 0.31]}
     for name, values in scores.items():
         write_scores(tmp_path, f"{name}-stsb", values)
+        write_scores(tmp_path, f"{name}-qnli", values[::-1])
         for seed, score in enumerate(values):
             write_json(tmp_path / f"accuracy/{name}-seed{seed}.json", result(4.0 + score))
     whole, cut = rows_of(study.cuts_table())
     gap = study.gap_of([100 * x for x in scores["cut0"]], [100 * x for x in scores["full"]], 1)
-    assert whole[1:] == ["4.420 ± 0.106", "42.0 ± 10.6", "–"]
-    assert (cut[0], cut[3]) == ("all FFNs cut out", gap)
+    assert whole[1:] == ["4.420 ± 0.106", *["42.0 ± 10.6", "–"] * 2]
+    assert (cut[0], cut[3], cut[5]) == ("all FFNs cut out", gap, gap)
 
 
 def test_marks_are_filled_and_the_rest_stays(study):
