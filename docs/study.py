@@ -95,7 +95,7 @@ def jobs():
     """Yield (group, name, command) of every job; train() says what words in capitals stand for."""
     for name, options in {"full": [], "noffn": NO_FFN}.items():
         for seed in range(5):
-            end = f"-seed{seed}" * (seed > 0)
+            end = f"-seed{seed}" if seed else ""
             yield "docs", name + end, ["train.py", *options, "--seed", str(seed)]
     others = [(name, seed) for seed in range(3) for name in ARCHITECTURES if name not in KINDS]
     for name, seed in IN_TURN + others:
@@ -197,7 +197,7 @@ def do(group, name, command):
     if command[0] == "finetune.py":
         call(command)
         task = command[command.index("--task") + 1]
-        scratch = "-from-scratch" * ("--from-scratch" in command)
+        scratch = "-from-scratch" if "--from-scratch" in command else ""
         result = read_json(ROOT / command[1] / "glue" / f"{task}{scratch}.json", {
             "name": str, "primary": str, "scores": dict, "majority": dict, "train_examples": int})
         kept = {"scores": result["scores"][result["primary"]]["values"],
@@ -277,22 +277,23 @@ def compare(group, reference, kinds=ARCHITECTURES):
 def draw_gaps(full):
     """docs/gaps.svg: each architecture's loss minus that of `full`, with 95 % intervals."""
     groups = {"tokens": "at equal tokens", "flops": "at equal FLOPs"}
-    losses = {(group, name): found for group in groups for name in ARCHITECTURES
-              if name != "full" and len(found := losses_of(results(group, name))) > 1}
+    names = [*ARCHITECTURES][1:]
+    losses = {(group, name): found for group in groups for name in names
+              if len(found := losses_of(results(group, name))) > 1}
     leads = [f"{gap_of(losses[group, 'none'], full)} nats {label}"
              for group, label in groups.items() if (group, "none") in losses]
-    names = [*ARCHITECTURES][1:]
     title = (f"Without FFNs the validation loss differs by {', '.join(leads)}. Blue: with FFNs, "
              "orange: without; bars: 95 % intervals")
     with figure(ROOT / "docs/gaps.svg", 1, 1, (8, 5), title) as (_, (axes,)):
         axes.axvline(0, color="gray", linewidth=1, label="an FFN in every layer")
         for i, (group, label) in enumerate(groups.items()):
             axes.plot([], [], "os"[i], color="gray", label=label)
-        for (group, name), found in losses.items():
-            (gap, half), i = difference(found, full), [*groups].index(group)
-            color = WITHOUT_FFNS if "--no-ffn" in ARCHITECTURES[name][1] else WITH_FFNS
-            axes.errorbar(gap, names.index(name) + 0.2 * i, xerr=half, fmt="os"[i], color=color,
-                          capsize=3)
+            for row, name in enumerate(names):
+                if found := losses.get((group, name)):
+                    gap, half = difference(found, full)
+                    color = WITHOUT_FFNS if "--no-ffn" in ARCHITECTURES[name][1] else WITH_FFNS
+                    axes.errorbar(gap, row + 0.2 * i, xerr=half, fmt="os"[i], color=color,
+                                  capsize=3)
         axes.set_yticks(range(len(names)), [ARCHITECTURES[name][0] for name in names])
         axes.invert_yaxis()
         axes.set(xlabel="difference of the validation loss (nats; left is better)")

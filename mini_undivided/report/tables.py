@@ -85,7 +85,8 @@ def finetuning_table(results):
 def escape(name):
     """A name of a run as Markdown that shows it literally."""
     special = set("\\`*<>[]$~#&") | ({"_"} if name.strip("_") != name or "__" in name else set())
-    return "".join("\\" * (letter in special) + letter for letter in " ".join(name.split()))
+    return "".join(f"\\{letter}" if letter in special else letter
+                   for letter in " ".join(name.split()))
 
 
 def pivot(texts, columns, corner=""):

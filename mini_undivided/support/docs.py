@@ -73,15 +73,18 @@ def separate(texts, is_held_out):
     for number in kept.keys() - held_out:
         training.update(map(hash, word_runs(locate_words(kept[number])[0])))
     for number in held_out:
-        touched = None
-        while touched != set():  # a gap brings words together that were apart
-            words, origins = locate_words(kept[number])
-            touched = {origin for start, run in enumerate(word_runs(words))
-                       if hash(run) in training for origin in origins[start : start + RUN_LENGTH]}
-            kept[number] = [[s for j, s in enumerate(paragraph) if (i, j) not in touched]
+        while shared := shared_sentences(kept[number], training):  # a gap joins what was apart
+            kept[number] = [[s for j, s in enumerate(paragraph) if (i, j) not in shared]
                             for i, paragraph in enumerate(kept[number])]
     ordered = [kept[number] for number in range(len(texts))]
     return ["\n\n".join(" ".join(p) for p in paragraphs if p) for paragraphs in ordered]
+
+
+def shared_sentences(paragraphs, runs):
+    """The (paragraph, sentence) numbers through which a run of `runs`, hashes, goes → a set."""
+    words, origins = locate_words(paragraphs)
+    return {origin for start, run in enumerate(word_runs(words)) if hash(run) in runs
+            for origin in origins[start : start + RUN_LENGTH]}
 
 
 def is_new(sentence, seen):

@@ -87,8 +87,8 @@ class Machine:
     def __str__(self):
         name = torch.cuda.get_device_name(self.device) if self.on_gpu else self.device.type
         count = torch.get_num_threads()
-        threads = ", 1 thread" if count == 1 else f", {count} threads"
-        threads = threads if self.device.type == "cpu" else ""
+        plural = "" if count == 1 else "s"
+        threads = f", {count} thread{plural}" if self.device.type == "cpu" else ""
         processes = f", {self.world_size} processes" if self.world_size > 1 else ""
         precision = str(self.dtype).removeprefix("torch.")
         apple = self.device.type == "cpu" and torch.backends.mps.is_available()
